@@ -1,0 +1,1 @@
+"""clipwsss: weakly supervised semantic segmentation guided by CLIP."""

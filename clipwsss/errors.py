@@ -1,0 +1,19 @@
+"""The one error users see, and the wrapper that prints it as one line."""
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """A user's file or option is wrong; the message is one line that names it and what would be right."""
+
+
+def run_script(main: Callable[[], int | None]) -> int:
+    """Run a script's `main`; an InputError or a missing file or package becomes one line on stderr and exit status 2."""
+    try:
+        return main() or 0
+    except (InputError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished files are kept, --resume goes on", file=sys.stderr)
+        return 130
