@@ -1,0 +1,5 @@
+"""CLIP: images and texts in one space. `load` a model, `tokenize` texts; imports nothing outside this folder."""
+from .model import CLIP
+from .tokenizer import decode, tokenize
+
+__all__ = ["CLIP", "decode", "tokenize"]

@@ -1,0 +1,98 @@
+"""CLIP's byte-pair encoding: text to the ids its text transformer was trained on.
+
+The method is Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, over bytes. The
+48,894 merges in bpe_merges.txt.gz are CLIP's (OpenAI, MIT), taken from the package open_clip_torch (MIT).
+"""
+import gzip
+import html
+from functools import cache, lru_cache
+from pathlib import Path
+
+import ftfy
+import regex
+import torch
+from torch import Tensor
+
+MERGES_FILE = Path(__file__).with_name("bpe_merges.txt.gz")
+START, END = "<start_of_text>", "<end_of_text>"
+WORD_END = "</w>"
+
+
+class BytePairs:
+    """The merge table as ranks, and the vocabulary: 256 bytes, the same ending a word, the merges, start and end."""
+
+    def __init__(self, merges: list[tuple[str, str]]):
+        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        others = [byte for byte in range(256) if byte not in printable]
+        letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+        self.letter_of_byte = dict(zip(printable + others, letters))
+        self.byte_of_letter = {letter: byte for byte, letter in self.letter_of_byte.items()}
+        self.rank = {pair: rank for rank, pair in enumerate(merges)}
+        self.symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
+        self.id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
+        self.word_pattern = regex.compile(
+            rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
+
+    def encode_word(self, word: str) -> tuple[int, ...]:
+        """Ids of one word: of its neighbouring symbols the pair of the lowest rank is merged until none is left."""
+        if word in (START, END):
+            return (self.id_of[word],)
+        symbols = [self.letter_of_byte[byte] for byte in word.encode()]
+        symbols[-1] += WORD_END
+        while len(symbols) > 1:
+            best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
+            if best not in self.rank:
+                break
+            merged, index = [], 0
+            while index < len(symbols):
+                width = 2 if tuple(symbols[index:index + 2]) == best else 1
+                merged.append("".join(symbols[index:index + width]))
+                index += width
+            symbols = merged
+        return tuple(self.id_of[symbol] for symbol in symbols)
+
+
+@cache
+def byte_pairs() -> BytePairs:
+    """The shipped table, read at first use."""
+    lines = gzip.decompress(MERGES_FILE.read_bytes()).decode().splitlines()
+    return BytePairs([tuple(line.split()) for line in lines])
+
+
+@lru_cache(maxsize=65536)
+def encode_word(word: str) -> tuple[int, ...]:
+    return byte_pairs().encode_word(word)
+
+
+def encode(text: str) -> list[int]:
+    """Ids of a text without start and end: mojibake and HTML entities undone, blanks joined, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = " ".join(text.split()).lower()
+    return [token for word in byte_pairs().word_pattern.findall(text) for token in encode_word(word)]
+
+
+def decode(tokens: list[int]) -> str:
+    """Text of ids from `encode` or of one row of `tokenize`; words are followed by a blank."""
+    table = byte_pairs()
+    text = "".join(table.symbols[token] for token in tokens)
+    return bytes(table.byte_of_letter[letter] for letter in text).decode(errors="replace").replace(WORD_END, " ")
+
+
+def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
+    """Texts -> int64 [N,context_length]: start, ids, end of text (the largest id), zeros.
+
+    Raises ValueError for a text of more than `context_length` tokens unless `truncate`, which cuts it and keeps the end.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    start, end = byte_pairs().id_of[START], byte_pairs().id_of[END]
+    result = torch.zeros(len(texts), context_length, dtype=torch.int64)
+    for row, text in zip(result, texts):
+        tokens = [start, *encode(text), end]
+        if len(tokens) > context_length:
+            if not truncate:
+                beginning = text if len(text) <= 40 else text[:40] + "..."
+                raise ValueError(f"text of {len(tokens)} tokens where {context_length} fit: {beginning!r}; "
+                                 "shorten it or pass truncate=True")
+            tokens = [*tokens[:context_length - 1], end]
+        row[:len(tokens)] = torch.tensor(tokens)
+    return result
