@@ -1,0 +1,184 @@
+"""ResNets with output stride 32, 16 or 8 under torchvision's parameter names (a leaf module).
+
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; dilation in place of stride: Chen et
+al., "DeepLab", PAMI 2018. Networks take images in [0, 1] and normalise them themselves.
+"""
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CAFFE_MEAN, CAFFE_STD = tuple(value / 255 for value in (122.675, 116.669, 104.008)), (1 / 255,) * 3
+
+
+class Spec(NamedTuple):
+    """Shape of a network: block type, then for each stage its number of blocks, planes, stride and dilation."""
+    block: type[nn.Module]
+    depths: tuple[int, ...]
+    planes: tuple[int, ...] = (64, 128, 256, 512)
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 1, 1)
+    stem_kernel: int = 7
+    stem_width: int = 64
+    pooled: bool = True
+    output_strides: tuple[int, ...] = (32, 16, 8)
+
+
+SPECS = {
+    "resnet18": Spec(BasicBlock, (2, 2, 2, 2)),
+    "resnet50": Spec(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": Spec(Bottleneck, (3, 4, 23, 3)),
+    "resnet_tiny": Spec(BasicBlock, (0, 1, 1, 1), (24, 48, 64, 64), (1, 2, 1, 1), (1, 1, 2, 2),
+                        stem_kernel=3, stem_width=24, pooled=False, output_strides=(4,)),
+}
+BACKBONES = tuple(SPECS)
+
+
+class ResNet(nn.Module):
+    """Feature extractor `images [B,3,H,W] in [0,1] -> [B,C,h,w]` with stages conv1/bn1, layer1 .. layer4.
+
+    output_stride: H/h. To get 16 (or 8) the last stage (last two) keeps its resolution. With `dilate` every
+    3x3 convolution behind a removed stride is dilated instead, as torchvision's replace_stride_with_dilation:
+    the network then computes, at more places, what it computes at stride 32. Without it only the strides
+    change, as in IRN's generator.
+    frozen_bn: batch norm stays in eval mode under .train(); its scale and shift still learn, as in IRN.
+    caffe: the layout of DeepLab's published weights: a bottleneck's stride in its first 1x1 convolution,
+    pooling that rounds up, images scaled to 0..255 minus the mean pixel (122.675, 116.669, 104.008).
+    channels: widths of the five maps of `stages`.
+    """
+
+    def __init__(self, spec: Spec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
+                 caffe: bool = False) -> None:
+        super().__init__()
+        if output_stride not in spec.output_strides:
+            valid = ", ".join(map(str, spec.output_strides))
+            raise ValueError(f"output stride {output_stride} is not one of {valid}")
+        self.frozen_bn = frozen_bn
+        kernel = spec.stem_kernel
+        self.conv1 = nn.Conv2d(3, spec.stem_width, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(spec.stem_width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=caffe) if spec.pooled else nn.Identity()
+        reached, dilation, self.channels = 4 if spec.pooled else 2, 1, [spec.stem_width]
+        stages = zip(spec.depths, spec.planes, spec.strides, spec.dilations)
+        for index, (depth, planes, stride, own) in enumerate(stages):
+            before = dilation * own
+            if reached * stride > output_stride:
+                dilation, stride = dilation * stride if dilate else 1, 1
+            reached *= stride
+            stage = _make_stage(spec.block, self.channels[-1], planes, depth, stride, before, dilation * own,
+                                caffe)
+            self.add_module(f"layer{index + 1}", stage)
+            self.channels.append(planes * spec.block.expansion if depth else self.channels[-1])
+        mean, std = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He's normal initialisation of every convolution (fan out), as torchvision's."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Five maps of images [B,3,H,W] in [0,1]: the stem after pooling, then layer1 .. layer4."""
+        features = (images - self.mean) / self.std
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(features))))]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps.append(layer(maps[-1]))
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Last feature map [B,C,h,w] of images [B,3,H,W] in [0,1]."""
+        return self.stages(images)[-1]
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """Switch training mode; batch norm stays in eval mode where `frozen_bn`."""
+        super().train(mode)
+        if self.frozen_bn:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int, before: int,
+                after: int, caffe: bool) -> nn.Sequential:
+    """One stage; the 3x3 convolution that has (or had) the stride is dilated by `before`, others by `after`."""
+    width, shortcut = planes * block.expansion, None
+    if stride != 1 or width_in != width:
+        shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+    blocks = [block(planes * block.expansion if index else width_in, planes, 1 if index else stride,
+                    None if index else shortcut) for index in range(depth)]
+    if caffe and blocks:
+        if block is not Bottleneck:
+            raise ValueError("the caffe layout exists for resnet50 and resnet101 only")
+        blocks[0].conv1.stride, blocks[0].conv2.stride = blocks[0].conv2.stride, blocks[0].conv1.stride
+    convolutions = [conv for item in blocks for conv in item.modules()
+                    if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
+    for index, conv in enumerate(convolutions):
+        rate = before if index == 0 and not caffe else after
+        conv.dilation = conv.padding = (rate, rate)
+    return nn.Sequential(*blocks)
+
+
+def _imagenet_state(name: str) -> dict[str, Tensor]:
+    """torchvision's first ImageNet weights (the ones the papers start from), from its cache or its server."""
+    if name == "resnet_tiny":
+        raise ValueError("resnet_tiny has no ImageNet weights; use weights none or a path")
+    weights = get_model_weights(name).IMAGENET1K_V1
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise FileNotFoundError(f"could not download {weights.url} ({error}); fetch that file elsewhere and "
+                                f"put it at {place}") from None
+    except RuntimeError as error:
+        raise ValueError(f"{place}: damaged weights ({error}); delete the file and try again") from None
+
+
+def load_state(model: ResNet, state: dict[str, Tensor], source: str) -> None:
+    """Strictly load a torchvision ResNet state dict; the classifier `fc.*` alone is left out.
+
+    Raises ValueError, naming `source`, on a missing or unknown name and on a tensor of another shape.
+    """
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    expected = {key for key in shapes if not key.endswith("num_batches_tracked")}
+    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - shapes.keys())
+    wrong = [key for key in sorted(expected & state.keys()) if state[key].shape != shapes[key]]
+    if missing or unknown or wrong:
+        raise ValueError(f"{source}: not a state dict of this ResNet ({len(missing)} names missing, "
+                         f"{len(unknown)} unknown, {len(wrong)} of another shape; first: "
+                         f"{(missing + unknown + wrong)[0]})")
+    model.load_state_dict(state, strict=False)
+
+
+def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn: bool = False,
+          dilate: bool = False, caffe: bool = False) -> ResNet:
+    """Build one of BACKBONES; the other options are `ResNet`'s.
+
+    weights: "none" (random), "imagenet" (torchvision's) or the path of a torchvision state dict.
+    Raises ValueError for an unknown name, stride or unfit file, FileNotFoundError for weights out of reach.
+    """
+    if name not in SPECS:
+        raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(BACKBONES)}")
+    model = ResNet(SPECS[name], output_stride, dilate, frozen_bn, caffe)
+    if str(weights) == "imagenet":
+        load_state(model, _imagenet_state(name), "imagenet")
+    elif str(weights) != "none":
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such weights file; use none, imagenet or a file's path")
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{weights}: not a readable state dict ({type(error).__name__})") from None
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ValueError(f"{weights}: holds no state dict (names to tensors)")
+        load_state(model, state, str(weights))
+    return model
