@@ -1,0 +1,71 @@
+"""CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import losses
+from .clip import CLIP
+
+
+def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor],
+                   with_background: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Features of X*P_k and X*(1 - P_k) for N (image, class) pairs, through CLIP at its own resolution in one batch.
+
+    images [B,3,H,W] in [0,1], probabilities P [B,K,h,w] in [0,1], pairs (image index [N], class index [N]); returns
+    foreground and background features [N,D], normalised. The mask multiplies the normalised image, so that a masked
+    pixel has the mean colour. Source: CLIMS eq. 3, POLE sec. 3.2, SemPLeS eq. 1. Deviation from the CLIMS release:
+    pixels carry CLIP's own normalisation, and images shrink with antialiasing on the half-pixel grid.
+    """
+    size = (clip.input_resolution, clip.input_resolution)
+    image_index, class_index = pairs
+    view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+    view = clip.normalise(view)[image_index]
+    mask = F.interpolate(probabilities[image_index, class_index][:, None].float(), size, mode="bilinear",
+                         align_corners=False)
+    regions = torch.cat([view * mask, view * (1 - mask)]) if with_background else view * mask
+    features = F.normalize(clip.encode_image(regions, normalised=True).float(), dim=-1)
+    return (*features.chunk(2),) if with_background else (features, None)
+
+
+class Adapter(nn.Module):
+    """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, after CLIP-Adapter).
+
+    W1 has D/4 columns; r starts at 0.2. kind `fixed` keeps r that scalar, `learnable` learns one r per dimension,
+    `none` returns x. The paper leaves r's shape open: a vector lets it differ per dimension.
+    """
+
+    def __init__(self, dim: int, kind: str = "learnable", ratio: float = 0.2):
+        super().__init__()
+        self.kind = kind
+        if kind != "none":
+            self.down, self.up = nn.Linear(dim, dim // 4, bias=False), nn.Linear(dim // 4, dim, bias=False)
+        if kind == "learnable":
+            self.ratio = nn.Parameter(torch.full((dim,), ratio))
+        else:
+            self.ratio = ratio
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Adapted features, not normalised."""
+        if self.kind == "none":
+            return features
+        return self.ratio * self.up(F.relu(self.down(features))) + (1 - self.ratio) * features
+
+
+def guidance_terms(foreground: torch.Tensor, background: torch.Tensor, text: torch.Tensor, suppressed: torch.Tensor,
+                   probabilities: torch.Tensor, adapters: tuple[nn.Module, nn.Module], weights: dict[str, float],
+                   threshold: float, reduction: str) -> dict[str, torch.Tensor]:
+    """The terms that train the generator and their weighted sum `loss`.
+
+    foreground, background and text [N,D], suppressed [N,M,D] (M may be 0), probabilities: the maps the area term
+    averages; adapters (image side, text side); weights of `fg`, `bg`, `suppress`, `area`. fg and bg are CLIMS' OTM and
+    BTM, POLE eq. 5, SemPLeS eq. 1; suppress is CLIMS' CBS or SemPLeS eq. 3; area is CLIMS' REG.
+    """
+    image_side, text_side = adapters
+    adapted = text_side(text)
+    terms = {
+        "fg": losses.attract(losses.similarity(image_side(foreground), adapted)),
+        "bg": losses.repel(losses.similarity(image_side(background), adapted)),
+        "suppress": losses.suppress(losses.similarity(foreground, suppressed), threshold, reduction),
+        "area": losses.area(probabilities),
+    }
+    return {"loss": sum(weights[name] * value for name, value in terms.items()), **terms}

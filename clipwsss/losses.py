@@ -1,0 +1,51 @@
+"""Losses of image-tag training and of CLIP guidance: tensors in, scalar out. Leaf module."""
+import torch
+import torch.nn.functional as F
+
+SIMILARITY_FLOOR = 1e-4
+
+
+def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Cosine of paired features, clamped to [1e-4, 1 - 1e-4] so that both logarithms stay finite.
+
+    image [N,D] and text [N,D] give [N]; text [N,M,D] gives [N,M]. Computed in float32. Source: CLIMS' release.
+    """
+    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    cosine = torch.einsum("nd,nd->n" if text.dim() == 2 else "nd,nmd->nm", image, text)
+    return cosine.clamp(SIMILARITY_FLOOR, 1 - SIMILARITY_FLOOR)
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Multi-label soft margin (POLE eq. 1). logits [B,K], labels [B,K] in {0,1}; mean over both."""
+    return F.multilabel_soft_margin_loss(logits, labels)
+
+
+def attract(similarities: torch.Tensor) -> torch.Tensor:
+    """Mean of -log s over pairs, 0 without pairs. s [N] in (0,1).
+
+    Source: CLIMS' OTM, first term of POLE eq. 5, of SemPLeS eq. 1 and (with prompts learned) of eq. 2.
+    """
+    return -similarities.log().sum() / max(similarities.numel(), 1)
+
+
+def repel(similarities: torch.Tensor) -> torch.Tensor:
+    """Mean of -log(1 - s) over pairs, 0 without pairs. s [N] in (0,1).
+
+    Source: CLIMS' BTM, second term of POLE eq. 5 and of SemPLeS eqs. 1 and 2, SemPLeS eq. 3.
+    """
+    return -(1 - similarities).log().sum() / max(similarities.numel(), 1)
+
+
+def suppress(similarities: torch.Tensor, threshold: float, reduction: str = "sum") -> torch.Tensor:
+    """-log(1 - s) of the foreground regions' similarities s [N,M] to M background prompts where s > threshold.
+
+    reduction `sum` over pairs and prompts (CLIMS' CBS) or `mean` over pairs of the sum over prompts
+    (SemPLeS eq. 3 has M = 1 and threshold 0).
+    """
+    total = -((1 - similarities).log() * (similarities > threshold)).sum()
+    return total if reduction == "sum" else total / max(len(similarities), 1)
+
+
+def area(probabilities: torch.Tensor) -> torch.Tensor:
+    """Mean activation (CLIMS' REG): probabilities [..] in [0,1], 0 when empty."""
+    return probabilities.sum() / max(probabilities.numel(), 1)
