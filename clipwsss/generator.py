@@ -1,6 +1,12 @@
 """The class activation map generator: a backbone and a bias-free 1x1 classifier."""
+from pathlib import Path
+
 import torch
 from torch import nn
+
+from . import resnet
+from .engine import load_weights, save_atomic
+from .errors import InputError
 
 
 class Generator(nn.Module):
@@ -31,3 +37,46 @@ class Generator(nn.Module):
         """The backbone at `lr`, the new classifier at `head_ratio` times it (IRN, CLIMS)."""
         body = [p for p in self.backbone.parameters() if p.requires_grad]
         return [{"params": body, "lr": lr}, {"params": list(self.classifier.parameters()), "lr": lr * head_ratio}]
+
+
+def build_generator(backbone: str, classes: list[str], output_stride: int = 16, weights: str = "imagenet",
+                    freeze_stages: int = 1, frozen_bn: bool = False) -> Generator:
+    """A ResNet generator; the first `freeze_stages` of stem, layer1, layer2, ... are frozen with their batch norm.
+
+    `frozen_bn` keeps all batch norm statistics (IRN's classifier; CLIMS' generator trains with batch statistics).
+    """
+    body = resnet.build(backbone, output_stride, weights, frozen_bn=frozen_bn)
+    stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
+    return Generator(body, len(classes), tuple(module for stage in stages[:freeze_stages] for module in stage))
+
+
+def save_generator(generator: Generator, path: Path, backbone: str, output_stride: int, classes: list[str]) -> None:
+    """Weights with what is needed to rebuild the network."""
+    save_atomic({"backbone": backbone, "output_stride": output_stride, "classes": list(classes),
+                 "state_dict": generator.state_dict()}, path)
+
+
+def load_generator(path: Path, classes: list[str], backbone: str = "resnet50", output_stride: int = 16,
+                   freeze_stages: int = 1, frozen_bn: bool = False) -> tuple[Generator, str, int]:
+    """A generator from our own file or from IRN's and CLIMS' `res50_*.pth`; with its backbone name and output stride.
+
+    `backbone` and `output_stride` serve files that do not say theirs. InputError on other classes or weights.
+    """
+    stored = load_weights(path)
+    state = stored.get("state_dict", stored)
+    if "state_dict" in stored:
+        backbone, output_stride = stored["backbone"], stored["output_stride"]
+        if list(stored["classes"]) != list(classes):
+            raise InputError(f"{path}: made for the classes {', '.join(stored['classes'])}; this data has "
+                             f"{', '.join(classes)}")
+    elif any(name.startswith("resnet50.") for name in state):  # the reference aliases each layer under several names
+        state = {name.replace("resnet50.", "backbone.", 1): value for name, value in state.items()
+                 if name.startswith(("resnet50.", "classifier.")) and ".fc." not in name}
+    generator = build_generator(backbone, classes, output_stride, "none", freeze_stages, frozen_bn)
+    try:
+        generator.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(f"{path}: not the weights of a {backbone} generator of {len(classes)} classes "
+                         f"({reason[:160]})") from error
+    return generator, backbone, output_stride
