@@ -16,7 +16,7 @@ CAFFE_MEAN, CAFFE_STD = tuple(value / 255 for value in (122.675, 116.669, 104.00
 
 
 class Spec(NamedTuple):
-    """Shape of a network: block type, then for each stage its number of blocks, planes, stride and dilation."""
+    """Shape of a network: block type, then for each stage its number of blocks, planes, stride, dilation."""
     block: type[nn.Module]
     depths: tuple[int, ...]
     planes: tuple[int, ...] = (64, 128, 256, 512)
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
 
 def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int, before: int,
                 after: int, caffe: bool) -> nn.Sequential:
-    """One stage; the 3x3 convolution that has (or had) the stride is dilated by `before`, others by `after`."""
+    """One stage; the 3x3 convolution that has (or had) the stride is dilated by `before`, others `after`."""
     width, shortcut = planes * block.expansion, None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))

@@ -1,0 +1,138 @@
+"""Segmentation and tagging scores from label maps, in numpy (a leaf module: needs numpy and scipy only).
+
+Label maps are uint8 [H,W], 0 background, 255 ignored in the truth. Scores are in percent; a mean runs over
+the classes that occur in truth or prediction, as chainercv's and thus IRN's evaluation does.
+"""
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
+
+IGNORE = 255
+
+
+def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
+    """Count pixels by (true class, predicted class): int64 [n,n], rows truth, ignored pixels left out.
+
+    prediction, truth: uint8 [H,W]. Raises ValueError on other types, unequal sizes and values outside 0..n-1.
+    """
+    for name, labels in (("prediction", prediction), ("truth", truth)):
+        if labels.dtype != np.uint8:
+            raise ValueError(f"{name}: label maps are uint8, not {labels.dtype}")
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction is {_size(prediction)}, the truth {_size(truth)} (height x width)")
+    pairs = truth.astype(np.uint16)
+    pairs <<= 8
+    pairs |= prediction
+    table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    bad = np.flatnonzero(table[n:IGNORE].any(axis=1))
+    if bad.size:
+        raise ValueError(f"the truth has value {bad[0] + n}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
+    bad = np.flatnonzero(table[:n, n:].any(axis=0))
+    if bad.size:
+        raise ValueError(f"the prediction has value {bad[0] + n}; classes are 0..{n - 1}")
+    return table[:n, :n].astype(np.int64)
+
+
+def _size(array: NDArray) -> str:
+    return "x".join(map(str, array.shape))
+
+
+def _ratio(part: NDArray, whole: NDArray) -> NDArray:
+    """Percent, NaN where there is nothing to divide by."""
+    return np.divide(100.0 * part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def scores(table: NDArray) -> dict:
+    """Scores in percent of a confusion [..., n,n].
+
+    iou, precision, recall [..., n] (NaN: class absent), their means miou, mean_precision, mean_recall [...],
+    the pixel accuracy [...], and classes [...], how many occur in truth or prediction.
+    """
+    hit, true, predicted = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1), table.sum(-2)
+    found = {"iou": _ratio(hit, true + predicted - hit), "precision": _ratio(hit, predicted),
+             "recall": _ratio(hit, true)}
+    means = {name: mean_present(found[key]) for name, key in
+             (("miou", "iou"), ("mean_precision", "precision"), ("mean_recall", "recall"))}
+    accuracy = _ratio(np.asarray(hit.sum(-1)), np.asarray(table.sum((-2, -1))))[()]
+    return {**found, **means, "accuracy": accuracy, "classes": np.isfinite(found["iou"]).sum(-1)}
+
+
+def mean_present(values: NDArray) -> NDArray:
+    """Mean over the last axis without NaN; NaN where nothing is left."""
+    counts = np.isfinite(values).sum(-1)
+    return np.divide(np.nansum(values, -1), counts, out=np.full(counts.shape, np.nan), where=counts > 0)[()]
+
+
+def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresholds: ArrayLike,
+                         n: int) -> NDArray:
+    """Confusions [T,n,n] of "class of the largest map where it exceeds t, else background" for every t.
+
+    cams: float32 [k,H,W] of the 0-based classes keys [k]; truth: uint8 [H,W]. The pixels are passed once: a
+    histogram of (truth, class, number of thresholds below the value) holds every threshold's confusion. A tie
+    goes to the background, as np.argmax over [t, cams] decides it in IRN's eval_cam. Raises ValueError on
+    values outside the classes and on unequal sizes.
+    """
+    keys, thresholds = np.asarray(keys, np.int64), np.asarray(thresholds, np.float32)
+    if cams.shape[1:] != truth.shape:
+        raise ValueError(f"the maps are {_size(cams[:1])[2:]}, the truth {_size(truth)} (height x width)")
+    if keys.size and not 0 <= keys.min() <= keys.max() < n - 1:
+        raise ValueError(f"the keys {keys.tolist()} are not all in 0..{n - 2}")
+    empty = confusion(np.zeros_like(truth), truth, n)
+    if not keys.size:
+        return np.repeat(empty[None], thresholds.size, 0)
+    order, bins = np.argsort(thresholds), thresholds.size + 1
+    kept = np.flatnonzero(truth.ravel() != IGNORE)
+    flat = cams.reshape(len(keys), -1)[:, kept]
+    best = flat.argmax(0)
+    above = np.searchsorted(thresholds[order], flat.max(0), side="left")
+    index = (truth.ravel()[kept].astype(np.int64) * len(keys) + best) * bins + above
+    histogram = np.bincount(index, minlength=n * len(keys) * bins).reshape(n, len(keys), bins)
+    foreground = histogram[..., ::-1].cumsum(-1)[..., -2::-1]
+    tables = np.zeros((thresholds.size, n, n), np.int64)
+    np.add.at(tables, (order[:, None, None], np.arange(n)[None, :, None], keys[None, None, :] + 1),
+              foreground.transpose(2, 0, 1))
+    tables[:, :, 0] = empty[:, 0] - tables[:, :, 1:].sum(-1)
+    return tables
+
+
+def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float = 0.02) -> NDArray:
+    """Confusion [n+1,n+1] of the classes' inner boundary bands; class n is "in no band".
+
+    Boundary IoU (Cheng et al., CVPR 2021): pixels of a class within `ratio` of the image diagonal of its
+    edge, the image's border counting as one; scores(...)["iou"][:n] are the boundary IoUs. Tables add up over
+    a data set, as for mIoU (the paper's is per instance); distance is the chessboard one, as its 3x3 erosions
+    measure it. Ignored pixels count as an edge and are not scored.
+    """
+    confusion(prediction, truth, n)
+    reach = 2 * max(1, round(ratio * float(np.hypot(*truth.shape)))) + 1
+
+    def banded(labels: NDArray) -> NDArray:
+        low = minimum_filter(labels, reach, mode="constant", cval=0)
+        high = maximum_filter(labels, reach, mode="constant", cval=IGNORE)
+        return low != high
+
+    inner_prediction = np.where(banded(prediction), prediction, n).astype(np.uint8)
+    inner_truth = np.where(banded(truth) | (truth == IGNORE), truth, n).astype(np.uint8)
+    return confusion(inner_prediction, inner_truth, n + 1)
+
+
+def average_precision(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Multi-label mAP in percent: mean over the classes with a positive of their average precision.
+
+    predictions [N,K]: any real scores; labels [N,K]: 0/1. Average precision is the sum of recall steps times
+    precision, equal scores entering together (scikit-learn's definition). NaN without positives; ValueError
+    on unequal shapes or scores that are not finite.
+    """
+    predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels) > 0
+    if predictions.shape != labels.shape or predictions.ndim != 2:
+        raise ValueError(f"scores {predictions.shape} and labels {labels.shape} are not both [N,K]")
+    if not np.isfinite(predictions).all():
+        raise ValueError("the scores are not all finite")
+    found = []
+    for score, positive in zip(predictions.T, labels.T):
+        if positive.any():
+            order = np.argsort(-score, kind="stable")
+            last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+            hits = positive[order].cumsum()[last]
+            found.append((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / positive.sum())
+    return 100 * float(np.mean(found)) if found else float("nan")
