@@ -1,0 +1,214 @@
+"""CAM files: our .npz without pickle, and IRN's .npy dictionaries read through an unpickler that runs no code."""
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .engine import atomic_path
+from .errors import InputError
+
+STRIDE = 4
+BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError,
+          OverflowError, ImportError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+class CamFile(NamedTuple):
+    """Maps of one image's present classes.
+
+    keys int64 [k], 0-based classes without background; cam float32 [k, h, w] at a quarter of the image's size (rounded
+    up), usually in [0, 1]; high_res float32 [k, H, W] at the image's size, or None.
+    """
+    keys: np.ndarray
+    cam: np.ndarray
+    high_res: np.ndarray | None
+
+
+def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, fmt: str = "npz",
+              high_res: np.ndarray | None = None) -> Path:
+    """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
+
+    fmt "npz": keys int64, cam float16, and high_res float16 if given. fmt "irn": IRN's pickled dictionary (keys torch
+    int64, cam torch float32, high_res numpy float32, which it needs), for IRN's own scripts under the same or a newer
+    numpy. ValueError for maps that `read_cam` would refuse.
+    """
+    file = CamFile(np.asarray(keys, np.int64), np.asarray(cam, np.float32),
+                   None if high_res is None else np.asarray(high_res, np.float32))
+    if problem := _problem(file):
+        raise ValueError(f"CAMs of {name}: {problem}")
+    if fmt == "npz":
+        arrays = {"keys": file.keys, "cam": file.cam.astype(np.float16)}
+        if file.high_res is not None:
+            arrays["high_res"] = file.high_res.astype(np.float16)
+        path = Path(folder) / f"{name}.npz"
+        with atomic_path(path) as temporary, open(temporary, "wb") as out:
+            np.savez(out, **arrays)
+        return path
+    if fmt != "irn":
+        raise ValueError(f"fmt {fmt!r}: valid are npz, irn")
+    if file.high_res is None:
+        raise ValueError("fmt irn needs high_res, which IRN's scripts read")
+    contents = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam), "high_res": file.high_res}
+    path = Path(folder) / f"{name}.npy"
+    with atomic_path(path) as temporary, open(temporary, "wb") as out:
+        np.save(out, contents, allow_pickle=True)
+    return path
+
+
+def read_cam(folder: Path | str, name: str) -> CamFile:
+    """The CAM file NAME.npz or NAME.npy (IRN's) of a folder; no code in it is run.
+
+    InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors, missing fields,
+    shapes that do not match, no class, NaN or infinity. Whether keys are below K is the caller's to check.
+    """
+    paths = [path for path in (Path(folder) / f"{name}.npz", Path(folder) / f"{name}.npy") if path.is_file()]
+    if not paths:
+        raise InputError(f"{Path(folder) / name}.npz (or .npy): no such CAM file")
+    if len(paths) > 1:
+        raise InputError(f"{paths[0]} and {paths[1].name}: both are there, keep one of them")
+    path = paths[0]
+    try:
+        contents = _read_npz(path) if path.suffix == ".npz" else _read_irn(path)
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {error})") from error
+    missing = [field for field in ("keys", "cam") if field not in contents]
+    if missing:
+        raise InputError(f"{path}: no field {missing[0]!r}; found {', '.join(map(str, contents)) or 'none'}")
+    try:
+        file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
+                       None if contents.get("high_res") is None else _array(contents["high_res"], np.float32))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a field is no array of numbers ({error})") from error
+    if problem := _problem(file):
+        raise InputError(f"{path}: {problem}")
+    return file
+
+
+def list_cams(folder: Path | str) -> list[str]:
+    """Sorted names of the images that have a CAM file in a folder; InputError if there is no folder or no file."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of CAM files")
+    names = {path.stem for path in folder.iterdir() if path.suffix in (".npz", ".npy") and path.name[0] != "."}
+    if not names:
+        raise InputError(f"{folder}: no CAM files (.npz, or IRN's .npy) in this folder")
+    return sorted(names)
+
+
+def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
+    """Maps at an image's size (H, W), float32 [k, H, W].
+
+    high_res if it has that size; else bilinear (align_corners False). Maps at stride 4 are first enlarged 4 times and
+    then cut to the image, as IRN does, since their grid covers the image rounded up to a multiple of 4.
+    """
+    if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
+        return file.high_res
+    height, width = size
+    grid = (-(-height // STRIDE), -(-width // STRIDE))
+    target = (grid[0] * STRIDE, grid[1] * STRIDE) if file.cam.shape[1:] == grid else tuple(size)
+    maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
+    return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
+
+
+def _problem(file: CamFile) -> str | None:
+    """What is wrong with a file's values, in a few words."""
+    keys, cam, high_res = file
+    if keys.ndim != 1 or cam.ndim != 3 or len(keys) != len(cam) or cam.size == 0 < len(keys):
+        return f"keys {list(keys.shape)} and cam {list(cam.shape)} are not [k] and [k, h, w]"
+    if len(keys) == 0:
+        return "it holds no class"
+    if keys.min() < 0 or len(set(keys.tolist())) < len(keys):
+        return f"keys {keys.tolist()} are not different class numbers from 0"
+    if high_res is not None and (high_res.ndim != 3 or len(high_res) != len(keys)):
+        return f"high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys"
+    for field, values in (("cam", cam), ("high_res", high_res)):
+        if values is not None and not np.isfinite(values).all():
+            return f"{field} holds NaN or infinity"
+    return None
+
+
+def _array(value: object, dtype: type) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().to(torch.int64 if dtype is np.int64 else torch.float32).numpy()
+    value = np.asarray(value)
+    if value.dtype.kind not in "iuf" or (dtype is np.int64 and value.size and value.dtype.kind == "f"):
+        raise TypeError(f"it has type {value.dtype}")
+    return np.ascontiguousarray(value, dtype)
+
+
+def _read_npz(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as file:
+        return {field: file[field] for field in file.files}
+
+
+def _read_irn(path: Path) -> dict:
+    """The dictionary of an .npy file that holds one pickled object."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        if not dtype.hasobject or shape != ():
+            raise InputError(f"{path}: an array {list(shape)} of {dtype}, not IRN's dictionary of keys, cam, high_res")
+        contents = _TensorUnpickler(file, path).load().item()
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: holds a {type(contents).__name__}, not IRN's dictionary of keys, cam, high_res")
+    return contents
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays, torch tensors and plain values; any other name is refused before it is looked up."""
+
+    def __init__(self, file: io.BufferedIOBase, path: Path):
+        super().__init__(file)
+        self.path, self.admitted = path, _admitted()
+
+    def find_class(self, module: str, name: str) -> object:
+        # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
+        known = self.admitted.get((module.replace("numpy._core", "numpy.core"), name))
+        if known is None:
+            raise InputError(f"{self.path}: its pickle asks for {module}.{name}; only numpy arrays and torch tensors "
+                             "are admitted, and nothing of it was run")
+        return known
+
+
+def _admitted() -> dict[tuple[str, str], object]:
+    """The names a pickled CAM may use.
+
+    Functions are made anew for each file: a pickle may set attributes of what it is given, and these die with it.
+    """
+    from numpy import dtype, ndarray
+
+    def reconstruct(kind: type, shape: tuple, code: bytes | str) -> np.ndarray:
+        if kind is not ndarray or np.prod(shape) > 0:
+            raise pickle.UnpicklingError("an array is not rebuilt as numpy writes it")
+        return ndarray.__new__(ndarray, shape, code)
+
+    def frombuffer(buffer: bytes, kind: np.dtype, shape: tuple, order: str) -> np.ndarray:
+        return np.frombuffer(buffer, kind).reshape(shape, order=order)
+
+    def scalar(kind: np.dtype, data: bytes) -> np.generic:
+        return np.frombuffer(data, kind)[0]
+
+    def encode(text: str, encoding: str) -> bytes:
+        if encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"bytes in encoding {encoding}")
+        return text.encode("latin1")
+
+    def load_storage(data: bytes) -> torch.TypedStorage:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+    def rebuild_tensor(storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
+        flat = torch.empty(0, dtype=storage.dtype).set_(storage)
+        return flat.as_strided(size, stride, offset)  # refuses what lies outside the storage
+
+    return {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): dtype,
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct, ("numpy.core.multiarray", "scalar"): scalar,
+            ("numpy.core.numeric", "_frombuffer"): frombuffer, ("_codecs", "encode"): encode,
+            ("collections", "OrderedDict"): dict, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+            ("torch.storage", "_load_from_bytes"): load_storage}

@@ -1,0 +1,32 @@
+"""Data sets of images and tags under one interface; `build_dataset` makes them by name."""
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from .base import Batch, Sample, TagDataset, Transform, collate, voc_palette
+
+DATASETS = ("voc12", "coco14", "folder", "toy")
+__all__ = ["DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate", "voc_palette"]
+
+
+def build_dataset(name: str, root: Path | str, split: str, transform: Transform | None = None,
+                  skip_bad: bool = False) -> TagDataset:
+    """The data set `name` (one of DATASETS) below `root`, every file of `split` checked.
+
+    Without a transform samples are whole images. InputError names the first problem of the data; with `skip_bad` each
+    bad file is left out and printed to stderr, one line each (kept in `.skipped` too).
+    """
+    if name == "voc12":
+        from .voc import VocDataset as Chosen
+    elif name == "coco14":
+        from .coco import CocoDataset as Chosen
+    elif name == "folder":
+        from .folder import FolderDataset as Chosen
+    elif name == "toy":
+        from ..toy import ToyDataset as Chosen
+    else:
+        raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
+    dataset = Chosen(root, split, transform, skip_bad)
+    for line in (*dataset.notes, *(f"skipped: {problem}" for problem in dataset.skipped)):
+        print(line, file=sys.stderr)
+    return dataset

@@ -1,0 +1,240 @@
+"""What every data set of images and tags shares: samples, batches, and a check of every file before any training."""
+import copy
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import InputError
+from ..transforms import eval_transform
+
+IGNORE = 255
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
+
+
+class Sample(NamedTuple):
+    """One image: [3, H, W] float32 RGB in [0, 1]; label [K] float32 of 0 and 1; mask [H, W] int64 (255 = ignore)."""
+    name: str
+    image: Tensor
+    label: Tensor
+    mask: Tensor | None
+
+
+class Batch(NamedTuple):
+    """Samples stacked: images [B, 3, H, W], labels [B, K], masks [B, H, W] or None where the data has none."""
+    names: list[str]
+    images: Tensor
+    labels: Tensor
+    masks: Tensor | None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Batch(self.names, self.images.to(device, non_blocking=True),
+                     self.labels.to(device, non_blocking=True), masks)
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, which a DataLoader with pin_memory asks for."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return Batch(self.names, self.images.pin_memory(), self.labels.pin_memory(), masks)
+
+
+class Entry(NamedTuple):
+    """One image on disk: its tags as 0-based classes, its mask's file, and the file (and line) that lists it."""
+    name: str
+    image: Path
+    tags: tuple[int, ...]
+    mask: Path | None
+    where: str
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one size; InputError where sizes differ."""
+    sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
+    if len(sizes) > 1:
+        raise InputError(f"images of sizes {sorted(sizes)} in one batch: crop them or use --batch-size 1")
+    masks = [sample.mask for sample in samples]
+    return Batch([sample.name for sample in samples], torch.stack([sample.image for sample in samples]),
+                 torch.stack([sample.label for sample in samples]),
+                 None if any(mask is None for mask in masks) else torch.stack(masks))
+
+
+def voc_palette() -> np.ndarray:
+    """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of the class number, spread over R, G, B from the top bit."""
+    numbers = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for level in range(3):
+        for channel in range(3):
+            palette[:, channel] |= ((numbers >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
+    return palette
+
+
+def read_image(path: Path, oriented: bool = False) -> Image.Image:
+    """An RGB image; `oriented` turns it as its EXIF tag says. InputError names a file that is not readable."""
+    try:
+        with Image.open(path) as file:
+            return (ImageOps.exif_transpose(file) if oriented else file).convert("RGB")
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("P", "L"):
+                raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is {file.mode}")
+            return np.array(file)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable mask ({error})") from error
+
+
+def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
+    """The error for a split that the data does not have."""
+    return InputError(f"--split {split}: {root} has {', '.join(splits) or 'no splits'}")
+
+
+class TagDataset(Dataset):
+    """Images with tags and, where there are, masks. A subclass lists entries; this class checks and serves them.
+
+    names, labels [N, K] float32, classes (K names), palette uint8 [256, 3], synonyms (per class), has_masks, splits
+    (the names this data has), skipped and notes (lines to tell the user; `build_dataset` prints them).
+    Every file is opened and decoded once on construction. The first problem becomes an InputError that counts the
+    others; with `skip_bad` they are left out and listed in `skipped`.
+    An image without a mask, in data that has masks, counts as ignored (255) throughout.
+    """
+    classes: list[str] = []
+    palette: np.ndarray = voc_palette()
+    oriented = False  # whether images are turned as their EXIF tag says
+
+    def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
+                 transform: Transform | None = None, skip_bad: bool = False, needs_tags: bool = True):
+        self.splits, self.transform = tuple(splits), transform or eval_transform()
+        self.synonyms: dict[str, list[str]] = getattr(self, "synonyms", {})
+        self.skipped: list[str] = []
+        self.notes: list[str] = getattr(self, "notes", [])
+        self.needs_tags = needs_tags
+        self._accept(entries, list(problems), skip_bad)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, mask = self.load_image(index), None
+        if self.has_masks:
+            mask = self.load_mask(index)
+            if mask is None:
+                mask = np.full(image.size[::-1], IGNORE, np.uint8)
+        tensor, mask = self.transform(image, mask)
+        return Sample(self.names[index], tensor, self.labels[index], mask)
+
+    def load_image(self, index: int) -> Image.Image:
+        """The image as stored, PIL RGB."""
+        return read_image(self.entries[index].image, self.oriented)
+
+    def load_mask(self, index: int) -> np.ndarray | None:
+        """The mask as stored, uint8 [H, W] with 0 background, 1..K, 255 ignore; None where the image has none."""
+        path = self.entries[index].mask
+        return None if path is None else read_mask(path)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of the stored image, without opening it."""
+        return self.sizes[index]
+
+    def with_transform(self, transform: Transform, masks: bool = True) -> "TagDataset":
+        """A shallow copy with another transform; `masks=False` also spares reading masks."""
+        other = copy.copy(self)
+        other.transform, other.has_masks = transform, self.has_masks and masks
+        return other
+
+    def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
+        """A copy whose masks are FOLDER/NAME.png (pseudo masks), checked like any other; one must be there for each."""
+        folder = Path(folder)
+        present = files_of(folder, (".png",))
+        other = copy.copy(self)
+        other.skipped = list(self.skipped)
+        problems = [f"{folder / name}.png: no such mask" for name in self.names if name not in present]
+        entries = [entry._replace(mask=present[entry.name]) for entry in self.entries if entry.name in present]
+        other._accept(entries, problems, skip_bad)
+        return other
+
+    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
+        """Check all entries' files in one pass and keep the good ones."""
+        seen: set[str] = set()
+        fresh = []
+        for entry in entries:
+            if entry.name in seen:
+                problems.append(f"{entry.where}: image {entry.name} is listed twice")
+            elif self.needs_tags and not entry.tags:
+                problems.append(f"{entry.where}: image {entry.name} has no tag")
+            else:
+                fresh.append(entry)
+            seen.add(entry.name)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+            checked = list(pool.map(self._inspect, fresh))
+        problems += [problem for _, problem in checked if problem]
+        if problems and not skip_bad:
+            more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
+            raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
+        self.skipped += problems
+        kept = [(entry, size) for entry, (size, problem) in zip(fresh, checked) if not problem]
+        if not kept:
+            raise InputError(f"no usable image is left, {len(problems)} were skipped; the first: {problems[0]}")
+        self.entries, self.sizes = [entry for entry, _ in kept], [size for _, size in kept]
+        self.names = [entry.name for entry in self.entries]
+        self.has_masks = any(entry.mask is not None for entry in self.entries)
+        self.labels = torch.zeros(len(kept), len(self.classes))
+        for row, entry in enumerate(self.entries):
+            self.labels[row, list(entry.tags)] = 1
+
+    def _inspect(self, entry: Entry) -> tuple[tuple[int, int], str | None]:
+        """((H, W), the first problem or None) of an entry's files, all compressed data read."""
+        try:
+            with Image.open(entry.image) as file:
+                turned = self.oriented and file.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the axes
+                size = file.size if turned else file.size[::-1]
+                if file.mode.startswith(("I", "F")):
+                    return size, f"{entry.image}: {file.mode} pixels; save it with 8 bits a channel"
+                file.draft("RGB", (1, 1))  # a JPEG at 1/8 size: all its bytes are read, few pixels made
+                file.load()
+        except FileNotFoundError:
+            return (0, 0), f"{entry.image}: no such image, listed in {entry.where}"
+        except UNREADABLE as error:
+            return (0, 0), f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
+        return size, self._mask_problem(entry, size)
+
+    def _mask_problem(self, entry: Entry, size: tuple[int, int]) -> str | None:
+        """What is wrong with an entry's mask file."""
+        if entry.mask is None:
+            return None
+        try:
+            mask = read_mask(entry.mask)
+        except InputError as error:
+            return str(error)
+        if mask.shape != size:
+            return f"{entry.mask}: mask is {mask.shape[0]} x {mask.shape[1]}, its image {size[0]} x {size[1]} (H x W)"
+        n_classes = len(self.classes)
+        strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[n_classes + 1:IGNORE])
+        if strange.size:
+            return (f"{entry.mask}: value {strange[0] + n_classes + 1} in the mask; valid are 0 (background), "
+                    f"1..{n_classes} and {IGNORE} (ignore)")
+        return None
+
+
+def files_of(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Stem -> path of a folder's visible files with one of the suffixes (any case); InputError if it is missing."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    names = sorted(item.name for item in os.scandir(folder) if not item.name.startswith("."))
+    return {os.path.splitext(name)[0]: folder / name for name in names
+            if os.path.splitext(name)[1].lower() in suffixes}
