@@ -53,7 +53,7 @@ def classifier_map(generator: torch.nn.Module, dataset: TagDataset, device: torc
     for batch in loader:
         scores.append(generator(batch.images.to(device)).mean(dim=(2, 3)).cpu())
         labels.append(batch.labels)
-    return 100 * average_precision(torch.cat(scores).numpy(), torch.cat(labels).numpy())
+    return average_precision(torch.cat(scores).numpy(), torch.cat(labels).numpy())
 
 
 def main(argv: list[str] | None = None) -> int:

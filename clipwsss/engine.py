@@ -205,20 +205,23 @@ def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int, powe
 def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Tensor]], modules: dict[str, nn.Module],
         optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int,
         device: torch.device, seed: int, clip_norm: float | None = None, label: str = "train",
-        checkpoint: str = "last", precision: str = "fp32", accumulate: int = 1) -> None:
+        checkpoint: str = "last", precision: str = "fp32", accumulate: int = 1,
+        on_epoch: Callable[[int], None] | None = None) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
     Raises InputError on a non-finite loss, naming the batch's images. `precision` bf16 runs `step` under autocast.
-    `accumulate` sums gradients of that many batches before each optimiser step.
+    `accumulate` sums gradients of that many batches before each optimiser step; `on_epoch` is told each epoch's number.
     """
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch in range(run.restore(checkpoint, **stateful), epochs):
         seed_everything(seed, epoch)
         loader.sampler.set_epoch(epoch)
+        if on_epoch is not None:
+            on_epoch(epoch)
         for module in modules.values():
             module.train()
-        progress = Progress(f"{label} {epoch + 1}/{epochs}", len(loader) * loader.batch_size)
+        progress = Progress(f"{label} {epoch + 1}/{epochs}", min(len(loader) * loader.batch_size, len(loader.sampler)))
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(loader):
             batch = batch.to(device)

@@ -1,10 +1,18 @@
 """CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from . import losses
-from .clip import CLIP
+from .clip import CLIP, load
+from .prompts import ASSETS
+
+
+def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
+    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world."""
+    return load(ASSETS / "toy_clip.pt" if name == "toy" else name, device, cache)
 
 
 def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor],

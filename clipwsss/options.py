@@ -41,20 +41,24 @@ def script_parser(description: str, training: dict | None = None) -> argparse.Ar
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
-    """Parse with presets as defaults: the method's, then the data set's, then those of the pair; explicit flags win.
+    """Parse with presets as defaults: the method's, the data set's, the pair's, then those of the background prompt.
 
-    Fills `out` and `data_root` with their default folders. Raises InputError when --data-root is needed and missing.
+    Explicit flags win. Fills `out` and `data_root` with their default folders. Raises InputError when --data-root is
+    needed and missing.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    method = getattr(first, "method", None)
+    quiet = [word for word in argv if word not in ("-h", "--help")]
     presets = json.loads(PRESETS.read_text()).get(stage, {})
-    for key in (method, first.dataset, f"{first.dataset}/{method}"):
-        preset = presets.get(key, {})
-        unknown = set(preset) - set(vars(first))
-        if unknown:
-            raise InputError(f"{PRESETS}: {stage}/{key} sets unknown options {sorted(unknown)}")
-        parser.set_defaults(**preset)
+    for selector in ("method", "background_prompt"):
+        first, _ = parser.parse_known_args(quiet)
+        value = getattr(first, selector, None)
+        general = (value, first.dataset) if selector == "method" else (value,)
+        for key in (*general, f"{first.dataset}/{value}"):
+            preset = presets.get(key, {})
+            unknown = set(preset) - set(vars(first))
+            if unknown:
+                raise InputError(f"{PRESETS}: {stage}/{key} sets unknown options {sorted(unknown)}")
+            parser.set_defaults(**preset)
     args = parser.parse_args(argv)
     args.out = args.out or stage_folder(args.runs, args.dataset, stage)
     if args.data_root is None:

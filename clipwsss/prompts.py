@@ -67,7 +67,14 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> torch.Tenso
                        dim=-1)
 
 
-class FixedPrompt(nn.Module):
+class Prompt(nn.Module):
+    """What every prompt answers: `prompt(names, classes, regions)`, so that the training loop knows no methods."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Told each epoch's number before it begins."""
+
+
+class FixedPrompt(Prompt):
     """Constant text features, encoded once: text [K,D] (one prompt a class) or [K,M,D] (M prompts; M may be 0)."""
 
     def __init__(self, text: torch.Tensor):
@@ -77,23 +84,29 @@ class FixedPrompt(nn.Module):
     def forward(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
         """Text features of N (image, class) pairs: `names` of their images, `classes` [N], foreground features [N,D].
 
-        Returns [N,D] or [N,M,D]. Every prompt answers this call, so that the training loop knows no methods.
+        Returns [N,D] or [N,M,D].
         """
         return self.text[classes]
 
 
-class SelectedPrompt(nn.Module):
-    """POLE's prompt class learning: per image and class the candidate word nearest to the masked image (eq. 6)."""
+class SelectedPrompt(Prompt):
+    """POLE's prompt class learning: per image and class the candidate word nearest to the masked image (eq. 6).
 
-    def __init__(self, clip: CLIP, template: str, candidates: list[list[str]]):
+    With `reselect_every` N > 0, in epochs N, 2N, ... each step's own foreground features choose anew: no second pass.
+    """
+
+    def __init__(self, clip: CLIP, template: str, candidates: list[list[str]], reselect_every: int = 0):
         super().__init__()
         longest = max(map(len, candidates))
         text = torch.stack([F.pad(encode_words(clip, template, row), (0, 0, 0, longest - len(row)))
                             for row in candidates])
         self.register_buffer("text", text)
         self.candidates = candidates
-        self.refresh = False
+        self.reselect_every, self.refresh = reselect_every, False
         self.choices: dict[str, dict[int, list[float]]] = {}
+
+    def start_epoch(self, epoch: int) -> None:
+        self.refresh = self.reselect_every > 0 and epoch > 0 and epoch % self.reselect_every == 0
 
     @torch.no_grad()
     def select(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor) -> None:
@@ -111,7 +124,7 @@ class SelectedPrompt(nn.Module):
         return row.index(max(row))
 
     def forward(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        """As FixedPrompt.forward; while `refresh` is set the words follow `regions` (--reselect-every)."""
+        """As FixedPrompt.forward; in re-selecting epochs the words follow `regions`."""
         if self.refresh and regions is not None:
             self.select(names, classes, regions)
         picks = [self.chosen(name, k) for name, k in zip(names, classes.tolist())]
@@ -140,7 +153,7 @@ class SelectedPrompt(nn.Module):
         self.choices = state
 
 
-class LearnedPrompt(nn.Module):
+class LearnedPrompt(Prompt):
     """Prompts with learned vectors: one template language says which positions are words and which are learned.
 
     In `template`, [S*n] is n vectors shared by all classes, [C*n] n vectors of each class's own, {} the class's name,
@@ -151,6 +164,7 @@ class LearnedPrompt(nn.Module):
 
     def __init__(self, clip: CLIP, template: str, names: list[str], init: str = "", std: float = 0.02):
         super().__init__()
+        self.template = template
         parts = MARK.split(template)
         n_shared = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "S")
         n_class = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "C")
