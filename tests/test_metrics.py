@@ -1,4 +1,4 @@
-"""Scores: hand-computed values, one pass against the plain reference, bad values, a copy outside the package."""
+"""Scores: hand-computed values, one pass against the plain reference, bad values, standing alone."""
 import shutil
 import subprocess
 import sys
@@ -108,6 +108,6 @@ def test_average_precision_by_hand():
 
 def test_lifts_out_alone(tmp_path):
     shutil.copy(metrics.__file__, tmp_path)
-    code = "import metrics as m, numpy as np; a = np.ones((2, 2), np.uint8); print(m.confusion(a, a, 2)[1, 1])"
+    code = 'import metrics as m, numpy as np; a = np.ones((2, 2), "u1"); print(m.confusion(a, a, 2)[1, 1])'
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "4", done.stderr

@@ -1,0 +1,138 @@
+"""Pictures of results: overlays, heat maps, contact sheets and confusion matrices; palette PNG files."""
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from .engine import atomic_path
+
+IGNORE = 255
+HEAT = np.array([[12, 10, 60], [40, 70, 190], [30, 160, 160], [120, 205, 70], [250, 220, 50], [210, 30, 30]])
+TEXT_SIZE = 12
+
+
+def write_mask(path: Path | str, mask: NDArray, palette: NDArray) -> None:
+    """Write label map uint8 [H,W] as a palette PNG (palette uint8 [256,3]), whole or not at all."""
+    with atomic_path(path) as temporary:
+        colored(mask, palette).save(temporary, format="PNG")
+
+
+def colored(mask: NDArray, palette: NDArray) -> Image.Image:
+    """Label map uint8 [H,W] as a palette image of the same values."""
+    if mask.dtype != np.uint8:
+        raise ValueError(f"a label map is uint8, not {mask.dtype}")
+    picture = Image.fromarray(mask, "L")
+    picture.putpalette(np.asarray(palette, np.uint8).tobytes())
+    return picture
+
+
+def edges(mask: NDArray) -> NDArray:
+    """Bool [H,W]: pixels of label map [H,W] whose left, right, upper or lower neighbour has another label."""
+    found = np.zeros(mask.shape, bool)
+    across, down = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
+    found[:, 1:] |= across
+    found[:, :-1] |= across
+    found[1:] |= down
+    found[:-1] |= down
+    return found
+
+
+def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float = 0.5) -> Image.Image:
+    """The image with its label map uint8 [H,W] of the same size: classes tinted, the background as it is.
+
+    Each region has a white outline; ignored pixels (255) are whitish. ValueError when the sizes differ.
+    """
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    if pixels.shape[:2] != mask.shape:
+        raise ValueError(f"image {pixels.shape[:2]} and mask {mask.shape} differ in size (height, width)")
+    share = np.where(mask == 0, 0, opacity).astype(np.float32)[..., None]
+    colors = np.asarray(palette, np.float32).copy()
+    colors[IGNORE] = 255
+    mixed = pixels * (1 - share) + colors[mask] * share
+    mixed[edges(mask)] = 255
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def heat(cam: NDArray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:
+    """A map float [h,w] in [0,1] from dark blue to red; over `image`, resized to it, where one is given."""
+    values = np.clip(cam, 0, 1)
+    stops = np.linspace(0, 1, len(HEAT))
+    colors = np.stack([np.interp(values, stops, HEAT[:, channel]) for channel in range(3)], -1)
+    picture = Image.fromarray(colors.round().astype(np.uint8))
+    if image is None:
+        return picture
+    return Image.blend(image.convert("RGB"), picture.resize(image.size, Image.Resampling.BILINEAR), opacity)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], titles: Sequence[str],
+                  names: Sequence[str] | None = None, cell: int = 192, gap: int = 4) -> Image.Image:
+    """One picture of rows of pictures under column titles, each with its name below; None leaves a hole.
+
+    Pictures are fitted into squares of `cell` pixels. ValueError when a row's length is not that of `titles`.
+    """
+    for row in rows:
+        if len(row) != len(titles):
+            raise ValueError(f"a row has {len(row)} pictures, there are {len(titles)} titles")
+    fitted = [[None if item is None else ImageOps.contain(item.convert("RGB"), (cell, cell)) for item in row]
+              for row in rows]
+    heights = [max((item.height for item in row if item), default=cell) for row in fitted]
+    line = TEXT_SIZE + 6
+    below = line if names else gap
+    size = (len(titles) * (cell + gap) + gap, line + sum(heights) + below * len(rows))
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
+    for column, title in enumerate(titles):
+        center = gap + column * (cell + gap) + cell / 2
+        draw.text((center, line / 2), shorten(title, cell, font), "black", font, anchor="mm")
+    top = line
+    for index, (row, height) in enumerate(zip(fitted, heights)):
+        for column, item in enumerate(row):
+            if item:
+                left = gap + column * (cell + gap) + (cell - item.width) // 2
+                sheet.paste(item, (left, top + (height - item.height) // 2))
+        if names:
+            draw.text((gap, top + height + below / 2), names[index], "black", font, anchor="lm")
+        top += height + below
+    return sheet
+
+
+def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """`text`, cut with "..." where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
+    """The confusion [n,n] as a picture: rows true classes, columns predictions, in percent of the row.
+
+    Names stand at the left and, turned, on top; rows of classes that do not occur stay grey.
+    """
+    font = ImageFont.load_default(TEXT_SIZE)
+    margin = int(max(font.getlength(name) for name in names)) + 10
+    count = len(names)
+    picture = Image.new("RGB", (margin + count * cell + 1, margin + count * cell + 1), "white")
+    draw = ImageDraw.Draw(picture)
+    share = table / np.maximum(table.sum(1, keepdims=True), 1)
+    for row in range(count):
+        middle = margin + (row + 0.5) * cell
+        draw.text((margin - 5, middle), names[row], "black", font, anchor="rm")
+        for column in range(count):
+            left, top = margin + column * cell, margin + row * cell
+            depth = float(share[row, column])
+            good = (30, 120, 50) if row == column else (190, 40, 40)
+            color = tuple(round(255 - (255 - channel) * depth**0.5) for channel in good)
+            occurs = table[row].any()
+            draw.rectangle((left, top, left + cell, top + cell), color if occurs else "gainsboro", "silver")
+            if occurs and depth >= 0.005:
+                text_color = "white" if depth > 0.4 else "black"
+                draw.text((left + cell / 2, middle), f"{100 * depth:.0f}", text_color, font, anchor="mm")
+    for column, name in enumerate(names):
+        label = Image.new("RGB", (margin, cell - 2), "white")
+        ImageDraw.Draw(label).text((5, cell / 2), name, "black", font, anchor="lm")
+        picture.paste(label.rotate(90, expand=True), (margin + column * cell + 1, 0))
+    return picture
