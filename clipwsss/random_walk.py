@@ -1,0 +1,253 @@
+"""Random walk of class activation maps over pixel affinities, without the N x N matrix.
+
+The published walks (IRN: Ahn, Cho & Kwak, CVPR 2019; PSA: Ahn & Kwak, CVPR 2018) square a dense transition
+matrix of all pixel pairs. But only pairs closer than a small radius have an affinity, and it is symmetric:
+with A the powered affinities (1 on the diagonal) and D their sums,
+
+    (D^-1 A)^steps x  =  D^-1/2 S^steps D^1/2 x,     S = D^-1/2 A D^-1/2,
+
+where S is symmetric with its spectrum in [-1, 1] for every non-negative A. There t^steps is a short Chebyshev
+series (its coefficients are binomial probabilities): 256 steps take 70 products with S. On the CPU, S is a
+scipy matrix of diagonals; elsewhere its product is taken by shifted slices, for all classes and images at
+once.
+"""
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import sparse
+
+SERIES_TOLERANCE = 1e-5
+Offsets = Sequence[tuple[int, int]]
+Array = np.ndarray | torch.Tensor
+
+
+@lru_cache(maxsize=16)
+def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
+    """Offsets (dy, dx) to partners nearer than `radius`, each pair once: the order of affinity maps."""
+    if not isinstance(radius, int) or radius < 2:
+        raise ValueError(f"radius: need an integer of at least 2, got {radius!r}")
+    columns = range(1 - radius, radius)
+    return tuple((dy, dx) for dy in range(radius) for dx in columns
+                 if (dy, dx) > (0, 0) and dy * dy + dx * dx < radius * radius)
+
+
+@lru_cache(maxsize=1024)
+def straight_path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
+    """Pixels of the path from (0, 0) to (dy, dx), ends included: those nearer than 1 to the line (IRN)."""
+    rows = range(min(0, dy), max(0, dy) + 1)
+    columns = range(min(0, dx), max(0, dx) + 1)
+    return tuple((y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
+
+
+def _ends(size: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Slices of all pixels that have a partner at (dy, dx), dy >= 0, and of those partners."""
+    rows, columns = max(size[0] - dy, 0), max(size[1] - abs(dx), 0)
+    left, right = max(-dx, 0), max(dx, 0)
+    first = slice(0, rows), slice(left, left + columns)
+    return first, (slice(dy, dy + rows), slice(right, right + columns))
+
+
+def boundary_affinity(boundary: Array, radius: int = 5) -> torch.Tensor:
+    """IRN's semantic affinity of each pair: 1 - the largest boundary value on the straight path between them.
+
+    boundary: [..., h, w] in [0, 1]. Returns float32 [..., n, h, w] for the n offsets of
+    `pair_offsets(radius)`: entry (y, x) belongs to the pair (y, x), (y + dy, x + dx) and is 0 where the
+    partner lies outside.
+    """
+    boundary = _as_tensor(boundary, "boundary")
+    if bool(((boundary < 0) | (boundary > 1)).any()):
+        raise ValueError(f"boundary: values must lie in [0, 1], got {boundary.min():g} to {boundary.max():g}")
+    *leading, height, width = boundary.shape
+    offsets, reach = pair_offsets(radius), radius - 1
+    padded = F.pad(boundary, (reach, reach, 0, reach), value=1.0)
+    affinities = boundary.new_empty(*leading, len(offsets), height, width)
+    for index, offset in enumerate(offsets):
+        largest = affinities[..., index, :, :].copy_(boundary)
+        for y, x in straight_path(*offset):
+            torch.maximum(largest, padded[..., y:y + height, reach + x:reach + x + width], out=largest)
+    return affinities.neg_().add_(1)
+
+
+def color_affinity(image: Array, radius: int = 5, sigma: float = 0.3,
+                   size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Affinity of each pair from its colour difference against the local contrast: a walk without training.
+
+    exp(-mean over channels of |I_i - I_j| / (sigma * s_ij)), s_ij the mean of both pixels' standard
+    deviations over their square neighbourhoods: the kernel of PAMR (Araslanov & Roth, CVPR 2020) made
+    symmetric, so that it is a walk. image: [H, W, 3] or [3, H, W], uint8 or float of any scale; `size` = (h,
+    w) averages it down to the maps' size. Returns float32 [n, h, w] as `boundary_affinity` does; walk it with
+    beta=1.
+    """
+    pixels = _as_tensor(image, "image")
+    if pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[-1]):
+        raise ValueError(f"image: need [H, W, 3] or [3, H, W], got {list(pixels.shape)}")
+    if not sigma > 0:
+        raise ValueError(f"sigma: need a positive number, got {sigma!r}")
+    pixels = pixels if pixels.shape[0] == 3 else pixels.permute(2, 0, 1)
+    if size is not None and tuple(size) != tuple(pixels.shape[1:]):
+        pixels = F.interpolate(pixels[None], size, mode="area")[0]
+    offsets, size = pair_offsets(radius), pixels.shape[1:]
+    padded = F.pad(pixels[None], (radius - 1,) * 4, mode="replicate")
+    mean, square = F.avg_pool2d(torch.stack((padded[0], padded[0].square())), 2 * radius - 1, stride=1)
+    spread = (square - mean.square()).clamp_(min=0).sqrt_()
+    spread += 1e-3 * (pixels.max() - pixels.min()) + 1e-12       # a flat image has no contrast to divide by
+    affinities = pixels.new_zeros(len(offsets), *size)
+    for index, (dy, dx) in enumerate(offsets):
+        first, second = _ends(size, dy, dx)
+        difference = (pixels[:, *first] - pixels[:, *second]).abs_()
+        difference /= spread[:, *first] + spread[:, *second]
+        affinities[index, *first] = torch.exp(difference.mean(0) * (-2 / sigma))
+    return affinities
+
+
+def propagate(cams: Array, boundary: Array, radius: int = 5, beta: float = 10, exp_times: int = 8) -> Array:
+    """IRN's random walk with semantic affinities: spreads maps inside the regions that `boundary` encloses.
+
+    cams: [K, h, w], or [B, K, h, w] for images of one size; boundary: [h, w] or [B, h, w] in [0, 1]. The maps
+    are multiplied by 1 - boundary, then walk 2^exp_times steps over affinities to the power `beta`; equals
+    the published dense walk to 1e-4 for maps in [0, 1]. Returns float32 maps of the shape, kind (numpy or
+    torch) and device of `cams`. ValueError on shapes, ranges and NaN.
+    """
+    maps, edges = _as_tensor(cams, "cams"), _as_tensor(boundary, "boundary")
+    expected = maps.shape[:-3] + maps.shape[-2:]
+    if maps.ndim not in (3, 4) or edges.shape != expected:
+        raise ValueError(f"boundary: cams {list(maps.shape)} need a boundary of {list(expected)}, "
+                         f"got {list(edges.shape)}; cams are [K, h, w] or [B, K, h, w]")
+    edges = edges.to(maps.device)
+    seeds = maps * (1 - edges.unsqueeze(-3))
+    affinities = boundary_affinity(edges, radius)
+    walked = propagate_affinity(seeds, affinities, pair_offsets(radius), exp_times, beta)
+    return walked if isinstance(cams, torch.Tensor) else walked.numpy()
+
+
+def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_times: int = 8, beta: float = 8,
+                       steps: int | None = None) -> Array:
+    """Random walk over any symmetric pair affinities (PSA: beta 8 and 2^8 steps).
+
+    cams: [K, h, w] or [B, K, h, w]; affinities: [n, h, w] or [B, n, h, w], non-negative, entry (y, x) of map
+    i for the pair (y, x), (y + dy, x + dx) with (dy, dx) = offsets[i], ignored where that lies outside; a
+    pixel has affinity 1 to itself. They are raised to `beta`; the walk takes `steps` steps, 2^exp_times when
+    not given. Returns float32 maps of the shape, kind (numpy or torch) and device of `cams`. ValueError on
+    shapes, ranges and NaN.
+    """
+    maps, weights = _as_tensor(cams, "cams"), _as_tensor(affinities, "affinities")
+    expected = (*maps.shape[:-3], len(offsets), *maps.shape[-2:])
+    if maps.ndim not in (3, 4) or weights.shape != expected:
+        raise ValueError(f"affinities: cams {list(maps.shape)} and {len(offsets)} offsets need affinities of "
+                         f"{list(expected)}, got {list(weights.shape)}")
+    if any((dy, dx) <= (0, 0) or dy < 0 for dy, dx in offsets) or len(set(offsets)) < len(offsets):
+        raise ValueError("offsets: each pair once, as (dy, dx) with dy > 0, or dy = 0 and dx > 0")
+    if bool((weights < 0).any()) or not beta > 0:
+        raise ValueError(f"affinities: need values >= 0 and beta > 0, got {weights.min():g} and {beta:g}")
+    coefficients = _power_series(2 ** exp_times if steps is None else steps)
+    batched = maps if maps.ndim == 4 else maps[None]
+    weights = weights.to(maps.device).reshape(len(batched), len(offsets), *maps.shape[-2:])
+    walk = _walk_diagonals if maps.device.type == "cpu" else _walk_slices
+    walked = walk(batched, *_symmetrise(weights, offsets, beta), offsets, coefficients).reshape(maps.shape)
+    return walked if isinstance(cams, torch.Tensor) else walked.numpy()
+
+
+def _as_tensor(values: Array, name: str) -> torch.Tensor:
+    """`values` as a detached float32 tensor on its own device; ValueError when it is empty or not finite."""
+    if not isinstance(values, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"{name}: need a numpy array or a torch tensor, got {type(values).__name__}")
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    tensor = tensor.detach().float()
+    if tensor.numel() == 0:
+        raise ValueError(f"{name}: is empty, its shape is {list(tensor.shape)}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name}: holds NaN or infinite values")
+    return tensor
+
+
+@lru_cache(maxsize=16)
+def _power_series(steps: int) -> tuple[float, ...]:
+    """Chebyshev coefficients of t^steps on [-1, 1], cut where the rest sums to less than the tolerance."""
+    if not isinstance(steps, int) or not 0 <= steps <= 2 ** 20:
+        raise ValueError(f"steps: need an integer from 0 to 2^20, got {steps!r}")
+    coefficients = [0.0] * (steps + 1)
+    for order in range(steps % 2, steps + 1, 2):
+        ups = (steps - order) // 2
+        choices = math.lgamma(steps + 1) - math.lgamma(ups + 1) - math.lgamma(steps - ups + 1)
+        coefficients[order] = math.exp(choices - steps * math.log(2)) * (2 if order else 1)
+    tail = 0.0
+    while len(coefficients) > 1 and tail + coefficients[-1] < SERIES_TOLERANCE:
+        tail += coefficients.pop()
+    return tuple(coefficients)
+
+
+def _symmetrise(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Off-diagonal 2 S [B, n, h, w], 0 where the partner is outside, and degrees D in float64 [B, 1, h, w].
+
+    Degrees rounded to float32 before S is formed shift its largest eigenvalue from 1, and 256 steps show it.
+    """
+    ends = [_ends(weights.shape[-2:], dy, dx) for dy, dx in offsets]
+    powered = weights.pow(beta)
+    degrees = torch.ones_like(powered[:, :1], dtype=torch.float64)
+    for index, (first, second) in enumerate(ends):
+        degrees[..., *first] += powered[:, index:index + 1, *first]
+        degrees[..., *second] += powered[:, index:index + 1, *first]
+    scale = degrees.rsqrt()
+    doubled = torch.zeros_like(powered)
+    for index, (first, second) in enumerate(ends):
+        factor = 2 * scale[..., *first] * scale[..., *second]
+        doubled[:, index:index + 1, *first] = powered[:, index:index + 1, *first] * factor
+    return doubled, degrees
+
+
+def _series(product: Callable[[Array], Array], start: Array, coefficients: Sequence[float]) -> Array:
+    """sum_k coefficients[k] T_k(S) start, where product(v) = 2 S v; numpy and torch alike."""
+    total = coefficients[0] * start
+    previous, current = start, start
+    for order, coefficient in enumerate(coefficients[1:], 1):
+        following = product(current) - previous if order > 1 else product(start) * 0.5
+        previous, current = current, following
+        if coefficient:
+            total += coefficient * current
+    return total
+
+
+def _walk_diagonals(maps: torch.Tensor, doubled: torch.Tensor, degrees: torch.Tensor, offsets: Offsets,
+                    coefficients: Sequence[float]) -> torch.Tensor:
+    """The walk on the CPU: 2 S as a matrix of diagonals, map by map (scipy is slower on several at once)."""
+    batch, classes, height, width = maps.shape
+    pixels = height * width
+    inside = [dy < height and abs(dx) < width for dy, dx in offsets]
+    shifts = {index: dy * width + dx for index, (dy, dx) in enumerate(offsets) if inside[index]}
+    diagonals = sorted({0}.union(shifts.values(), (-shift for shift in shifts.values())))
+    row_of = {diagonal: row for row, diagonal in enumerate(diagonals)}
+    walked = np.empty((batch, classes, pixels), np.float32)
+    for image in range(batch):
+        degree = degrees[image].reshape(-1).numpy()
+        root = np.sqrt(degree).astype(np.float32)
+        data = np.zeros((len(diagonals), pixels), np.float32)
+        data[row_of[0]] = 2 / degree
+        values = doubled[image].reshape(len(offsets), pixels).numpy()
+        for index, shift in shifts.items():                 # in narrow images several pairs share a diagonal
+            data[row_of[shift], shift:] += values[index, :pixels - shift]
+            data[row_of[-shift]] += values[index]
+        operator = sparse.dia_array((data, diagonals), shape=(pixels, pixels))
+        for index, seed in enumerate(maps[image].reshape(classes, pixels).numpy()):
+            walked[image, index] = _series(operator.dot, seed * root, coefficients) / root
+    return torch.from_numpy(walked)
+
+
+def _walk_slices(maps: torch.Tensor, doubled: torch.Tensor, degrees: torch.Tensor, offsets: Offsets,
+                 coefficients: Sequence[float]) -> torch.Tensor:
+    """The walk on any device: the product with 2 S by shifted slices, all classes and images at once."""
+    diagonal, root = (2 / degrees).float(), degrees.sqrt().float()
+    ends = [_ends(maps.shape[-2:], dy, dx) for dy, dx in offsets]
+
+    def product(vectors: torch.Tensor) -> torch.Tensor:
+        result = diagonal * vectors
+        for index, (first, second) in enumerate(ends):
+            weight = doubled[:, index:index + 1, *first]
+            result[..., *first].addcmul_(weight, vectors[..., *second])
+            result[..., *second].addcmul_(weight, vectors[..., *first])
+        return result
+
+    return _series(product, maps * root, coefficients) / root
