@@ -174,11 +174,14 @@ class Progress:
 
 def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bool = True, seed: int = 0,
                 drop_last: bool = False) -> DataLoader:
-    """A loader of `Batch`es whose order depends on (seed, epoch) alone; ranks take disjoint parts."""
+    """A loader of `Batch`es whose order depends on (seed, epoch) alone; ranks take disjoint parts.
+
+    Workers start anew each epoch: persistent ones would carry their random state across it, and resuming be inexact.
+    """
     sampler = DistributedSampler(dataset, world_size(), rank(), shuffle=shuffle, seed=seed)
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate,
                       drop_last=drop_last and len(dataset) >= batch_size * world_size(),
-                      pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
+                      pin_memory=torch.cuda.is_available())
 
 
 def make_optimizer(groups: list[dict], name: str, lr: float, weight_decay: float,
@@ -210,7 +213,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
     Raises InputError on a non-finite loss, naming the batch's images. `precision` bf16 runs `step` under autocast.
-    `accumulate` sums gradients of that many batches before each optimiser step; `on_epoch` is told each epoch's number.
+    `accumulate` sums gradients of that many batches before each optimiser and scheduler step; `on_epoch` is told each epoch's number.
     """
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -228,7 +231,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 terms = step(batch)
             if not torch.isfinite(terms["loss"]):
-                shown = {name: round(float(value), 4) for name, value in terms.items()}
+                shown = {name: round(value.item(), 4) for name, value in terms.items()}
                 raise InputError(f"{label}: the loss is not finite ({shown}) on images {', '.join(batch.names)}; "
                                  "lower --lr or look at these images")
             (terms["loss"] / accumulate).backward()
@@ -237,7 +240,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            scheduler.step()
+                scheduler.step()
             terms = {name: value.detach() for name, value in terms.items()}
             sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
             progress.update(len(batch.names), **terms)
