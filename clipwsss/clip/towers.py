@@ -1,0 +1,197 @@
+"""The transformer and the two image towers of CLIP; what cannot reach their one output vector is not computed.
+
+Parameter names and sizes are those of OpenAI's release (github.com/openai/CLIP, MIT), so that its weights load.
+"""
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the approximation of GELU that OpenAI's models were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with the parameter names of nn.MultiheadAttention, batch first."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width ** -0.5)
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, causal: bool = False, first_only: bool = False) -> Tensor:
+        """x [B,L,W] -> [B,L,W], or [B,1,W] when only the first token's answer is wanted."""
+        width = x.shape[-1]
+        if first_only:
+            query = F.linear(x[:, :1], self.in_proj_weight[:width], self.in_proj_bias[:width])
+            key, value = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
+        else:
+            query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, causal: bool = False, first_only: bool = False) -> Tensor:
+        attended = self.attn(self.ln_1(x), causal, first_only)
+        x = (x[:, :1] if first_only else x) + attended
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks; `first_only` spares the last block every token but the first."""
+
+    def __init__(self, width: int, layers: int, heads: int):
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
+        for block in self.resblocks:
+            nn.init.normal_(block.attn.out_proj.weight, std=(2 * layers * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=(2 * layers * width) ** -0.5)
+
+    def forward(self, x: Tensor, causal: bool = False, first_only: bool = False) -> Tensor:
+        for block in self.resblocks[:-1]:
+            x = block(x, causal)
+        return self.resblocks[-1](x, causal, first_only)
+
+
+class VisionTransformer(nn.Module):
+    """ViT tower: normalised images [B,3,R,R] -> [B,D]."""
+
+    def __init__(self, resolution: int, patch_size: int, width: int, layers: int, embed_dim: int):
+        super().__init__()
+        scale = width ** -0.5
+        grid = resolution // patch_size
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(grid ** 2 + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads=width // 64)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def tokens(self, images: Tensor, first_only: bool) -> Tensor:
+        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        x = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
+        return self.ln_post(self.transformer(x, first_only=first_only)) @ self.proj
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images, first_only=True)[:, 0]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """[B,h,w,D]: every patch token through the final norm and projection."""
+        grid = math.isqrt(len(self.positional_embedding) - 1)
+        return self.tokens(images, first_only=False)[:, 1:].unflatten(1, (grid, grid))
+
+
+class Bottleneck(nn.Module):
+    """Residual bottleneck whose strides are average poolings before the next convolution."""
+
+    def __init__(self, in_channels: int, planes: int, stride: int):
+        super().__init__()
+        out_channels = 4 * planes
+        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        nn.init.zeros_(self.bn3.weight)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(OrderedDict([
+                ("-1", nn.AvgPool2d(stride) if stride > 1 else nn.Identity()),
+                ("0", nn.Conv2d(in_channels, out_channels, 1, bias=False)),
+                ("1", nn.BatchNorm2d(out_channels))]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling [B,C,h,w] -> [B,D] for its one query, the mean of all positions.
+
+    With one query, keys and values need no projection of their own: q.(W_k x + b_k) = (W_k' q).x + const, the constant
+    leaves the softmax unchanged, and the weights sum to one, so W_v applies to the weighted mean. That is 4 C^2
+    products instead of (2 (h w + 1) + 2) C^2, with the same result.
+    """
+
+    def __init__(self, grid: int, channels: int, heads: int, embed_dim: int):
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(grid ** 2 + 1, channels) * channels ** -0.5)
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(channels, channels) for _ in range(3))
+        self.c_proj = nn.Linear(channels, embed_dim)
+        for layer in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
+            nn.init.normal_(layer.weight, std=channels ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
+        query = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, -1))
+        key_weight, value_weight = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.k_proj, self.v_proj))
+        looked_for = torch.einsum("bhd,hdc->bhc", query * query.shape[-1] ** -0.5, key_weight)
+        pooled = (looked_for @ x.transpose(1, 2)).softmax(dim=-1) @ x
+        values = torch.einsum("bhc,hdc->bhd", pooled, value_weight).flatten(1) + self.v_proj.bias
+        return self.c_proj(values)
+
+
+class ModifiedResNet(nn.Module):
+    """ResNet tower with a three-convolution stem and attention pooling: normalised images [B,3,R,R] -> [B,D]."""
+
+    def __init__(self, resolution: int, layers: tuple[int, ...], width: int, embed_dim: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.avgpool = nn.AvgPool2d(2)
+        channels = width
+        for level, count in enumerate(layers):
+            planes = width * 2 ** level
+            first = Bottleneck(channels, planes, stride=1 if level == 0 else 2)
+            channels = 4 * planes
+            rest = [Bottleneck(channels, planes, stride=1) for _ in range(count - 1)]
+            self.add_module(f"layer{level + 1}", nn.Sequential(first, *rest))
+        self.attnpool = AttentionPool(resolution // 32, channels, heads=width * 32 // 64, embed_dim=embed_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        x = images
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = F.relu(norm(conv(x)), inplace=True)
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.avgpool(x)))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attnpool(self.features(images))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """[B,h,w,D]: every position through the pool's value and output projections (as MaskCLIP, ECCV 2022)."""
+        features = self.features(images).permute(0, 2, 3, 1)
+        return self.attnpool.c_proj(self.attnpool.v_proj(features))
