@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..transforms import eval_transform
 
+Checked = tuple[tuple[int, int], str | None]  # an image's (H, W) and what is wrong with its files
 IGNORE = 255
+LONG_CHECK = 2000  # from so many images on, the check takes seconds and shows its progress
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
@@ -40,11 +42,6 @@ class Batch(NamedTuple):
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Batch(self.names, self.images.to(device, non_blocking=True),
                      self.labels.to(device, non_blocking=True), masks)
-
-    def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, which a DataLoader with pin_memory asks for."""
-        masks = None if self.masks is None else self.masks.pin_memory()
-        return Batch(self.names, self.images.pin_memory(), self.labels.pin_memory(), masks)
 
 
 class Entry(NamedTuple):
@@ -113,17 +110,15 @@ class TagDataset(Dataset):
     others; with `skip_bad` they are left out and listed in `skipped`.
     An image without a mask, in data that has masks, counts as ignored (255) throughout.
     """
-    classes: list[str] = []
+    classes: Sequence[str] = ()
     palette: np.ndarray = voc_palette()
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
-                 transform: Transform | None = None, skip_bad: bool = False, needs_tags: bool = True):
-        self.splits, self.transform = tuple(splits), transform or eval_transform()
-        self.synonyms: dict[str, list[str]] = getattr(self, "synonyms", {})
-        self.skipped: list[str] = []
-        self.notes: list[str] = getattr(self, "notes", [])
-        self.needs_tags = needs_tags
+                 transform: Transform | None = None, skip_bad: bool = False, needs_tags: bool = True,
+                 synonyms: dict[str, list[str]] | None = None, notes: Sequence[str] = ()):
+        self.splits, self.notes, self.synonyms = tuple(splits), list(notes), synonyms or {}
+        self.transform, self.needs_tags = transform or eval_transform(), needs_tags
         self._accept(entries, list(problems), skip_bad)
 
     def __len__(self) -> int:
@@ -158,18 +153,20 @@ class TagDataset(Dataset):
         return other
 
     def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
-        """A copy whose masks are FOLDER/NAME.png (pseudo masks), checked like any other; one must be there for each."""
-        folder = Path(folder)
-        present = files_of(folder, (".png",))
-        other = copy.copy(self)
-        other.skipped = list(self.skipped)
-        problems = [f"{folder / name}.png: no such mask" for name in self.names if name not in present]
+        """A copy whose masks are FOLDER/NAME.png (pseudo masks), one for each image, checked like any other mask.
+
+        Its `skipped` names what was left out of the copy.
+        """
+        present = files_of(Path(folder), (".png",))
+        problems = [f"{Path(folder) / name}.png: no such mask" for name in self.names if name not in present]
         entries = [entry._replace(mask=present[entry.name]) for entry in self.entries if entry.name in present]
-        other._accept(entries, problems, skip_bad)
+        other = copy.copy(self)
+        other._accept(entries, problems, skip_bad, dict(zip(self.names, self.sizes)))
         return other
 
-    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
-        """Check all entries' files in one pass and keep the good ones."""
+    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool,
+                sizes: dict[str, tuple[int, int]] | None = None) -> None:
+        """Check all entries' files in one pass and keep the good ones; images of known size are not read again."""
         seen: set[str] = set()
         fresh = []
         for entry in entries:
@@ -180,16 +177,15 @@ class TagDataset(Dataset):
             else:
                 fresh.append(entry)
             seen.add(entry.name)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
-            checked = list(pool.map(self._inspect, fresh))
+        checked = self._inspect_all(fresh, sizes or {})
         problems += [problem for _, problem in checked if problem]
         if problems and not skip_bad:
             more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
             raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
-        self.skipped += problems
         kept = [(entry, size) for entry, (size, problem) in zip(fresh, checked) if not problem]
         if not kept:
-            raise InputError(f"no usable image is left, {len(problems)} were skipped; the first: {problems[0]}")
+            raise InputError(f"no usable image is left of {len(problems)}; the first: {problems[0]}")
+        self.skipped = problems
         self.entries, self.sizes = [entry for entry, _ in kept], [size for _, size in kept]
         self.names = [entry.name for entry in self.entries]
         self.has_masks = any(entry.mask is not None for entry in self.entries)
@@ -197,8 +193,30 @@ class TagDataset(Dataset):
         for row, entry in enumerate(self.entries):
             self.labels[row, list(entry.tags)] = 1
 
-    def _inspect(self, entry: Entry) -> tuple[tuple[int, int], str | None]:
-        """((H, W), the first problem or None) of an entry's files, all compressed data read."""
+    def _inspect_all(self, entries: Sequence[Entry], sizes: dict[str, tuple[int, int]]) -> list[Checked]:
+        """`_inspect` of every entry in threads (Pillow decodes outside the interpreter's lock), with a progress line."""
+        from ..engine import Progress  # the engine imports this module
+        progress = Progress("check files", len(entries)) if len(entries) >= LONG_CHECK else None
+        results = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for result in pool.map(self._inspect, entries, [sizes.get(entry.name) for entry in entries]):
+                results.append(result)
+                if progress:
+                    progress.update(1)
+        if progress:
+            progress.close()
+        return results
+
+    def _inspect(self, entry: Entry, size: tuple[int, int] | None) -> Checked:
+        """(the image's (H, W), the first problem or None) of an entry's files, all compressed data read."""
+        if size is None:
+            size, problem = self._image_problem(entry)
+            if problem:
+                return size, problem
+        return size, self._mask_problem(entry, size)
+
+    def _image_problem(self, entry: Entry) -> Checked:
+        """The size of an entry's image file and what is wrong with it."""
         try:
             with Image.open(entry.image) as file:
                 turned = self.oriented and file.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the axes
@@ -211,7 +229,7 @@ class TagDataset(Dataset):
             return (0, 0), f"{entry.image}: no such image, listed in {entry.where}"
         except UNREADABLE as error:
             return (0, 0), f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
-        return size, self._mask_problem(entry, size)
+        return size, None
 
     def _mask_problem(self, entry: Entry, size: tuple[int, int]) -> str | None:
         """What is wrong with an entry's mask file."""
@@ -224,17 +242,20 @@ class TagDataset(Dataset):
         if mask.shape != size:
             return f"{entry.mask}: mask is {mask.shape[0]} x {mask.shape[1]}, its image {size[0]} x {size[1]} (H x W)"
         n_classes = len(self.classes)
-        strange = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[n_classes + 1:IGNORE])
+        strange = mask[(mask > n_classes) & (mask < IGNORE)]
         if strange.size:
-            return (f"{entry.mask}: value {strange[0] + n_classes + 1} in the mask; valid are 0 (background), "
-                    f"1..{n_classes} and {IGNORE} (ignore)")
+            return (f"{entry.mask}: value {strange.min()} in the mask; valid are 0 (background), 1..{n_classes} and "
+                    f"{IGNORE} (ignore)")
         return None
 
 
-def files_of(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Stem -> path of a folder's visible files with one of the suffixes (any case); InputError if it is missing."""
+def files_of(folder: Path, suffixes: Sequence[str], by_stem: bool = True) -> dict[str, Path]:
+    """Stem (or file name) -> path of a folder's visible files with one of the suffixes; InputError if it is missing."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = sorted(item.name for item in os.scandir(folder) if not item.name.startswith("."))
-    return {os.path.splitext(name)[0]: folder / name for name in names
-            if os.path.splitext(name)[1].lower() in suffixes}
+    files: dict[str, Path] = {}
+    for name in sorted(item.name for item in os.scandir(folder) if not item.name.startswith(".")):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in suffixes:
+            files[stem if by_stem else name] = folder / name
+    return files

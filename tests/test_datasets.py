@@ -1,0 +1,348 @@
+"""Data sets: small ones are written by hand; every kind of bad input is one clear line."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipwsss.datasets import DATASETS, Batch, build_dataset, collate, voc_palette
+from clipwsss.datasets import coco_masks
+from clipwsss.errors import InputError
+from clipwsss.transforms import train_transform
+
+
+def save_image(path: Path, size: tuple[int, int] = (12, 20), seed: int = 0, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(mask.astype(np.uint8), "P") if mask.ndim == 2 else Image.fromarray(mask)
+    if mask.ndim == 2:
+        image.putpalette(voc_palette().tobytes())
+    image.save(path)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def fails(pattern: str, *arguments, **options) -> str:
+    """build_dataset fails with one line that matches."""
+    with pytest.raises(InputError, match=pattern) as caught:
+        build_dataset(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def voc(tmp_path) -> Path:
+    """Four images: a (aeroplane, difficult dog; person's part `head`), b (cat), c (cat, dog), d (train, val split)."""
+    root = tmp_path / "VOC2012"
+    objects = {"a": "<object><name>aeroplane</name></object><object><name>dog</name><difficult>1</difficult>"
+                    "<part><name>head</name></part></object>",
+               "b": "<object><name>cat</name></object>",
+               "c": "<object><name>cat</name></object><object><name>dog</name></object>",
+               "d": "<object><name>train</name></object>"}
+    for seed, (name, content) in enumerate(objects.items()):
+        save_image(root / "JPEGImages" / f"{name}.jpg", seed=seed)
+        write(root / "Annotations" / f"{name}.xml", f"<annotation>{content}</annotation>")
+        mask = np.zeros((12, 20))
+        mask[2:5, 3:9], mask[6] = seed + 1, 255
+        save_mask(root / "SegmentationClassAug" / f"{name}.png", mask)
+    write(root / "ImageSets/Segmentation/train.txt", "a\nb\n")
+    write(root / "ImageSets/Segmentation/val.txt", "d\n")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "mine"
+    for seed, name in enumerate(("one.jpg", "two.png", "three.JPG")):
+        save_image(root / "images" / name, seed=seed, **({"quality": 95} if "p" in name[-3:].lower() else {}))
+    write(root / "classes.txt", "cat: kitty, tomcat\nhot dog\n")
+    write(root / "labels.csv", "image,labels\none.jpg,cat\ntwo,hot dog; cat\n\nthree,hot dog\n")
+    return root
+
+
+def test_voc_reads_tags_masks_and_splits(voc):
+    data = build_dataset("voc12", voc, "train")
+    assert data.names == ["a", "b"] and len(data.classes) == 20 and data.splits == ("train", "val", "train_aug")
+    assert [data.classes[k] for k in data.labels[0].nonzero().flatten()] == ["aeroplane", "dog"]
+    sample = data[1]
+    assert sample.image.shape == (3, 12, 20) and sample.image.dtype == torch.float32 and sample.mask.dtype == torch.int64
+    stored = np.asarray(Image.open(voc / "JPEGImages/b.jpg"))
+    assert torch.equal((sample.image * 255).round().byte(), torch.from_numpy(stored.copy()).permute(2, 0, 1))
+    assert sample.mask.unique().tolist() == [0, 2, 255] and sample.mask[2, 3] == 2
+    assert data.image_size(0) == (12, 20) and data.load_image(0).size == (20, 12)
+    assert build_dataset("voc12", voc.parent, "train").names == data.names, "the folder around VOC2012 is accepted"
+
+
+def test_voc_train_aug_is_listed_or_what_val_leaves(voc):
+    assert build_dataset("voc12", voc, "train_aug").names == ["a", "b", "c"]
+    write(voc / "ImageSets/Segmentation/train_aug.txt",
+          "/JPEGImages/c.jpg /SegmentationClassAug/c.png\n/JPEGImages/a.jpg /SegmentationClassAug/a.png\n")
+    assert build_dataset("voc12", voc, "train_aug").names == ["c", "a"]
+
+
+def test_voc_masks_prefer_the_augmented_and_are_ignored_where_missing(voc):
+    (voc / "SegmentationClassAug/a.png").rename(voc / "moved.png")
+    data = build_dataset("voc12", voc, "train")
+    assert data.has_masks and data.load_mask(0) is None and data[0].mask.unique().tolist() == [255]
+    save_mask(voc / "SegmentationClass/a.png", np.full((12, 20), 7))
+    save_mask(voc / "SegmentationClass/b.png", np.full((12, 20), 7))
+    data = build_dataset("voc12", voc, "train")
+    assert data[0].mask.unique().tolist() == [7] and 2 in data[1].mask
+    assert data.with_transform(data.transform, masks=False)[0].mask is None
+
+
+def test_voc_test_split_has_neither_tags_nor_masks(voc):
+    write(voc / "ImageSets/Segmentation/test.txt", "a\n")
+    data = build_dataset("voc12", voc, "test")
+    assert not data.has_masks and data.labels.sum() == 0 and data[0].mask is None
+
+
+def test_palette_follows_the_bit_rule():
+    palette = voc_palette()
+    assert palette[:9].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
+                                    [0, 128, 128], [128, 128, 128], [64, 0, 0]]
+    assert palette[20].tolist() == [0, 64, 128] and palette[255].tolist() == [224, 224, 192]
+
+
+def test_real_voc_images(voc_sample):
+    data = build_dataset("voc12", voc_sample / "VOC2012", "train")
+    assert len(data) == 8 and data.has_masks
+    for index in range(len(data)):
+        present = set(np.unique(data.load_mask(index)).tolist()) - {0, 255}
+        assert present <= set((data.labels[index].nonzero().flatten() + 1).tolist())
+        assert tuple(data[index].image.shape[1:]) == data.image_size(index)
+
+
+def test_wrong_names_list_the_valid_ones(voc, tmp_path):
+    assert all(name in fails("--dataset voc11: valid are", "voc11", voc, "train") for name in DATASETS)
+    fails("--split trian: .* has train, val, train_aug", "voc12", voc, "trian")
+    fails("no VOC2012 data here", "voc12", tmp_path / "nowhere", "train")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
+    fails("val.txt: split val is empty", "voc12", voc, "val")
+
+
+def test_bad_voc_files_are_all_found_in_one_pass(voc, capsys):
+    jpeg = voc / "JPEGImages/b.jpg"
+    write(voc / "ImageSets/Segmentation/train.txt", "a\nb\nc\nd\ne\na\n")
+    jpeg.write_bytes(jpeg.read_bytes()[:-40])
+    write(voc / "Annotations/c.xml", "<annotation></annotation>")
+    write(voc / "Annotations/d.xml", "<annotation><object><name>tank</name></object></annotation>")
+    write(voc / "Annotations/e.xml", "<annotation><object><name>cat</name></object></annotation>")
+    fails(r"d.xml: unknown class 'tank'; valid are aeroplane, .* \(and 4 more; --skip-bad", "voc12", voc, "train")
+    capsys.readouterr()
+    data = build_dataset("voc12", voc, "train", skip_bad=True)
+    assert data.names == ["a"] and len(data.skipped) == 5
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 5 and all(line.startswith("skipped: ") for line in told.splitlines())
+    for expected in ("train.txt:6: image a is listed twice", "train.txt:3: image c has no tag", "tank",
+                     "b.jpg: not a readable image", "truncated", "e.jpg: no such image, listed in"):
+        assert expected in told
+    write(voc / "ImageSets/Segmentation/train.txt", "b\n")
+    fails("no usable image is left", "voc12", voc, "train", skip_bad=True)
+
+
+@pytest.mark.parametrize("cut", [2, 10, 300])
+def test_every_truncation_is_seen(voc, cut):
+    save_image(voc / "JPEGImages/a.jpg", (64, 64))
+    save_mask(voc / "SegmentationClassAug/a.png", np.zeros((64, 64)))
+    data = (voc / "JPEGImages/a.jpg").read_bytes()
+    (voc / "JPEGImages/a.jpg").write_bytes(data[:-cut])
+    fails("a.jpg: not a readable image .*train.txt:1", "voc12", voc, "train")
+    (voc / "JPEGImages/a.jpg").write_bytes(data)
+    mask = (voc / "SegmentationClassAug/a.png").read_bytes()
+    (voc / "SegmentationClassAug/a.png").write_bytes(mask[:60])
+    fails("a.png: not a readable mask", "voc12", voc, "train")
+
+
+def test_bad_masks(voc):
+    path = voc / "SegmentationClassAug/b.png"
+    save_mask(path, np.full((12, 20), 21))
+    fails(r"b.png: value 21 in the mask; valid are 0 \(background\), 1..20 and 255", "voc12", voc, "train")
+    save_mask(path, np.zeros((20, 12)))
+    fails(r"b.png: mask is 20 x 12, its image 12 x 20", "voc12", voc, "train")
+    save_mask(path, np.zeros((12, 20, 3), np.uint8))
+    fails(r"b.png: a mask is a palette or 8-bit grey PNG .* this is RGB", "voc12", voc, "train")
+
+
+def test_other_masks_are_checked_and_served(voc, tmp_path):
+    data = build_dataset("voc12", voc, "train")
+    save_mask(tmp_path / "pseudo/a.png", np.full((12, 20), 3))
+    with pytest.raises(InputError, match=r"pseudo/b.png: no such mask \(--skip-bad"):
+        data.with_masks(tmp_path / "pseudo")
+    other = data.with_masks(tmp_path / "pseudo", skip_bad=True)
+    assert other.names == ["a"] and other[0].mask.unique().tolist() == [3] and len(other.skipped) == 1
+    assert data.names == ["a", "b"] and 1 in data[0].mask, "the original is unchanged"
+
+
+def test_collate_stacks_and_refuses_mixed_sizes(voc):
+    data = build_dataset("voc12", voc, "train", train_transform(8, resize_long=None))
+    batch = collate([data[0], data[1]])
+    assert isinstance(batch, Batch) and batch.images.shape == (2, 3, 8, 8) and batch.masks.shape == (2, 8, 8)
+    assert batch.names == ["a", "b"] and torch.equal(batch.labels, data.labels) and batch.to("cpu").masks is not None
+    no_mask = collate([data[0]._replace(mask=None)])
+    assert no_mask.masks is None and no_mask.to("cpu").masks is None
+    wide = data.with_transform(train_transform(9, resize_long=None))[0]
+    with pytest.raises(InputError, match="in one batch"):
+        collate([data[0], wide])
+
+
+def test_folder_reads_a_users_table(folder):
+    data = build_dataset("folder", folder, "train")
+    assert data.names == ["one", "two", "three"] and data.classes == ["cat", "hot dog"] and not data.has_masks
+    assert data.synonyms == {"cat": ["kitty", "tomcat"], "hot dog": []}
+    assert data.labels.tolist() == [[1, 0], [1, 1], [0, 1]] and data.splits == ("train",) and data[0].mask is None
+    save_mask(folder / "masks/two.png", np.full((12, 20), 2))
+    data = build_dataset("folder", folder, "train")
+    assert data.has_masks and data[1].mask.unique().tolist() == [2] and data[0].mask.unique().tolist() == [255]
+
+
+def test_folder_splits_byte_order_mark_and_rotation(folder, capsys):
+    table = "\ufeffImage,Labels,split\none,cat,train\ntwo,cat,val\nthree,hot dog,val\n"
+    (folder / "labels.csv").write_text(table, encoding="utf-8")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_image(folder / "images/two.png", exif=exif)
+    data = build_dataset("folder", folder, "val")
+    assert data.splits == ("train", "val") and data.names == ["two", "three"]
+    assert data.image_size(0) == (20, 12) and data[0].image.shape == (3, 20, 12)
+    save_mask(folder / "masks/zwei.png", np.zeros((12, 20)))
+    build_dataset("folder", folder, "val")
+    assert "zwei.png: belongs to no image" in capsys.readouterr().err
+    fails("--split test: .* has train, val", "folder", folder, "test")
+
+
+@pytest.mark.parametrize("row, pattern", [
+    ("four,cat", r"labels.csv:3: image 'four' is not in the folder images"),
+    ("two,cat;dog", r"labels.csv:3: unknown class 'dog'; valid are cat, hot dog"),
+    ("two,", r"labels.csv:3: image two has no tag"),
+    ("two,cat,hot dog", r"labels.csv:3: 3 fields, the header has 2; separate labels by ;"),
+    ("one,cat", r"labels.csv:3: image one is listed twice"),
+    ("wide,cat", r"wide.png: I;16 pixels; save it with 8 bits"),
+    ("same,cat", r"labels.csv:3: images same.jpg and same.png share one name"),
+])
+def test_bad_rows_name_their_line(folder, row, pattern):
+    write(folder / "labels.csv", f"image,labels\none.jpg,cat\n{row}\n")
+    Image.fromarray(np.zeros((5, 5), np.uint16)).save(folder / "images/wide.png")
+    for name in ("same.jpg", "same.png"):
+        save_image(folder / "images" / name)
+    fails(pattern, "folder", folder, "train")
+    assert build_dataset("folder", folder, "train", skip_bad=True).names == ["one"]
+
+
+@pytest.mark.parametrize("file, text, pattern", [
+    ("labels.csv", "one.jpg,cat\n", r"labels.csv:1: the first line must be `image,labels`"),
+    ("labels.csv", "image,labels\n", r"labels.csv: no image is listed"),
+    ("classes.txt", "cat\ncat\n", r"classes.txt:2: cat is listed twice"),
+    ("classes.txt", "cat\nbackground\n", r"classes.txt:2: background is not a class"),
+    ("classes.txt", "# animals\ncat\n", r"classes.txt:1: '# animals' is no class"),
+    ("classes.txt", "\n", r"classes.txt: 0 classes"),
+])
+def test_bad_tables(folder, file, text, pattern):
+    write(folder / file, text)
+    fails(pattern, "folder", folder, "train")
+
+
+def test_missing_parts_of_a_folder(folder):
+    (folder / "classes.txt").rename(folder / "klassen.txt")
+    fails("classes.txt: no such file", "folder", folder, "train")
+    (folder / "klassen.txt").rename(folder / "classes.txt")
+    (folder / "images").rename(folder / "bilder")
+    fails("images: no such folder", "folder", folder, "train")
+
+
+SQUARE = [2.0, 2.0, 8.0, 2.0, 8.0, 6.0, 2.0, 6.0]  # pixels (columns 2..7, rows 2..5)
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """Two annotated images of 10 x 12 and one without annotation; ids 3 and 7 become classes 1 and 2."""
+    images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "height": 10, "width": 12} for i in (9, 4, 5)]
+    for image in images:
+        save_image(tmp_path / "images/val2014" / image["file_name"], (10, 12), seed=image["id"])
+    crowd = {"size": [10, 12], "counts": [0, 60, 60]}
+    annotations = [
+        {"image_id": 9, "category_id": 7, "segmentation": [SQUARE], "iscrowd": 0},
+        {"image_id": 9, "category_id": 3, "segmentation": [[2.0, 2.0, 4.0, 2.0, 4.0, 6.0, 2.0, 6.0]], "iscrowd": 0},
+        {"image_id": 9, "category_id": 3, "segmentation": crowd, "iscrowd": 1},
+        {"image_id": 4, "category_id": 7, "segmentation": crowd, "iscrowd": 1}]
+    content = {"images": images, "annotations": annotations,
+               "categories": [{"id": 7, "name": "bus"}, {"id": 3, "name": "cat"}]}
+    write(tmp_path / "annotations/instances_val2014.json", json.dumps(content))
+    return tmp_path
+
+
+def test_coco_reads_tags_and_draws_masks(coco, capsys):
+    data = build_dataset("coco14", coco, "val")
+    assert data.names == ["COCO_val2014_000000000004", "COCO_val2014_000000000009"] and data.classes == ["cat", "bus"]
+    assert data.labels.tolist() == [[0, 1], [1, 1]] and data.splits == ("val",) and data.has_masks
+    assert "1 of 3 images have no annotation and are left out" in capsys.readouterr().err
+    expected = np.zeros((10, 12), np.uint8)
+    expected[:, :6] = 255  # the crowd: columns 0..5, below everything
+    expected[2:6, 2:8] = 2
+    expected[2:6, 2:4] = 1  # drawn later
+    assert np.array_equal(data.load_mask(1), expected) and data[1].mask.unique().tolist() == [0, 1, 2, 255]
+    save_mask(coco / "pseudo/COCO_val2014_000000000009.png", np.ones((10, 12)))
+    other = data.with_masks(coco / "pseudo", skip_bad=True)
+    assert other[0].mask.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("change, pattern", [
+    (lambda c: c["annotations"][0].update(category_id=99), r"annotations\[0\]: category 99 is not among"),
+    (lambda c: c["annotations"][0].update(image_id=99), r"annotations\[0\]: image 99 is not among"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1.0, 2.0]]), r"image 9\): a polygon is a list of at least"),
+    (lambda c: c["annotations"][2]["segmentation"].update(counts=[1]), r"image 9\): run lengths do not add up"),
+    (lambda c: c["annotations"][2]["segmentation"].update(size=[9, 9]), r"image 9\): run lengths are for size"),
+    (lambda c: c["annotations"][2]["segmentation"].update(counts="PP"), r"image 9\): .*run lengths"),
+    (lambda c: c["annotations"][0].pop("category_id"), r"annotations\[0\] has no 'category_id'"),
+    (lambda c: c["images"][0].update(height=11), r"000009.jpg: 10 x 12 .* says 11 x 12"),
+    (lambda c: c.pop("images"), r"no list 'images'"),
+])
+def test_bad_coco_annotations(coco, change, pattern):
+    path = coco / "annotations/instances_val2014.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    fails(pattern, "coco14", coco, "val")
+
+
+def test_missing_coco_parts(coco):
+    fails("instances_train2014.json: no such file", "coco14", coco, "train")
+    fails("--split test: .* has val", "coco14", coco, "test")
+    (coco / "annotations/instances_val2014.json").write_text("{")
+    fails("instances_val2014.json: not a readable annotation file", "coco14", coco, "val")
+
+
+def test_compressed_run_lengths_by_hand():
+    # 5, 3, 2, then 4 as 4 - 3 = 1, then 40 as 40 - 2 = 38: low five bits 6 (| 32), then 1.
+    assert coco_masks.parse_counts("5321" + chr(48 + 38) + chr(48 + 1)).tolist() == [5, 3, 2, 4, 40]
+    # A difference of -2 has its sign bit set: 30 = 0b11110.
+    assert coco_masks.parse_counts("532" + chr(48 + 30)).tolist() == [5, 3, 2, 1]
+    mask = coco_masks.decode({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3))
+    assert mask.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_regions_equal_pycocotools():
+    reference = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    for trial in range(300):
+        size = tuple(int(side) for side in random.integers(1, 90, 2))
+        points = random.uniform(-3, np.array(size[::-1]) + 3, (random.integers(3, 30), 2))
+        points = points.round(2) if trial % 2 else points.round()
+        points[1] = points[0]
+        polygons = [points.ravel().tolist(), (points[:3] + 1).ravel().tolist()]
+        expected = reference.decode(reference.merge(reference.frPyObjects(polygons, *size)))
+        assert np.array_equal(coco_masks.decode(polygons, size), expected)
+        packed = reference.encode(np.asfortranarray(expected))
+        assert np.array_equal(coco_masks.decode(packed, size), expected)
+        loose = {"size": list(size), "counts": coco_masks.parse_counts(packed["counts"]).tolist()}
+        assert np.array_equal(coco_masks.decode(loose, size), expected)
