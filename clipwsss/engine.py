@@ -41,6 +41,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it (CUDA, or a processor with such instructions), else fp32."""
+    if name != "auto":
+        return name
+    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    return "bf16" if able else "fp32"
+
+
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed torch, numpy and random from (seed, epoch): an epoch begins alike whether or not the run was resumed."""
     mixed = (seed * 1_000_003 + epoch) % 2**32
@@ -212,10 +220,12 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
         on_epoch: Callable[[int], None] | None = None) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
-    Raises InputError on a non-finite loss, naming the batch's images. `precision` bf16 runs `step` under autocast.
-    `accumulate` sums gradients of that many batches before each optimiser and scheduler step; `on_epoch` is told each epoch's number.
+    Raises InputError on a non-finite loss, naming the batch's images. `precision` as in pick_precision; bf16 runs
+    `step` under autocast. `accumulate` sums gradients of that many batches before each optimiser and scheduler step;
+    `on_epoch` is told each epoch's number.
     """
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
+    low = pick_precision(precision, device) == "bf16"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch in range(run.restore(checkpoint, **stateful), epochs):
         seed_everything(seed, epoch)
@@ -228,7 +238,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
         sums: dict[str, torch.Tensor] = {}
         for index, batch in enumerate(loader):
             batch = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
                 terms = step(batch)
             if not torch.isfinite(terms["loss"]):
                 shown = {name: round(value.item(), 4) for name, value in terms.items()}

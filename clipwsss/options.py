@@ -35,7 +35,8 @@ def script_parser(description: str, training: dict | None = None) -> argparse.Ar
         add("--momentum", type=float, default=0.9, help="momentum of sgd")
         add("--warmup", type=int, default=0, help="steps of linear warm-up")
         add("--clip-norm", type=float, default=0.0, help="clip the gradient's norm; 0 does not")
-        add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 runs forward passes under autocast")
+        add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
+            help="bf16 trains under autocast; auto where the device is fast at it")
         parser.set_defaults(**training)
     return parser
 
