@@ -2,14 +2,11 @@
 
 The published walks (IRN: Ahn, Cho & Kwak, CVPR 2019; PSA: Ahn & Kwak, CVPR 2018) square a dense transition
 matrix of all pixel pairs. But only pairs closer than a small radius have an affinity, and it is symmetric:
-with A the powered affinities (1 on the diagonal) and D their sums,
-
-    (D^-1 A)^steps x  =  D^-1/2 S^steps D^1/2 x,     S = D^-1/2 A D^-1/2,
-
-where S is symmetric with its spectrum in [-1, 1] for every non-negative A. There t^steps is a short Chebyshev
-series (its coefficients are binomial probabilities): 256 steps take 70 products with S. On the CPU, S is a
-scipy matrix of diagonals; elsewhere its product is taken by shifted slices, for all classes and images at
-once.
+with A the powered affinities (1 on the diagonal) and D their sums, one step is P = D^-1 A. P is similar to
+D^-1/2 A D^-1/2, which is symmetric with its spectrum in [-1, 1] for every non-negative A, and there t^steps
+is a short Chebyshev series (its coefficients are binomial probabilities): 256 steps take 70 products with P.
+On the CPU, A is a scipy matrix of diagonals; elsewhere the product is taken by shifted slices, for all
+classes and images at once.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -147,7 +144,7 @@ def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_tim
     batched = maps if maps.ndim == 4 else maps[None]
     weights = weights.to(maps.device).reshape(len(batched), len(offsets), *maps.shape[-2:])
     walk = _walk_diagonals if maps.device.type == "cpu" else _walk_slices
-    walked = walk(batched, *_symmetrise(weights, offsets, beta), offsets, coefficients).reshape(maps.shape)
+    walked = walk(batched, *_transition(weights, offsets, beta), offsets, coefficients).reshape(maps.shape)
     return walked if isinstance(cams, torch.Tensor) else walked.numpy()
 
 
@@ -180,27 +177,26 @@ def _power_series(steps: int) -> tuple[float, ...]:
     return tuple(coefficients)
 
 
-def _symmetrise(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Off-diagonal 2 S [B, n, h, w], 0 where the partner is outside, and degrees D in float64 [B, 1, h, w].
+def _transition(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[torch.Tensor, ...]:
+    """2 P = scale * (own + pairs): pairs [B, n, h, w], 0 where the partner is outside; own, scale [B, 1, h, w].
 
-    Degrees rounded to float32 before S is formed shift its largest eigenvalue from 1, and 256 steps show it.
+    Summed in float64, and `own` takes up what rounding `scale` to float32 left: an error in the sum of a row
+    would be multiplied by 256 steps.
     """
-    ends = [_ends(weights.shape[-2:], dy, dx) for dy, dx in offsets]
-    powered = weights.pow(beta)
-    degrees = torch.ones_like(powered[:, :1], dtype=torch.float64)
-    for index, (first, second) in enumerate(ends):
-        degrees[..., *first] += powered[:, index:index + 1, *first]
-        degrees[..., *second] += powered[:, index:index + 1, *first]
-    scale = degrees.rsqrt()
-    doubled = torch.zeros_like(powered)
-    for index, (first, second) in enumerate(ends):
-        factor = 2 * scale[..., *first] * scale[..., *second]
-        doubled[:, index:index + 1, *first] = powered[:, index:index + 1, *first] * factor
-    return doubled, degrees
+    pairs = torch.zeros_like(weights)
+    sums = torch.zeros_like(weights[:, :1], dtype=torch.float64)
+    for index, (dy, dx) in enumerate(offsets):
+        first, second = _ends(weights.shape[-2:], dy, dx)
+        inside = weights[:, index:index + 1, *first].pow(beta)
+        pairs[:, index:index + 1, *first] = inside
+        sums[..., *first] += inside
+        sums[..., *second] += inside
+    scale = (2 / (1 + sums)).float()
+    return pairs, (2 / scale.double() - sums).float(), scale
 
 
 def _series(product: Callable[[Array], Array], start: Array, coefficients: Sequence[float]) -> Array:
-    """sum_k coefficients[k] T_k(S) start, where product(v) = 2 S v; numpy and torch alike."""
+    """sum_k coefficients[k] T_k(P) start, where product(v) = 2 P v; numpy and torch alike."""
     total = coefficients[0] * start
     previous, current = start, start
     for order, coefficient in enumerate(coefficients[1:], 1):
@@ -211,43 +207,41 @@ def _series(product: Callable[[Array], Array], start: Array, coefficients: Seque
     return total
 
 
-def _walk_diagonals(maps: torch.Tensor, doubled: torch.Tensor, degrees: torch.Tensor, offsets: Offsets,
-                    coefficients: Sequence[float]) -> torch.Tensor:
-    """The walk on the CPU: 2 S as a matrix of diagonals, map by map (scipy is slower on several at once)."""
+def _walk_diagonals(maps: torch.Tensor, pairs: torch.Tensor, own: torch.Tensor, scale: torch.Tensor,
+                    offsets: Offsets, coefficients: Sequence[float]) -> torch.Tensor:
+    """The walk on the CPU: A as a matrix of diagonals, map by map (scipy is slower on several at once)."""
     batch, classes, height, width = maps.shape
     pixels = height * width
-    inside = [dy < height and abs(dx) < width for dy, dx in offsets]
-    shifts = {index: dy * width + dx for index, (dy, dx) in enumerate(offsets) if inside[index]}
+    shifts = {index: dy * width + dx for index, (dy, dx) in enumerate(offsets)
+              if dy < height and abs(dx) < width}
     diagonals = sorted({0}.union(shifts.values(), (-shift for shift in shifts.values())))
     row_of = {diagonal: row for row, diagonal in enumerate(diagonals)}
-    walked = np.empty((batch, classes, pixels), np.float32)
+    seeds, pairs, own, scale = (part.flatten(2).numpy() for part in (maps, pairs, own, scale))
+    walked = np.empty_like(seeds)
     for image in range(batch):
-        degree = degrees[image].reshape(-1).numpy()
-        root = np.sqrt(degree).astype(np.float32)
         data = np.zeros((len(diagonals), pixels), np.float32)
-        data[row_of[0]] = 2 / degree
-        values = doubled[image].reshape(len(offsets), pixels).numpy()
+        data[row_of[0]] = own[image, 0]
         for index, shift in shifts.items():                 # in narrow images several pairs share a diagonal
-            data[row_of[shift], shift:] += values[index, :pixels - shift]
-            data[row_of[-shift]] += values[index]
-        operator = sparse.dia_array((data, diagonals), shape=(pixels, pixels))
-        for index, seed in enumerate(maps[image].reshape(classes, pixels).numpy()):
-            walked[image, index] = _series(operator.dot, seed * root, coefficients) / root
+            data[row_of[shift], shift:] += pairs[image, index, :pixels - shift]
+            data[row_of[-shift]] += pairs[image, index]
+        matrix = sparse.dia_array((data, diagonals), shape=(pixels, pixels))
+        for index in range(classes):
+            walked[image, index] = _series(lambda vector: matrix.dot(vector) * scale[image, 0],
+                                           seeds[image, index], coefficients)
     return torch.from_numpy(walked)
 
 
-def _walk_slices(maps: torch.Tensor, doubled: torch.Tensor, degrees: torch.Tensor, offsets: Offsets,
-                 coefficients: Sequence[float]) -> torch.Tensor:
-    """The walk on any device: the product with 2 S by shifted slices, all classes and images at once."""
-    diagonal, root = (2 / degrees).float(), degrees.sqrt().float()
+def _walk_slices(maps: torch.Tensor, pairs: torch.Tensor, own: torch.Tensor, scale: torch.Tensor,
+                 offsets: Offsets, coefficients: Sequence[float]) -> torch.Tensor:
+    """The walk on any device: the product with A by shifted slices, all classes and images at once."""
     ends = [_ends(maps.shape[-2:], dy, dx) for dy, dx in offsets]
 
     def product(vectors: torch.Tensor) -> torch.Tensor:
-        result = diagonal * vectors
+        result = own * vectors
         for index, (first, second) in enumerate(ends):
-            weight = doubled[:, index:index + 1, *first]
+            weight = pairs[:, index:index + 1, *first]
             result[..., *first].addcmul_(weight, vectors[..., *second])
             result[..., *second].addcmul_(weight, vectors[..., *first])
-        return result
+        return result.mul_(scale)
 
-    return _series(product, maps * root, coefficients) / root
+    return _series(product, maps, coefficients)
