@@ -19,7 +19,7 @@ from .datasets import Batch, collate
 from .errors import InputError
 
 # What may differ between a run and its resumption: none of these changes a result.
-FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures"}
+FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad"}
 
 
 def rank() -> int:

@@ -42,7 +42,7 @@ def script_parser(description: str, training: dict | None = None) -> argparse.Ar
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
-    """Parse with presets as defaults: the method's, the data set's, the pair's, then those of the background prompt.
+    """Parse with presets as defaults: the method's, the data set's, the pair's, then those of background prompt or refinement.
 
     Explicit flags win. Fills `out` and `data_root` with their default folders. Raises InputError when --data-root is
     needed and missing.
@@ -50,9 +50,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     argv = list(sys.argv[1:] if argv is None else argv)
     quiet = [word for word in argv if word not in ("-h", "--help")]
     presets = json.loads(PRESETS.read_text()).get(stage, {})
-    for selector in ("method", "background_prompt"):
+    for selector in ("method", "background_prompt", "refine"):
         first, _ = parser.parse_known_args(quiet)
-        value = getattr(first, selector, None)
+        value = str(getattr(first, selector, None)).split("+")[0]
         general = (value, first.dataset) if selector == "method" else (value,)
         for key in (*general, f"{first.dataset}/{value}"):
             preset = presets.get(key, {})
