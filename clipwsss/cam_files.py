@@ -1,7 +1,6 @@
-"""CAM files: our .npz without pickle, and IRN's .npy dictionaries read through an unpickler that runs no code."""
+"""CAM files: .npz without pickle, and IRN's .npy dictionaries read by an unpickler that runs no code."""
 import io
 import pickle
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +12,14 @@ from .engine import atomic_path
 from .errors import InputError
 
 STRIDE = 4
-BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError,
-          OverflowError, ImportError, pickle.UnpicklingError, zipfile.BadZipFile)
+FORMATS = {"npz": ".npz", "irn": ".npy"}
 
 
 class CamFile(NamedTuple):
     """Maps of one image's present classes.
 
-    keys int64 [k], 0-based classes without background; cam float32 [k, h, w] at a quarter of the image's size (rounded
-    up), usually in [0, 1]; high_res float32 [k, H, W] at the image's size, or None.
+    keys int64 [k], 0-based classes without background; cam float32 [k, h, w] at a quarter of the image's size
+    (rounded up), usually in [0, 1]; high_res float32 [k, H, W] at the image's size, or None.
     """
     keys: np.ndarray
     cam: np.ndarray
@@ -32,42 +30,40 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
               high_res: np.ndarray | None = None) -> Path:
     """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
 
-    fmt "npz": keys int64, cam float16, and high_res float16 if given. fmt "irn": IRN's pickled dictionary (keys torch
-    int64, cam torch float32, high_res numpy float32, which it needs), for IRN's own scripts under the same or a newer
-    numpy. ValueError for maps that `read_cam` would refuse.
+    fmt "npz": keys int64, cam float16, and high_res float16 if given. fmt "irn": IRN's pickled dictionary
+    (keys torch int64, cam torch float32, high_res numpy float32, which it needs), for IRN's own scripts under
+    the same or a newer numpy. ValueError for maps that `read_cam` would refuse.
     """
-    file = CamFile(np.asarray(keys, np.int64), np.asarray(cam, np.float32),
-                   None if high_res is None else np.asarray(high_res, np.float32))
+    if fmt not in FORMATS:
+        raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
+    if fmt == "irn" and high_res is None:
+        raise ValueError("fmt irn needs high_res, which IRN's scripts read")
+    stored = np.float16 if fmt == "npz" else np.float32
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+        file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
+                       None if high_res is None else np.asarray(high_res).astype(stored))
     if problem := _problem(file):
         raise ValueError(f"CAMs of {name}: {problem}")
-    if fmt == "npz":
-        arrays = {"keys": file.keys, "cam": file.cam.astype(np.float16)}
-        if file.high_res is not None:
-            arrays["high_res"] = file.high_res.astype(np.float16)
-        path = Path(folder) / f"{name}.npz"
-        with atomic_path(path) as temporary, open(temporary, "wb") as out:
-            np.savez(out, **arrays)
-        return path
-    if fmt != "irn":
-        raise ValueError(f"fmt {fmt!r}: valid are npz, irn")
-    if file.high_res is None:
-        raise ValueError("fmt irn needs high_res, which IRN's scripts read")
-    contents = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam), "high_res": file.high_res}
-    path = Path(folder) / f"{name}.npy"
+    path = Path(folder) / f"{name}{FORMATS[fmt]}"
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        np.save(out, contents, allow_pickle=True)
+        if fmt == "npz":
+            np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
+        else:
+            tensors = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam)}
+            np.save(out, {**tensors, "high_res": file.high_res}, allow_pickle=True)
     return path
 
 
 def read_cam(folder: Path | str, name: str) -> CamFile:
     """The CAM file NAME.npz or NAME.npy (IRN's) of a folder; no code in it is run.
 
-    InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors, missing fields,
-    shapes that do not match, no class, NaN or infinity. Whether keys are below K is the caller's to check.
+    InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors,
+    missing fields, shapes that do not match, no class, NaN, infinity. The caller checks keys against K.
     """
-    paths = [path for path in (Path(folder) / f"{name}.npz", Path(folder) / f"{name}.npy") if path.is_file()]
+    candidates = [Path(folder) / (name + suffix) for suffix in FORMATS.values()]
+    paths = [path for path in candidates if path.is_file()]
     if not paths:
-        raise InputError(f"{Path(folder) / name}.npz (or .npy): no such CAM file")
+        raise InputError(f"{candidates[0]} (or .npy): no such CAM file")
     if len(paths) > 1:
         raise InputError(f"{paths[0]} and {paths[1].name}: both are there, keep one of them")
     path = paths[0]
@@ -75,8 +71,9 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
         contents = _read_npz(path) if path.suffix == ".npz" else _read_irn(path)
     except InputError:
         raise
-    except BROKEN as error:
-        raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {error})") from error
+    except Exception as error:  # whatever a damaged or hostile file makes numpy, pickle or torch raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {reason})") from error
     missing = [field for field in ("keys", "cam") if field not in contents]
     if missing:
         raise InputError(f"{path}: no field {missing[0]!r}; found {', '.join(map(str, contents)) or 'none'}")
@@ -91,11 +88,12 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
 
 
 def list_cams(folder: Path | str) -> list[str]:
-    """Sorted names of the images that have a CAM file in a folder; InputError if there is no folder or no file."""
+    """Sorted names of the images that have a CAM file in a folder; InputError without any."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of CAM files")
-    names = {path.stem for path in folder.iterdir() if path.suffix in (".npz", ".npy") and path.name[0] != "."}
+    names = {path.stem for path in folder.iterdir()
+             if path.suffix in FORMATS.values() and not path.name.startswith(".")}
     if not names:
         raise InputError(f"{folder}: no CAM files (.npz, or IRN's .npy) in this folder")
     return sorted(names)
@@ -104,8 +102,8 @@ def list_cams(folder: Path | str) -> list[str]:
 def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
     """Maps at an image's size (H, W), float32 [k, H, W].
 
-    high_res if it has that size; else bilinear (align_corners False). Maps at stride 4 are first enlarged 4 times and
-    then cut to the image, as IRN does, since their grid covers the image rounded up to a multiple of 4.
+    high_res if it has that size; else bilinear (align_corners False). Maps at stride 4 are first enlarged 4
+    times and then cut to the image, as IRN does: their grid covers the image rounded up to a multiple of 4.
     """
     if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
         return file.high_res
@@ -151,18 +149,19 @@ def _read_irn(path: Path) -> dict:
     """The dictionary of an .npy file that holds one pickled object."""
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        formats = np.lib.format
+        header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, _, dtype = header(file)
         if not dtype.hasobject or shape != ():
-            raise InputError(f"{path}: an array {list(shape)} of {dtype}, not IRN's dictionary of keys, cam, high_res")
+            raise InputError(f"{path}: an array {list(shape)} of {dtype}, not IRN's dictionary")
         contents = _TensorUnpickler(file, path).load().item()
     if not isinstance(contents, dict):
-        raise InputError(f"{path}: holds a {type(contents).__name__}, not IRN's dictionary of keys, cam, high_res")
+        raise InputError(f"{path}: holds a {type(contents).__name__}, not IRN's dictionary")
     return contents
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays, torch tensors and plain values; any other name is refused before it is looked up."""
+    """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path):
         super().__init__(file)
@@ -172,22 +171,20 @@ class _TensorUnpickler(pickle.Unpickler):
         # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
         known = self.admitted.get((module.replace("numpy._core", "numpy.core"), name))
         if known is None:
-            raise InputError(f"{self.path}: its pickle asks for {module}.{name}; only numpy arrays and torch tensors "
-                             "are admitted, and nothing of it was run")
+            raise InputError(f"{self.path}: its pickle asks for {module}.{name}; only numpy arrays and torch "
+                             "tensors are admitted, and that was not run")
         return known
 
 
 def _admitted() -> dict[tuple[str, str], object]:
     """The names a pickled CAM may use.
 
-    Functions are made anew for each file: a pickle may set attributes of what it is given, and these die with it.
+    Functions are made anew for each file: a pickle may set attributes of what it is given.
     """
-    from numpy import dtype, ndarray
-
     def reconstruct(kind: type, shape: tuple, code: bytes | str) -> np.ndarray:
-        if kind is not ndarray or np.prod(shape) > 0:
-            raise pickle.UnpicklingError("an array is not rebuilt as numpy writes it")
-        return ndarray.__new__(ndarray, shape, code)
+        if kind is not np.ndarray or tuple(shape) != (0,):
+            raise pickle.UnpicklingError("an array that numpy did not write")
+        return np.ndarray((0,), code)
 
     def frombuffer(buffer: bytes, kind: np.dtype, shape: tuple, order: str) -> np.ndarray:
         return np.frombuffer(buffer, kind).reshape(shape, order=order)
@@ -203,12 +200,14 @@ def _admitted() -> dict[tuple[str, str], object]:
     def load_storage(data: bytes) -> torch.TypedStorage:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
-    def rebuild_tensor(storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
+    def rebuild_tensor(storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple,
+                       *_: object) -> torch.Tensor:
         flat = torch.empty(0, dtype=storage.dtype).set_(storage)
         return flat.as_strided(size, stride, offset)  # refuses what lies outside the storage
 
-    return {("numpy", "ndarray"): ndarray, ("numpy", "dtype"): dtype,
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct, ("numpy.core.multiarray", "scalar"): scalar,
-            ("numpy.core.numeric", "_frombuffer"): frombuffer, ("_codecs", "encode"): encode,
-            ("collections", "OrderedDict"): dict, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    return {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy.core.multiarray", "scalar"): scalar, ("numpy.core.numeric", "_frombuffer"): frombuffer,
+            ("_codecs", "encode"): encode, ("collections", "OrderedDict"): dict,
+            ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
             ("torch.storage", "_load_from_bytes"): load_storage}

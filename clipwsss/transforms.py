@@ -1,4 +1,4 @@
-"""Joint transforms of an image and its mask by torchvision v2's functions, every choice drawn from torch's generator."""
+"""Joint transforms of image and mask by torchvision v2's functions, all chance from torch's generator."""
 from collections.abc import Callable
 
 import numpy as np
@@ -17,13 +17,14 @@ Pair = tuple[Tensor, Tensor | None]
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
                     scales: tuple[float, float] | None = None, flip: bool = True,
                     brightness: float = 0.0) -> Callable[[Image.Image, np.ndarray | None], Pair]:
-    """IRN's and CLIMS's training transform: random size, horizontal flip, random crop; optionally random brightness.
+    """IRN's and CLIMS's training transform: random size, horizontal flip, crop; optionally brightness.
 
-    resize_long draws the long side in pixels (both ends included); scales draws a factor instead. Images are resized by
-    bicubic with antialiasing, masks by nearest. A side shorter than crop_size is padded with the mean colour (mask:
-    255), the image at a random place in the crop, as in IRN; crop_size None neither crops nor pads.
+    resize_long draws the long side in pixels (both ends included); scales draws a factor instead. Images are
+    resized by bicubic with antialiasing, masks by nearest. A side shorter than crop_size is padded with the
+    mean colour (mask: 255), the image at a random place, as in IRN; crop_size None neither crops nor pads.
     brightness b multiplies by U(1 - b, 1 + b) and adds U(-b, b) / 4, clamped to [0, 1].
-    The result maps (PIL RGB image, uint8 mask [H, W] or None) to (float32 [3, h, w] in [0, 1], int64 [h, w] or None).
+    The result maps (PIL RGB image, uint8 mask [H, W] or None) to (float32 [3, h, w] in [0, 1], int64 [h, w]
+    or None).
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")
@@ -71,7 +72,8 @@ class TrainTransform:
         return max(1, round(height * factor)), max(1, round(width * factor))
 
     def _random_crop(self, image: Tensor, mask: Tensor | None) -> Pair:
-        (top, height, above, below), (left, width, before, after) = (self._span(side) for side in image.shape[-2:])
+        top, height, above, below = self._span(image.shape[-2])
+        left, width, before, after = self._span(image.shape[-1])
         padding = [before, above, after, below]
         image = functional.crop_image(image, top, left, height, width)
         mask = None if mask is None else functional.crop_mask(mask, top, left, height, width)
@@ -92,7 +94,7 @@ def _plain(image: Image.Image, mask: np.ndarray | None = None) -> Pair:
 
 
 def _tensors(image: Image.Image, mask: np.ndarray | None) -> Pair:
-    """Both as uint8 tensors; they stay bytes until the last step, which is the cheapest order."""
+    """Both as uint8 tensors; they stay bytes until the last step, which is cheapest."""
     return functional.pil_to_tensor(image), None if mask is None else torch.from_numpy(mask)[None]
 
 

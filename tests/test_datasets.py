@@ -42,7 +42,7 @@ def fails(pattern: str, *arguments, **options) -> str:
 
 @pytest.fixture
 def voc(tmp_path) -> Path:
-    """Four images: a (aeroplane, difficult dog; person's part `head`), b (cat), c (cat, dog), d (train, val split)."""
+    """Four images: a (aeroplane, difficult dog; person's part `head`), b (cat), c (both), d (train)."""
     root = tmp_path / "VOC2012"
     objects = {"a": "<object><name>aeroplane</name></object><object><name>dog</name><difficult>1</difficult>"
                     "<part><name>head</name></part></object>",
@@ -72,15 +72,17 @@ def folder(tmp_path) -> Path:
 
 def test_voc_reads_tags_masks_and_splits(voc):
     data = build_dataset("voc12", voc, "train")
-    assert data.names == ["a", "b"] and len(data.classes) == 20 and data.splits == ("train", "val", "train_aug")
+    assert data.names == ["a", "b"] and len(data.classes) == 20
+    assert data.splits == ("train", "val", "train_aug")
     assert [data.classes[k] for k in data.labels[0].nonzero().flatten()] == ["aeroplane", "dog"]
     sample = data[1]
-    assert sample.image.shape == (3, 12, 20) and sample.image.dtype == torch.float32 and sample.mask.dtype == torch.int64
+    assert sample.image.shape == (3, 12, 20) and sample.image.dtype == torch.float32
+    assert sample.mask.shape == (12, 20) and sample.mask.dtype == torch.int64
     stored = np.asarray(Image.open(voc / "JPEGImages/b.jpg"))
     assert torch.equal((sample.image * 255).round().byte(), torch.from_numpy(stored.copy()).permute(2, 0, 1))
     assert sample.mask.unique().tolist() == [0, 2, 255] and sample.mask[2, 3] == 2
     assert data.image_size(0) == (12, 20) and data.load_image(0).size == (20, 12)
-    assert build_dataset("voc12", voc.parent, "train").names == data.names, "the folder around VOC2012 is accepted"
+    assert build_dataset("voc12", voc.parent, "train").names == data.names, "the folder around it is accepted"
 
 
 def test_voc_train_aug_is_listed_or_what_val_leaves(voc):
@@ -109,8 +111,8 @@ def test_voc_test_split_has_neither_tags_nor_masks(voc):
 
 def test_palette_follows_the_bit_rule():
     palette = voc_palette()
-    assert palette[:9].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
-                                    [0, 128, 128], [128, 128, 128], [64, 0, 0]]
+    assert palette[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    assert palette[4:9].tolist() == [[0, 0, 128], [128, 0, 128], [0, 128, 128], [128, 128, 128], [64, 0, 0]]
     assert palette[20].tolist() == [0, 64, 128] and palette[255].tolist() == [224, 224, 192]
 
 
@@ -126,7 +128,7 @@ def test_real_voc_images(voc_sample):
 def test_wrong_names_list_the_valid_ones(voc, tmp_path):
     assert all(name in fails("--dataset voc11: valid are", "voc11", voc, "train") for name in DATASETS)
     fails("--split trian: .* has train, val, train_aug", "voc12", voc, "trian")
-    fails("no VOC2012 data here", "voc12", tmp_path / "nowhere", "train")
+    fails("no VOC2012 data", "voc12", tmp_path / "nowhere", "train")
     (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
     fails("val.txt: split val is empty", "voc12", voc, "val")
 
@@ -138,7 +140,7 @@ def test_bad_voc_files_are_all_found_in_one_pass(voc, capsys):
     write(voc / "Annotations/c.xml", "<annotation></annotation>")
     write(voc / "Annotations/d.xml", "<annotation><object><name>tank</name></object></annotation>")
     write(voc / "Annotations/e.xml", "<annotation><object><name>cat</name></object></annotation>")
-    fails(r"d.xml: unknown class 'tank'; valid are aeroplane, .* \(and 4 more; --skip-bad", "voc12", voc, "train")
+    fails(r"d.xml: unknown class 'tank'; valid are aeroplane, .* \(and 4 more; --skip", "voc12", voc, "train")
     capsys.readouterr()
     data = build_dataset("voc12", voc, "train", skip_bad=True)
     assert data.names == ["a"] and len(data.skipped) == 5
@@ -169,7 +171,7 @@ def test_bad_masks(voc):
     save_mask(path, np.full((12, 20), 21))
     fails(r"b.png: value 21 in the mask; valid are 0 \(background\), 1..20 and 255", "voc12", voc, "train")
     save_mask(path, np.zeros((20, 12)))
-    fails(r"b.png: mask is 20 x 12, its image 12 x 20", "voc12", voc, "train")
+    fails(r"b.png: mask is 20 x 12 .H x W., its image 12 x 20", "voc12", voc, "train")
     save_mask(path, np.zeros((12, 20, 3), np.uint8))
     fails(r"b.png: a mask is a palette or 8-bit grey PNG .* this is RGB", "voc12", voc, "train")
 
@@ -188,7 +190,8 @@ def test_collate_stacks_and_refuses_mixed_sizes(voc):
     data = build_dataset("voc12", voc, "train", train_transform(8, resize_long=None))
     batch = collate([data[0], data[1]])
     assert isinstance(batch, Batch) and batch.images.shape == (2, 3, 8, 8) and batch.masks.shape == (2, 8, 8)
-    assert batch.names == ["a", "b"] and torch.equal(batch.labels, data.labels) and batch.to("cpu").masks is not None
+    assert batch.names == ["a", "b"] and torch.equal(batch.labels, data.labels)
+    assert torch.equal(batch.to("cpu").masks, batch.masks) and batch.to("cpu").names == batch.names
     no_mask = collate([data[0]._replace(mask=None)])
     assert no_mask.masks is None and no_mask.to("cpu").masks is None
     wide = data.with_transform(train_transform(9, resize_long=None))[0]
@@ -200,10 +203,11 @@ def test_folder_reads_a_users_table(folder):
     data = build_dataset("folder", folder, "train")
     assert data.names == ["one", "two", "three"] and data.classes == ["cat", "hot dog"] and not data.has_masks
     assert data.synonyms == {"cat": ["kitty", "tomcat"], "hot dog": []}
-    assert data.labels.tolist() == [[1, 0], [1, 1], [0, 1]] and data.splits == ("train",) and data[0].mask is None
+    assert data.labels.tolist() == [[1, 0], [1, 1], [0, 1]]
+    assert data.splits == ("train",) and data[0].mask is None
     save_mask(folder / "masks/two.png", np.full((12, 20), 2))
     data = build_dataset("folder", folder, "train")
-    assert data.has_masks and data[1].mask.unique().tolist() == [2] and data[0].mask.unique().tolist() == [255]
+    assert data[1].mask.unique().tolist() == [2] and data[0].mask.unique().tolist() == [255]
 
 
 def test_folder_splits_byte_order_mark_and_rotation(folder, capsys):
@@ -227,8 +231,8 @@ def test_folder_splits_byte_order_mark_and_rotation(folder, capsys):
     ("two,", r"labels.csv:3: image two has no tag"),
     ("two,cat,hot dog", r"labels.csv:3: 3 fields, the header has 2; separate labels by ;"),
     ("one,cat", r"labels.csv:3: image one is listed twice"),
-    ("wide,cat", r"wide.png: I;16 pixels; save it with 8 bits"),
-    ("same,cat", r"labels.csv:3: images same.jpg and same.png share one name"),
+    ("wide,cat", r"wide.png: not a readable image .I;16 pixels: save it with 8 bits"),
+    ("same,cat", r"labels.csv:3: same.jpg and same.png share one name"),
 ])
 def test_bad_rows_name_their_line(folder, row, pattern):
     write(folder / "labels.csv", f"image,labels\none.jpg,cat\n{row}\n")
@@ -243,7 +247,7 @@ def test_bad_rows_name_their_line(folder, row, pattern):
     ("labels.csv", "one.jpg,cat\n", r"labels.csv:1: the first line must be `image,labels`"),
     ("labels.csv", "image,labels\n", r"labels.csv: no image is listed"),
     ("classes.txt", "cat\ncat\n", r"classes.txt:2: cat is listed twice"),
-    ("classes.txt", "cat\nbackground\n", r"classes.txt:2: background is not a class"),
+    ("classes.txt", "cat\nbackground\n", r"classes.txt:2: background is not to be listed"),
     ("classes.txt", "# animals\ncat\n", r"classes.txt:1: '# animals' is no class"),
     ("classes.txt", "\n", r"classes.txt: 0 classes"),
 ])
@@ -266,13 +270,14 @@ SQUARE = [2.0, 2.0, 8.0, 2.0, 8.0, 6.0, 2.0, 6.0]  # pixels (columns 2..7, rows 
 @pytest.fixture
 def coco(tmp_path) -> Path:
     """Two annotated images of 10 x 12 and one without annotation; ids 3 and 7 become classes 1 and 2."""
-    images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "height": 10, "width": 12} for i in (9, 4, 5)]
+    images = [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "height": 10, "width": 12}
+              for i in (9, 4, 5)]
     for image in images:
         save_image(tmp_path / "images/val2014" / image["file_name"], (10, 12), seed=image["id"])
     crowd = {"size": [10, 12], "counts": [0, 60, 60]}
     annotations = [
         {"image_id": 9, "category_id": 7, "segmentation": [SQUARE], "iscrowd": 0},
-        {"image_id": 9, "category_id": 3, "segmentation": [[2.0, 2.0, 4.0, 2.0, 4.0, 6.0, 2.0, 6.0]], "iscrowd": 0},
+        {"image_id": 9, "category_id": 3, "segmentation": [[2, 2, 4, 2, 4, 6, 2, 6]], "iscrowd": 0},
         {"image_id": 9, "category_id": 3, "segmentation": crowd, "iscrowd": 1},
         {"image_id": 4, "category_id": 7, "segmentation": crowd, "iscrowd": 1}]
     content = {"images": images, "annotations": annotations,
@@ -283,7 +288,7 @@ def coco(tmp_path) -> Path:
 
 def test_coco_reads_tags_and_draws_masks(coco, capsys):
     data = build_dataset("coco14", coco, "val")
-    assert data.names == ["COCO_val2014_000000000004", "COCO_val2014_000000000009"] and data.classes == ["cat", "bus"]
+    assert data.names == [f"COCO_val2014_00000000000{i}" for i in (4, 9)] and data.classes == ["cat", "bus"]
     assert data.labels.tolist() == [[0, 1], [1, 1]] and data.splits == ("val",) and data.has_masks
     assert "1 of 3 images have no annotation and are left out" in capsys.readouterr().err
     expected = np.zeros((10, 12), np.uint8)
@@ -299,11 +304,11 @@ def test_coco_reads_tags_and_draws_masks(coco, capsys):
 @pytest.mark.parametrize("change, pattern", [
     (lambda c: c["annotations"][0].update(category_id=99), r"annotations\[0\]: category 99 is not among"),
     (lambda c: c["annotations"][0].update(image_id=99), r"annotations\[0\]: image 99 is not among"),
-    (lambda c: c["annotations"][0].update(segmentation=[[1.0, 2.0]]), r"image 9\): a polygon is a list of at least"),
-    (lambda c: c["annotations"][2]["segmentation"].update(counts=[1]), r"image 9\): run lengths do not add up"),
-    (lambda c: c["annotations"][2]["segmentation"].update(size=[9, 9]), r"image 9\): run lengths are for size"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1.0, 2.0]]), r"9\): a polygon is a list"),
+    (lambda c: c["annotations"][2]["segmentation"].update(counts=[1]), r"9\): run lengths do not add up"),
+    (lambda c: c["annotations"][2]["segmentation"].update(size=[9, 9]), r"9\): run lengths are for size"),
     (lambda c: c["annotations"][2]["segmentation"].update(counts="PP"), r"image 9\): .*run lengths"),
-    (lambda c: c["annotations"][0].pop("category_id"), r"annotations\[0\] has no 'category_id'"),
+    (lambda c: c["annotations"][0].pop("category_id"), r"annotations\[0\] lacks one of category_id"),
     (lambda c: c["images"][0].update(height=11), r"000009.jpg: 10 x 12 .* says 11 x 12"),
     (lambda c: c.pop("images"), r"no list 'images'"),
 ])
@@ -331,6 +336,7 @@ def test_compressed_run_lengths_by_hand():
     assert mask.tolist() == [[False, True, False], [True, False, False]]
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_regions_equal_pycocotools():
     reference = pytest.importorskip("pycocotools.mask")
     random = np.random.default_rng(0)

@@ -13,8 +13,8 @@ def build_dataset(name: str, root: Path | str, split: str, transform: Transform 
                   skip_bad: bool = False) -> TagDataset:
     """The data set `name` (one of DATASETS) below `root`, every file of `split` checked.
 
-    Without a transform samples are whole images. InputError names the first problem of the data; with `skip_bad` each
-    bad file is left out and printed to stderr, one line each (kept in `.skipped` too).
+    Without a transform samples are whole images. InputError names the first problem of the data; with
+    `skip_bad` bad images are left out, printed to stderr, one line each, and kept in `.skipped`.
     """
     if name == "voc12":
         from .voc import VocDataset as Chosen

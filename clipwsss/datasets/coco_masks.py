@@ -5,9 +5,9 @@ UPSCALED = 5  # COCO's polygon outlines are followed on a grid 5 times finer tha
 
 
 def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """A region as bool [H, W]: a list of polygons [x0, y0, x1, ...] (their union) or {"size": [H, W], "counts": ...}.
+    """A region as bool [H, W], equal to pycocotools' pixel by pixel; ValueError for what `check` refuses.
 
-    Equal to pycocotools' decoding pixel by pixel. ValueError for anything else.
+    It is a list of polygons [x0, y0, x1, ...] (their union), or run lengths {"size": [H, W], "counts": ...}.
     """
     if isinstance(segmentation, dict):
         return decode_runs(_counts(segmentation, size), size)
@@ -25,14 +25,15 @@ def check(segmentation: list | dict, size: tuple[int, int]) -> None:
         for polygon in segmentation:
             _corners(polygon)
     else:
-        raise ValueError(f"a segmentation is a list of polygons or run lengths, not {type(segmentation).__name__}")
+        raise ValueError(f"a region is a list of polygons or run lengths, not {type(segmentation).__name__}")
 
 
 def parse_counts(text: str | bytes) -> np.ndarray:
     """Run lengths from COCO's compressed string, int64.
 
-    Each number is a series of 6-bit characters from "0" on, low bits first: 5 bits of value, bit 5 says that more
-    follow, bit 4 of the last one is the sign. From the fourth number on it is the difference to the last but one.
+    Each number is a series of 6-bit characters from "0" on, low bits first: 5 bits of value; bit 5 says that
+    more follow; bit 4 of the last one is the sign. From the fourth number on it is the difference to the
+    number two before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -60,8 +61,8 @@ def decode_runs(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def fill_polygon(polygon: list[float] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The inside of one polygon [x0, y0, x1, y1, ...] in pixels as bool [H, W].
 
-    COCO's rule: the outline is walked in steps of a fifth of a pixel; wherever it crosses the middle line of a column
-    the pixels of that column from there on change between outside and inside.
+    COCO's rule: the outline is walked in steps of a fifth of a pixel; wherever it crosses the middle line of
+    a column, the pixels of that column from there on change between outside and inside.
     """
     height, width = size
     x, y = _outline((UPSCALED * _corners(polygon) + 0.5).astype(np.int64))
@@ -87,8 +88,9 @@ def _counts(segmentation: dict, size: tuple[int, int]) -> np.ndarray:
     if list(segmentation.get("size", ())) != list(size):
         raise ValueError(f"run lengths are for size {segmentation.get('size')}, the image is {list(size)}")
     counts = parse_counts(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts)
-    if counts.ndim != 1 or counts.dtype.kind != "i" or (counts < 0).any() or counts.sum() != size[0] * size[1]:
-        raise ValueError(f"run lengths do not add up to the image's {size[0] * size[1]} pixels")
+    pixels = size[0] * size[1]
+    if counts.ndim != 1 or counts.dtype.kind != "i" or (counts < 0).any() or counts.sum() != pixels:
+        raise ValueError(f"run lengths do not add up to the image's {pixels} pixels")
     return counts
 
 
@@ -105,7 +107,7 @@ def _outline(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     reach = np.abs(end - begin)
     along_x = reach[:, 0] >= reach[:, 1]
     length = reach.max(axis=1)
-    # An edge is sampled from its lower end of the longer axis whichever way it is walked, so that both ways agree.
+    # An edge is sampled from the end that is lower on its longer axis, whichever way it is walked.
     main = np.where(along_x, 0, 1)
     edges = np.arange(len(corners))
     backwards = begin[edges, main] > end[edges, main]

@@ -1,0 +1,122 @@
+"""Transforms: image and mask move together, sizes are the papers', all chance is torch's."""
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipwsss.transforms import eval_transform, train_transform
+
+MEAN = torch.tensor([0.485, 0.456, 0.406])
+
+
+def striped(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
+    """An image whose red channel is its mask's value, different in each pixel column and row block of 8."""
+    mask = ((np.arange(height)[:, None] // 8 * 7 + np.arange(width)[None] // 8 * 3) % 120).astype(np.uint8)
+    return Image.fromarray(np.stack([mask, 255 - mask, mask // 2], axis=2)), mask
+
+
+def test_eval_keeps_every_value():
+    image, mask = striped(11, 17)
+    tensor, label = eval_transform()(image, mask)
+    assert tensor.shape == (3, 11, 17) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+    assert torch.allclose(tensor, expected, atol=1e-7) and tensor.max() == 1
+    assert label.dtype == torch.int64 and torch.equal(label, torch.from_numpy(mask).long())
+    assert eval_transform()(image, None)[1] is None
+
+
+@pytest.mark.parametrize("options", [{"resize_long": None}, {"resize_long": None, "scales": (1.0, 1.0)}])
+def test_mask_follows_image_exactly(options):
+    image, mask = striped(40, 64)
+    torch.manual_seed(0)
+    flipped = 0
+    for _ in range(20):
+        tensor, label = train_transform(48, **options)(image, mask)
+        assert tensor.shape == (3, 48, 48) and label.shape == (48, 48)
+        inside = label != 255
+        assert inside.sum() == 40 * 48, "all rows are kept, 48 of 64 columns"
+        assert torch.equal((tensor[0] * 255).round().long()[inside], label[inside])
+        row = label[inside.any(1)][0]
+        flipped += bool((row.diff() == -3).any())
+    assert 0 < flipped < 20
+
+
+def test_mask_follows_image_when_resized():
+    height, width = 90, 150
+    mask = np.zeros((height, width), np.uint8)
+    mask[20:50, 30:100] = 5
+    image = Image.fromarray(np.repeat((mask[..., None] > 0) * np.uint8(255), 3, 2))
+    torch.manual_seed(1)
+    for options in ({"resize_long": (80, 300)}, {"resize_long": None, "scales": (0.5, 1.5)}):
+        for _ in range(10):
+            tensor, label = train_transform(400, **options)(image, mask)
+            inside = label != 255
+            agree = ((tensor[0] > 0.5) == (label == 5))[inside].float().mean()
+            assert agree > 0.97 and set(label.unique().tolist()) == {0, 5, 255}
+
+
+def test_long_side_is_drawn_from_both_ends():
+    image, mask = striped(30, 60)
+    transform = train_transform(None, resize_long=(20, 23))
+    torch.manual_seed(0)
+    sizes = {tuple(transform(image, mask)[0].shape[1:]) for _ in range(60)}
+    assert sizes == {(10, 20), (10, 21), (11, 22), (12, 23)}  # halves round to even, as numpy's round in IRN
+    image = image.transpose(Image.Transpose.ROTATE_90)
+    tall = {tuple(transform(image, None)[0].shape[1:]) for _ in range(60)}
+    assert tall == {(width, height) for height, width in sizes}
+
+
+def test_bicubic_with_antialiasing_equals_pillow():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    own, _ = train_transform(None, resize_long=(45, 45), flip=False)(image, None)
+    pillow = np.asarray(image.resize((45, 30), Image.Resampling.BICUBIC), np.float32) / 255
+    assert (own - torch.from_numpy(pillow).permute(2, 0, 1)).abs().max() <= 1.01 / 255
+
+
+def test_small_image_lands_anywhere_on_the_mean_colour():
+    image, mask = Image.new("RGB", (2, 3), (255, 0, 0)), np.ones((3, 2), np.uint8)
+    transform = train_transform(4, resize_long=None)
+    torch.manual_seed(0)
+    corners = set()
+    for _ in range(200):
+        tensor, label = transform(image, mask)
+        outside = label == 255
+        assert outside.sum() == 10 and (tensor[:, outside].T - MEAN).abs().max() < 0.5 / 255 + 1e-6
+        corners.add(tuple((label == 1).nonzero()[0].tolist()))
+    assert corners == {(top, left) for top in range(2) for left in range(3)}
+
+
+def test_brightness_stays_in_range_and_is_off_by_default():
+    image, _ = striped(16, 16)
+    torch.manual_seed(0)
+    plain = train_transform(16, resize_long=None, flip=False)
+    bright = train_transform(16, resize_long=None, flip=False, brightness=0.2)
+    before = plain(image, None)[0]
+    assert torch.equal(before, eval_transform()(image, None)[0])
+    means = []
+    for _ in range(50):
+        after = bright(image, None)[0]
+        assert 0 <= after.min() and after.max() <= 1
+        assert (after - before).abs().max() <= 0.2 + 0.05 + 1e-6
+        means.append(float(after.mean() - before.mean()))
+    assert min(means) < -0.02 and max(means) > 0.02
+
+
+def test_torch_seed_decides_everything():
+    image, mask = striped(50, 70)
+    transform = train_transform(32, scales=(0.5, 1.5), resize_long=None, brightness=0.1)
+    transform = pickle.loads(pickle.dumps(transform))
+    results = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        np.random.seed(len(results))
+        results.append(transform(image, mask))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+def test_two_sizes_at_once_are_refused():
+    with pytest.raises(ValueError, match="resize_long or scales"):
+        train_transform(32, resize_long=(1, 2), scales=(0.5, 1.5))
