@@ -1,0 +1,130 @@
+"""train_cam and train_prompt as a user runs them, on a small toy world: outputs, chaining, every method, resumption."""
+import json
+import shutil
+
+import pytest
+import torch
+
+import train_cam
+import train_prompt
+from clipwsss.cam_files import list_cams, read_cam
+from clipwsss.engine import load_weights
+from clipwsss.errors import InputError
+from clipwsss.toy import draw_world
+
+FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A runs folder with a drawn world of 24 + 6 images and a finished train_cam."""
+    root = tmp_path_factory.mktemp("runs")
+    draw_world(root / "toy" / "data", 0, 24, 6)
+    assert train_cam.main([*FAST, "--runs", str(root), "--epochs", "2", "--batch-size", "8"]) == 0
+    return root
+
+
+def guide(runs, out, *flags):
+    argv = [*FAST, "--runs", str(runs), "--out", str(out), "--epochs", "1", "--batch-size", "8", *flags]
+    assert train_prompt.main(argv) == 0
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_train_cam_writes_what_the_next_stage_reads(runs):
+    out = runs / "toy" / "train_cam"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in log] == ["train_cam", "train_cam", "val", "cams"]
+    assert log[1]["loss"] < log[0]["loss"] and 0 < log[2]["mAP"] <= 100 and 0 < log[3]["miou"] < 100
+    assert len(list_cams(out / "cams")) == 24 and json.loads((out / "args.json").read_text())["epochs"] == 2
+    cam = read_cam(out / "cams", "train_00000")
+    assert cam.cam.shape[1:] == (24, 24)
+
+
+def test_irn_format_and_epochs_zero_from_a_file(runs, tmp_path):
+    init = str(runs / "toy" / "train_cam" / "generator.pt")
+    argv = [*FAST, "--runs", str(runs), "--out", str(tmp_path), "--init", init, "--epochs", "0", "--cam-format", "irn"]
+    assert train_cam.main(argv) == 0
+    old, new = read_cam(runs / "toy/train_cam/cams", "train_00003"), read_cam(tmp_path / "cams", "train_00003")
+    assert abs(old.cam - new.cam).max() < 1e-3 and new.high_res.shape[1:] == (96, 96)
+
+
+def test_no_run_is_overwritten_unasked(runs):
+    with pytest.raises(InputError, match="already holds a run"):
+        train_cam.main([*FAST, "--runs", str(runs)])
+
+
+METHODS = {
+    "clims": [], "pole": [], "manual": ["--template", "an image of {}."], "coop": ["--prompt-epochs", "1"],
+    "target": ["--prompt-epochs", "1", "--joint"], "defo": ["--prompt-epochs", "1", "--ctx-per-class"],
+    "semples": ["--match-epochs", "1", "--prompt-epochs", "1"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
+    log = guide(runs, tmp_path / method, "--method", method, *METHODS[method])
+    rows = {row["label"]: row for row in log}
+    assert {"loss", "fg", "bg", "suppress", "area"} <= set(rows["guide"]) and "miou" in rows["cams"]
+    assert len(list_cams(tmp_path / method / "cams")) == 24
+    before = load_weights(runs / "toy/train_cam/generator.pt")["state_dict"]
+    after = load_weights(tmp_path / method / "generator.pt")["state_dict"]
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("background", ["none", "list", "learned"])
+@pytest.mark.parametrize("side", [["name"], ["word"], ["learned", "--template", "[ctx] {}."]])
+def test_every_pair_of_class_and_background_prompt_runs(runs, tmp_path, side, background):
+    log = guide(runs, tmp_path, "--class-prompt", *side, "--background-prompt", background, "--prompt-epochs", "1")
+    assert (log[-2]["suppress"] > 0) == (background == "learned") or background == "list"
+    assert log[-1]["label"] == "cams"
+
+
+def test_selected_words_are_written_and_read_back(runs, tmp_path):
+    flags = ["--method", "pole", "--reselect-every", "0"]
+    guide(runs, tmp_path / "first", *flags)
+    table = json.loads((tmp_path / "first" / "prompts.json").read_text())
+    entry = next(iter(table["train_00000"].values()))
+    assert entry["word"] == max(entry["similarity"], key=entry["similarity"].get) and len(entry["similarity"]) == 4
+    again = guide(runs, tmp_path / "second", *flags, "--prompts", str(tmp_path / "first" / "prompts.json"))
+    first = [json.loads(line) for line in (tmp_path / "first" / "log.jsonl").read_text().splitlines()]
+    assert again[-2]["loss"] == pytest.approx(first[-2]["loss"], rel=1e-3)
+
+
+def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
+    guide(runs, tmp_path / "semples", "--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1")
+    stored = tmp_path / "semples" / "background_prompts.pt"
+    assert load_weights(stored)["text"].shape[0] == 6
+    log = guide(runs, tmp_path / "clims", "--method", "clims", "--background-prompts", str(stored))
+    assert log[-2]["suppress"] > 0
+    torch.save({"text": torch.zeros(3, 4)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="not learned prompts of 6 classes"):
+        guide(runs, tmp_path / "bad", "--method", "clims", "--background-prompts", str(tmp_path / "other.pt"))
+
+
+def test_manual_with_the_class_template_equals_clims(runs, tmp_path):
+    same = ["--w-bg", "1", "--schedule", "cosine", "--background-prompt", "list"]
+    one = guide(runs, tmp_path / "clims", "--method", "clims", *same)
+    two = guide(runs, tmp_path / "manual", "--method", "manual", "--template", "a photo of {}.", *same)
+    assert one[-1] == two[-1] and one[-2]["loss"] == two[-2]["loss"]
+
+
+def test_interrupted_guidance_resumes_to_the_same_cams(runs, tmp_path, monkeypatch):
+    flags = ["--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1"]
+    whole = guide(runs, tmp_path / "whole", *flags)
+    monkeypatch.setattr(train_prompt, "save_generator", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        guide(runs, tmp_path / "cut", *flags)
+    monkeypatch.undo()
+    resumed = guide(runs, tmp_path / "cut", *flags, "--resume")
+    assert resumed == whole
+
+
+def test_missing_inputs_are_named(runs, tmp_path):
+    empty = tmp_path / "empty"
+    with pytest.raises(InputError, match="generator.pt: no such checkpoint"):
+        train_prompt.main([*FAST, "--runs", str(empty), "--data-root", str(runs / "toy" / "data")])
+    cams = tmp_path / "cams"
+    shutil.copytree(runs / "toy" / "train_cam" / "cams", cams)
+    (cams / "train_00004.npz").unlink()
+    with pytest.raises(InputError, match="train_00004"):
+        guide(runs, tmp_path / "out", "--method", "pole", "--cams", str(cams))
