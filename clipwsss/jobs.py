@@ -1,0 +1,68 @@
+"""One function over all images of a data set in several processes; bad files are named, not traced back."""
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .engine import Progress
+from .errors import InputError
+
+
+class ImageJobs:
+    """Runs functions of image numbers in `workers` processes (0: in this one).
+
+    The first bad image raises InputError; with `skip_bad` it is printed, kept in `failures` (number -> line)
+    and left out of later runs too. On a CUDA device processes start anew (spawn), so functions must be
+    importable there.
+    """
+
+    def __init__(self, names: Sequence[str], workers: int, device: torch.device, skip_bad: bool = False):
+        self.names, self.workers, self.skip_bad = names, workers, skip_bad
+        self.context = "spawn" if workers and device.type == "cuda" else None
+        self.failures: dict[int, str] = {}
+
+    def leave_out(self, failures: dict[int, str]) -> None:
+        """Print these failures (number -> line) and leave their images out from now on."""
+        self.failures |= failures
+        for problem in failures.values():
+            print(f"skipped: {problem}", file=sys.stderr)
+
+    def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
+        """Yield the results of `work(index)` in order, under a progress line."""
+        jobs = _Jobs(work, [index for index in indices if index not in self.failures], self.names)
+        loader = DataLoader(jobs, batch_size=None, num_workers=min(self.workers, len(jobs)), collate_fn=_same,
+                            multiprocessing_context=self.context if jobs else None)
+        progress = Progress(label, len(jobs))
+        for index, result, problem in loader:
+            if problem and not self.skip_bad:
+                raise InputError(f"{problem} (--skip-bad goes on without)")
+            progress.update(1)
+            if problem:
+                self.leave_out({index: problem})
+            else:
+                yield result
+        progress.close()
+
+
+class _Jobs(Dataset):
+    """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
+
+    def __init__(self, work: Callable[[int], object], indices: Sequence[int], names: Sequence[str]):
+        self.work, self.indices, self.names = work, indices, names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> tuple[int, object, str | None]:
+        index = self.indices[item]
+        try:
+            return index, self.work(index), None
+        except InputError as error:
+            return index, None, str(error)
+        except (ValueError, OSError) as error:  # raised where the image's name is not known
+            return index, None, f"{self.names[index]}: {error}"
+
+
+def _same(item: object) -> object:
+    return item
