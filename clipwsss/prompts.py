@@ -111,7 +111,7 @@ class SelectedPrompt(Prompt):
     @torch.no_grad()
     def select(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor) -> None:
         """Record the cosine of each pair's region features [N,D] with all its candidates; the highest is its word."""
-        cosines = torch.einsum("nd,nmd->nm", F.normalize(regions.float(), dim=-1), self.text[classes])
+        cosines = (F.normalize(regions.float(), dim=-1)[:, None] * self.text[classes]).sum(dim=-1)
         for name, k, row in zip(names, classes.tolist(), cosines.tolist()):
             self.choices.setdefault(name, {})[k] = row[:len(self.candidates[k])]
 

@@ -19,6 +19,9 @@ def test_similarity_is_the_clamped_cosine():
     assert losses.similarity(image, text).tolist() == pytest.approx([0.96, 1e-4, 1 - 1e-4])
     many = losses.similarity(image, torch.stack([text, image], 1))
     assert many.shape == (3, 2) and many[:, 0].tolist() == pytest.approx([0.96, 1e-4, 1 - 1e-4])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = losses.similarity(image.bfloat16(), text.bfloat16())
+    assert low.dtype == torch.float32 and low.tolist() == pytest.approx([0.96, 1e-4, 1 - 1e-4])
 
 
 def test_terms_by_hand():
