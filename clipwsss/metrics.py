@@ -20,17 +20,24 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
             raise ValueError(f"{name}: label maps are uint8, not {labels.dtype}")
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction is {_size(prediction)}, the truth {_size(truth)} (height x width)")
-    pairs = truth.astype(np.uint16)
+    pairs = truth.astype(np.uint16).ravel()
     pairs <<= 8
-    pairs |= prediction
-    table = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
-    bad = np.flatnonzero(table[n:IGNORE].any(axis=1))
-    if bad.size:
-        raise ValueError(f"the truth has value {bad[0] + n}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
-    bad = np.flatnonzero(table[:n, n:].any(axis=0))
-    if bad.size:
-        raise ValueError(f"the prediction has value {bad[0] + n}; classes are 0..{n - 1}")
-    return table[:n, :n].astype(np.int64)
+    pairs |= prediction.ravel()
+    ends = np.append(np.flatnonzero(pairs[1:] != pairs[:-1]), pairs.size - 1)
+    if ends.size * 8 < pairs.size:  # label maps are runs of equal pairs: count those instead of pixels
+        values, counts = pairs[ends], np.diff(ends, prepend=-1)
+    else:
+        every = np.bincount(pairs, minlength=1 << 16)
+        values = np.flatnonzero(every)
+        counts = every[values]
+    true, predicted = values >> 8, values & 255
+    scored = true != IGNORE
+    true, predicted, counts = true[scored].astype(np.int64), predicted[scored], counts[scored]
+    if true.size and true.max() >= n:
+        raise ValueError(f"the truth has value {true.max()}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
+    if true.size and predicted.max() >= n:
+        raise ValueError(f"the prediction has value {predicted.max()}; classes are 0..{n - 1}")
+    return np.bincount(true * n + predicted, weights=counts, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
 def _size(array: NDArray) -> str:
@@ -101,7 +108,7 @@ def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float
     Boundary IoU (Cheng et al., CVPR 2021): pixels of a class within `ratio` of the image diagonal of its
     edge, the image's border counting as one; scores(...)["iou"][:n] are the boundary IoUs. Tables add up over
     a data set, as for mIoU (the paper's is per instance); distance is the chessboard one, as its 3x3 erosions
-    measure it. Ignored pixels count as an edge and are not scored.
+    measure it. The truth's ignored pixels are taken out of both maps and count as an edge.
     """
     confusion(prediction, truth, n)
     reach = 2 * max(1, round(ratio * float(np.hypot(*truth.shape)))) + 1
@@ -111,8 +118,9 @@ def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float
         high = maximum_filter(labels, reach, mode="constant", cval=IGNORE)
         return low != high
 
-    inner_prediction = np.where(banded(prediction), prediction, n).astype(np.uint8)
-    inner_truth = np.where(banded(truth) | (truth == IGNORE), truth, n).astype(np.uint8)
+    ignored = truth == IGNORE
+    inner_prediction = np.where(banded(np.where(ignored, IGNORE, prediction)), prediction, n).astype(np.uint8)
+    inner_truth = np.where(banded(truth) | ignored, truth, n).astype(np.uint8)
     return confusion(inner_prediction, inner_truth, n + 1)
 
 

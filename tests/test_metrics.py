@@ -89,6 +89,9 @@ def test_boundary_confusion_by_hand_and_against_erosion():
     assert table[1, 1] == 2 * 16 + 2 * 18 and table[0, 0] == (30 * 40 - 28 * 38) + (18 * 22 - 16 * 20)
     result = metrics.scores(metrics.boundary_confusion(shifted, truth, 2))["iou"]
     assert result[1] == pytest.approx(100 * (2 * 18) / (2 * 68 - 2 * 18))  # rows overlap on 18 of 20 columns
+    ignoring = truth.copy()
+    ignoring[10:20, 28:33] = 255
+    assert np.allclose(metrics.scores(metrics.boundary_confusion(truth, ignoring, 2))["iou"], 100)
     wide = metrics.boundary_confusion(truth, truth, 2, ratio=0.1)
     assert wide[1, 1] == 16 * 20 - 6 * 10
 

@@ -1,0 +1,199 @@
+"""Score CAM folders, pseudo masks or predictions against true masks; compare folders, draw pictures."""
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.engine import atomic_path, write_json
+from clipwsss.errors import InputError, run_script
+from clipwsss.metrics import scores
+from clipwsss.options import parse, script_parser, stage_folder
+from clipwsss.pictures import confusion_picture, contact_sheet, overlay
+from clipwsss.scoring import (THRESHOLDS, Folder, boundary_scores, by_class, curve, print_curve,
+                              score_folder)
+
+DEFAULTS = (("train_cam", "cams"), ("train_prompt", "cams"), ("make_pseudo", "masks"),
+            ("train_seg", "predictions"))
+UNSCORED_THRESHOLD = 0.25  # for pictures of CAMs that have no truth to choose a threshold by; make_pseudo's
+
+
+class Result(NamedTuple):
+    """A folder's scores: report for JSON, found (`metrics.scores`), confusion [n,n], rows per image."""
+    folder: Folder
+    report: dict
+    found: dict
+    table: NDArray
+    rows: list[tuple[str, float, float]]
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
+        help="folders of CAM files (.npz or IRN's .npy)")
+    add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
+        help="folders of label maps (PNG): pseudo masks or predictions")
+    add("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T",
+        help="background scores to try on CAMs")
+    add("--boundary", action="store_true", help="also boundary IoU (bands of 2%% of the image diagonal)")
+    add("--json", type=Path, metavar="FILE", help="write the figures here")
+    add("--per-image", type=Path, metavar="FILE", help="write every image's scores, worst first, as CSV")
+    add("--confusion", action="store_true", help="draw a confusion matrix per folder into OUT")
+    add("--pictures", type=int, default=0, metavar="N",
+        help="draw overlays of the first N images into OUT/pictures")
+    return parser
+
+
+def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> list[Folder]:
+    """The folders of --cams and --masks, or the default outputs that hold this split's images."""
+    folders = [Folder(path, True) for path in args.cams] + [Folder(path, False) for path in args.masks]
+    if folders:
+        return folders
+    looked = [Folder(stage_folder(args.runs, args.dataset, stage) / name, name == "cams")
+              for stage, name in DEFAULTS]
+    there = [item for item in looked if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
+    if not there:
+        places = ", ".join(str(item.path) for item in looked)
+        raise InputError(f"no files of split {args.split} in {places}: give --cams or --masks")
+    return there
+
+
+def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> Result:
+    """Score one folder: a CAM's threshold curve first, then label maps where details are asked for."""
+    names = ["background", *dataset.classes]
+    options = dict(workers=args.workers, skip_bad=args.skip_bad)
+    if folder.cams:
+        scored = score_folder(dataset, folder, args.thresholds, **options)
+        report = curve(scored.table, args.thresholds, names)
+        best = args.thresholds.index(report["best"]["threshold"])
+        folder, table, rows = folder._replace(threshold=args.thresholds[best]), scored.table[best], []
+        if args.boundary or args.per_image:
+            detail = score_folder(dataset, folder, boundary=args.boundary, **options)
+            rows, scored = detail.rows, scored._replace(boundary=detail.boundary)
+    else:
+        scored = score_folder(dataset, folder, boundary=args.boundary, **options)
+        report, table, rows = curve(scored.table[None], [None], names), scored.table, scored.rows
+    for problem in scored.problems:
+        print(f"skipped: {problem}", file=sys.stderr)
+    found = scores(table)
+    report = {"folder": str(folder.path), "images": scored.images, "classes": int(found["classes"]), **report}
+    report["accuracy"] = round(float(found["accuracy"]), 4)
+    for key in ("precision", "recall"):
+        report[key] = by_class(found[key], names)
+        report[f"mean_{key}"] = round(float(found[f"mean_{key}"]), 4)
+    if args.boundary:
+        mean, found["boundary"] = boundary_scores(scored.boundary)
+        report.update(boundary_miou=round(mean, 4), boundary_iou=by_class(found["boundary"], names))
+    return Result(folder, report, found, table, rows)
+
+
+def print_result(result: Result, names: list[str]) -> None:
+    """One folder's table: the curve of CAMs, then every class that occurs."""
+    report, found = result.report, result.found
+    kind = "CAMs" if result.folder.cams else "label maps"
+    print(f"\n{result.folder.path}: {kind} of {report['images']} images, {report['classes']} classes occur")
+    if result.folder.cams:
+        print_curve(report)
+        print(f"best threshold {result.folder.threshold:g}:")
+    keys = ["iou", "precision", "recall"] + ["boundary"] * ("boundary" in found)
+    width = max(map(len, names)) + 2
+    print(" " * width + "".join(f"{key:>11}" for key in keys))
+    for index, name in enumerate(names):
+        if np.isfinite(found["iou"][index]):
+            figures = "".join(f"{found[key][index]:11.2f}" for key in keys)
+            print(f"{name:<{width}}{figures.replace('nan', '  -')}")
+    wanted = ("mean_precision", "mean_recall", "boundary_miou")
+    means = [report["best"]["miou"]] + [report[key] for key in wanted if key in report]
+    print(f"{'mean':<{width}}" + "".join(f"{value:11.2f}" for value in means))
+    print(f"pixel accuracy {report['accuracy']:.2f}")
+
+
+def print_comparison(results: list[Result], names: list[str]) -> None:
+    """All folders in one summary; two of them also side by side with the difference per class."""
+    print("\n mIoU  accuracy  threshold  folder")
+    for result in results:
+        threshold = "-" if result.folder.threshold is None else f"{result.folder.threshold:g}"
+        print(f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f} {threshold:>10}  "
+              f"{result.folder.path}")
+    if len(results) == 2:
+        first, second = (np.append(result.found["iou"], result.found["miou"]) for result in results)
+        width = max(map(len, names)) + 2
+        print(f"\n{'IoU':<{width}}    first   second  second - first")
+        for name, before, after in zip([*names, "mean"], first, second):
+            if np.isfinite(before) or np.isfinite(after):
+                line = f"{name:<{width}}{before:9.2f}{after:9.2f}{after - before:+16.2f}"
+                print(line.replace("+nan", "   -").replace("nan", "  -"))
+
+
+def write_csv(path: Path, results: list[Result]) -> None:
+    """Scores of every image, worst first, of all folders."""
+    rows = [(str(result.folder.path), *row) for result in results for row in result.rows]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["folder", "image", "miou", "accuracy"])
+        for folder, name, miou, accuracy in sorted(rows, key=lambda row: row[2]):
+            writer.writerow([folder, name, f"{miou:.2f}", f"{accuracy:.2f}"])
+
+
+def labels_of(folders: list[Folder]) -> list[str]:
+    """Short distinct names of folders, for files and titles."""
+    short = ["-".join(folder.path.absolute().parts[-2:]) for folder in folders]
+    return [f"{name}-{index + 1}" if short.count(name) > 1 else name for index, name in enumerate(short)]
+
+
+def draw(dataset: TagDataset, folders: list[Folder], out: Path, count: int) -> None:
+    """Write OUT/pictures/NAME.png for the first images: image, every folder's overlay, truth."""
+    titles = ["image", *labels_of(folders)]
+    held = [folder.names() for folder in folders]
+    indices = [i for i, name in enumerate(dataset.names) if all(name in names for names in held)][:count]
+    for index in indices:
+        name, image, size = dataset.names[index], dataset.load_image(index), dataset.image_size(index)
+        maps = [folder.labels(name, size) for folder in folders]
+        truth = dataset.load_mask(index) if dataset.has_masks else None
+        row = [image] + [overlay(image, item, dataset.palette) for item in [*maps, truth] if item is not None]
+        sheet = contact_sheet([row], titles + ["truth"] * (truth is not None), [name], cell=320)
+        with atomic_path(out / f"{name}.png") as temporary:
+            sheet.save(temporary, format="PNG")
+    print(f"{len(indices)} pictures in {out}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(get_parser(), argv, "eval")
+    args.thresholds = list(args.thresholds)
+    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    names = ["background", *dataset.classes]
+    folders = chosen_folders(args, dataset)
+    if dataset.has_masks:
+        results = [evaluate(dataset, folder, args) for folder in folders]
+    else:
+        print(f"{args.data_root}, split {args.split}: no masks, so no mIoU")
+        results = []
+        folders = [item._replace(threshold=UNSCORED_THRESHOLD) if item.cams else item for item in folders]
+    for result in results:
+        print_result(result, names)
+    if len(results) > 1:
+        print_comparison(results, names)
+    if args.json:
+        empty = {"images": 0, "classes": 0, "curve": [], "best": None}
+        reports = [result.report for result in results] or [empty]
+        write_json(reports[0] if len(reports) == 1 else {"runs": reports}, args.json)
+    if args.per_image and results:
+        write_csv(args.per_image, results)
+    if args.confusion:
+        for label, result in zip(labels_of([result.folder for result in results]), results):
+            with atomic_path(args.out / f"confusion-{label}.png") as temporary:
+                confusion_picture(result.table, names).save(temporary, format="PNG")
+            print(f"confusion matrix in {args.out / f'confusion-{label}.png'}")
+    if args.pictures:
+        draw(dataset, [result.folder for result in results] or folders, args.out / "pictures", args.pictures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
