@@ -1,6 +1,7 @@
 """CAM files: .npz without pickle, and IRN's .npy dictionaries read by an unpickler that runs no code."""
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +73,11 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
     except InputError:
         raise
     except Exception as error:  # whatever a damaged or hostile file makes numpy, pickle or torch raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = ascii((str(error).splitlines() or [""])[0][:120])
         raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {reason})") from error
     missing = [field for field in ("keys", "cam") if field not in contents]
     if missing:
-        raise InputError(f"{path}: no field {missing[0]!r}; found {', '.join(map(str, contents)) or 'none'}")
+        raise InputError(f"{path}: no field {missing[0]!r}; found {list(contents)}")
     try:
         file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
                        None if contents.get("high_res") is None else _array(contents["high_res"], np.float32))
@@ -132,6 +133,8 @@ def _problem(file: CamFile) -> str | None:
 
 
 def _array(value: object, dtype: type) -> np.ndarray:
+    if isinstance(value, _Array):
+        value = value.value
     if isinstance(value, torch.Tensor):
         value = value.detach().to(torch.int64 if dtype is np.int64 else torch.float32).numpy()
     value = np.asarray(value)
@@ -154,14 +157,44 @@ def _read_irn(path: Path) -> dict:
         shape, _, dtype = header(file)
         if not dtype.hasobject or shape != ():
             raise InputError(f"{path}: an array {list(shape)} of {dtype}, not IRN's dictionary")
-        contents = _TensorUnpickler(file, path).load().item()
+        contents = _TensorUnpickler(file, path).load().value
     if not isinstance(contents, dict):
         raise InputError(f"{path}: holds a {type(contents).__name__}, not IRN's dictionary")
     return contents
 
 
+class _Dtype:
+    """Stands for numpy.dtype in a pickle: numbers only, none of numpy's own state."""
+
+    def __init__(self, code: str, *_: object):
+        if not re.fullmatch(r"[biuf][1248]|O8?", code):
+            raise pickle.UnpicklingError(f"an array of type {ascii(code)}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+    def read(self, data: bytes, shape: tuple, order: str = "C") -> np.ndarray:
+        """The array of these bytes; ValueError where they do not fill the shape."""
+        return np.frombuffer(data, self.order + self.code).reshape(shape, order=order).copy()
+
+
+class _Array:
+    """Stands for numpy.ndarray in a pickle; `value` is the array, or what a 0-d object array holds."""
+    value: object = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if dtype.code[0] == "O" and (shape, len(data)) != ((), 1):
+            raise pickle.UnpicklingError("an array of objects")
+        self.value = data[0] if dtype.code[0] == "O" else dtype.read(data, shape, "F" if fortran else "C")
+
+
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up."""
+    """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up.
+
+    numpy's own functions are not used: a forged dtype makes them crash.
+    """
 
     def __init__(self, file: io.BufferedIOBase, path: Path):
         super().__init__(file)
@@ -171,8 +204,9 @@ class _TensorUnpickler(pickle.Unpickler):
         # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
         known = self.admitted.get((module.replace("numpy._core", "numpy.core"), name))
         if known is None:
-            raise InputError(f"{self.path}: its pickle asks for {module}.{name}; only numpy arrays and torch "
-                             "tensors are admitted, and that was not run")
+            asked = ascii(f"{module}.{name}")
+            raise InputError(f"{self.path}: its pickle asks for {asked}; only numpy arrays and torch tensors "
+                             "are admitted, and that was not run")
         return known
 
 
@@ -181,20 +215,14 @@ def _admitted() -> dict[tuple[str, str], object]:
 
     Functions are made anew for each file: a pickle may set attributes of what it is given.
     """
-    def reconstruct(kind: type, shape: tuple, code: bytes | str) -> np.ndarray:
-        if kind is not np.ndarray or tuple(shape) != (0,):
-            raise pickle.UnpicklingError("an array that numpy did not write")
-        return np.ndarray((0,), code)
-
-    def frombuffer(buffer: bytes, kind: np.dtype, shape: tuple, order: str) -> np.ndarray:
-        return np.frombuffer(buffer, kind).reshape(shape, order=order)
-
-    def scalar(kind: np.dtype, data: bytes) -> np.generic:
-        return np.frombuffer(data, kind)[0]
+    def frombuffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+        array = _Array()
+        array.value = dtype.read(buffer, shape, order)
+        return array
 
     def encode(text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"bytes in encoding {encoding}")
+            raise pickle.UnpicklingError(f"bytes in encoding {ascii(encoding)}")
         return text.encode("latin1")
 
     def load_storage(data: bytes) -> torch.TypedStorage:
@@ -205,9 +233,9 @@ def _admitted() -> dict[tuple[str, str], object]:
         flat = torch.empty(0, dtype=storage.dtype).set_(storage)
         return flat.as_strided(size, stride, offset)  # refuses what lies outside the storage
 
-    return {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-            ("numpy.core.multiarray", "scalar"): scalar, ("numpy.core.numeric", "_frombuffer"): frombuffer,
-            ("_codecs", "encode"): encode, ("collections", "OrderedDict"): dict,
-            ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    return {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
+            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+            ("numpy.core.multiarray", "scalar"): lambda dtype, data: dtype.read(data, ())[()],
+            ("numpy.core.numeric", "_frombuffer"): frombuffer, ("_codecs", "encode"): encode,
+            ("collections", "OrderedDict"): dict, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
             ("torch.storage", "_load_from_bytes"): load_storage}

@@ -104,7 +104,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, protocol):
                                 (torch.load, (str(target),)), (np.load, (str(target), None, True)),
                                 (getattr, ("", "join")), (collections.Counter, ())):
         save_pickled(tmp_path / "bad.npy", {**good, "extra": Malicious(function, *arguments)}, protocol)
-        with pytest.raises(InputError, match=r"bad.npy: its pickle asks for \w+\.\w+.* only numpy arrays"):
+        with pytest.raises(InputError, match=r"bad.npy: its pickle asks for '[\w.]+'; only numpy arrays"):
             read_cam(tmp_path, "bad")
         assert not target.exists()
 
@@ -139,6 +139,24 @@ def test_object_arrays_in_npz_and_tensors_outside_their_storage_are_refused(tmp_
         read_cam(tmp_path, "b")
 
 
+def test_forged_numpy_state_is_an_error_not_a_crash(tmp_path):
+    """numpy's unpickling trusts a dtype's state: with the flags of objects in a number's dtype it crashes."""
+    def forged(code: str, state: tuple) -> Malicious:
+        dtype = Malicious(np.dtype, code, False, True)
+        dtype.call += ((3, "<", None, None, None, -1, -1, 63),)
+        array = Malicious(np.array(0).__reduce__()[0], np.ndarray, (0,), b"b")
+        array.call += ((1, (1, 2, 2), dtype, False, state),)
+        return array
+
+    for code, data in (("f4", bytes(16)), ("f4", bytes(15)), ("O8", bytes(32)), ("O8", [1] * 4), ("V4", b"")):
+        save_pickled(tmp_path / "a.npy", {"keys": np.array([0]), "cam": forged(code, data)})
+        if data == bytes(16):
+            assert read_cam(tmp_path, "a").cam.shape == (1, 2, 2)
+        else:
+            with pytest.raises(InputError, match="a.npy: not a readable CAM file"):
+                read_cam(tmp_path, "a")
+
+
 @pytest.mark.parametrize("contents, pattern", [
     ({"keys": np.array([0, 1]), "cam": np.ones((1, 2, 2))}, r"keys \[2\] and cam \[1, 2, 2\] are not"),
     ({"keys": np.array([0]), "cam": np.ones((2, 2))}, r"cam \[2, 2\] are not"),
@@ -150,8 +168,9 @@ def test_object_arrays_in_npz_and_tensors_outside_their_storage_are_refused(tmp_
     ({"keys": KEYS, "cam": np.ones((2, 2, 2)), "high_res": np.full((2, 8, 8), np.inf)}, "high_res holds NaN"),
     ({"keys": KEYS, "cam": np.ones((2, 2, 2)), "high_res": np.ones((1, 8, 8))}, r"high_res \[1, 8, 8\]"),
     ({"keys": np.array([0.5]), "cam": np.ones((1, 2, 2))}, "a field is no array of numbers"),
-    ({"keys": np.array([0]), "cam": np.array([["x"]])}, "a field is no array of numbers"),
-    ({"keys": np.array([0])}, "no field 'cam'; found keys"),
+    ({"keys": np.array([0]), "cam": np.array([["x"]])}, "(a field is no array of|an array of type 'U1')"),
+    ({"keys": np.array([0]), "cam": np.ones((1, 2, 2), complex)}, "(no array of|array of type 'c16')"),
+    ({"keys": np.array([0])}, "no field 'cam'; found .'keys'."),
 ])
 def test_bad_values(tmp_path, contents, pattern):
     np.savez(tmp_path / "a.npz", **contents)
