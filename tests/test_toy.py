@@ -1,0 +1,172 @@
+"""The toy world's files: reproducible, whole, and true about what was drawn."""
+import json
+import xml.etree.ElementTree as ElementTree
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipwsss import toy
+from clipwsss.datasets import build_dataset
+from clipwsss.errors import InputError, run_script
+from clipwsss.prompts import load_words
+from clipwsss.toy_scenes import Scene, ScenePainter
+from clipwsss.toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("toy") / "world"
+    toy.draw_world(root, seed=3, n_train=40, n_val=12)
+    return root
+
+
+def contents(root: Path, only: str = "*") -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob(only) if path.is_file()}
+
+
+def test_same_seed_draws_the_same_files_and_a_smaller_world_is_a_beginning(world, tmp_path):
+    toy.draw_world(tmp_path / "again", seed=3, n_train=5, n_val=12)
+    again, first = contents(tmp_path / "again", "*_0*"), contents(world)
+    assert len(again) == 3 * 17
+    assert all(first[name] == data for name, data in again.items())
+    toy.draw_world(tmp_path / "other", seed=4, n_train=5, n_val=1)
+    other = contents(tmp_path / "other", "*.jpg")
+    assert all(first[name] != data for name, data in other.items())
+
+
+def test_splits_are_disjoint_and_differ(world):
+    names = {split: (world / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+             for split in ("train", "val")}
+    assert len(names["train"]) == 40 and len(names["val"]) == 12
+    assert not set(names["train"]) & set(names["val"])
+    files = contents(world, "*.jpg")
+    assert len(set(files.values())) == len(files) == 52
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_tags_sizes_and_subtypes_agree_with_the_masks(world, split):
+    dataset = build_dataset("toy", world, split)
+    assert dataset.classes == CLASSES and dataset.has_masks and not dataset.skipped
+    for index, name in enumerate(dataset.names):
+        image, mask = dataset.load_image(index), dataset.load_mask(index)
+        assert image.size == (96, 96) and mask.shape == (96, 96) == dataset.image_size(index)
+        tags = {k + 1 for k in dataset.labels[index].nonzero().flatten().tolist()}
+        assert tags and set(np.unique(mask)) - {0} == tags
+        subtypes = dataset.subtypes(index)
+        assert {CLASSES.index(label) + 1 for label in subtypes} == tags
+        assert all(set(words) <= set(SUBTYPES[label]) for label, words in subtypes.items())
+        annotation = ElementTree.parse(world / "Annotations" / f"{name}.xml")
+        assert annotation.findtext("filename") == f"{name}.jpg" and annotation.findtext("size/width") == "96"
+
+
+def test_masks_carry_the_palette_and_images_keep_their_colours(world):
+    painter = ScenePainter(3, "train", toy.IMAGE_SIZE)
+    scene = painter.tagged_scene()
+    with Image.open(world / "JPEGImages" / "train_00000.jpg") as image:
+        assert np.abs(np.asarray(image).astype(int) - scene.image).mean() < 4
+    with Image.open(world / "SegmentationClassAug" / "train_00000.png") as mask:
+        assert mask.mode == "P" and mask.getpalette()[3:6] == [128, 0, 0]
+        assert np.array_equal(np.asarray(mask) > 0, scene.instances > 0)
+
+
+def on_own_background(scene: Scene) -> bool:
+    return scene.backgrounds[0] == BACKGROUNDS[CLASSES.index(toy.CLASS_OF[scene.objects[0]])]
+
+
+def test_classes_mostly_stand_on_their_own_background():
+    painter = ScenePainter(0, "train", 96)
+    scenes = [painter.tagged_scene() for _ in range(400)]
+    own = [on_own_background(scene) for scene in scenes]
+    assert 0.70 < np.mean(own) < 0.86  # .75 and an eighth of the rest
+    assert {len(scene.objects) for scene in scenes} == {1, 2, 3}
+    assert {word for scene in scenes for word in scene.objects} == set(ALL_SUBTYPES)
+
+
+def test_free_scenes_have_no_company_to_learn_from():
+    painter = ScenePainter(0, "clip", 64)
+    scenes = [painter.free_scene() for _ in range(600)]
+    alone = [scene for scene in scenes if len(scene.objects) == 1]
+    assert 0.05 < np.mean([on_own_background(scene) for scene in alone]) < 0.22  # an eighth
+    assert {len(scene.objects) for scene in scenes} == {0, 1, 2}
+    assert all(scene.image.shape == (64, 64, 3) for scene in scenes)
+    assert all(scene.instances.max() <= len(scene.objects) for scene in scenes)
+
+
+@pytest.mark.parametrize("subtype", ALL_SUBTYPES)
+def test_every_subtype_has_polygons_within_its_frame(subtype):
+    parts = coloured_parts(subtype, np.random.default_rng(0))
+    assert len(parts) >= 4
+    for corners, colour in parts:
+        assert corners.shape[1] == 2 and np.abs(corners).max() <= 1.05
+        assert len(colour) == 3 and all(type(value) is int and 0 <= value <= 255 for value in colour)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_textures_are_tiles_that_vary(background):
+    rng = np.random.default_rng(0)
+    first, second = texture(background, rng, 100), texture(background, rng, 100)
+    assert first.shape == (100, 100, 3) and first.dtype == np.uint8
+    assert first.std() > 3 and not np.array_equal(first, second)
+
+
+def test_a_wholly_hidden_object_is_no_tag(tmp_path):
+    for folder in ("JPEGImages", "SegmentationClassAug", "Annotations"):
+        (tmp_path / folder).mkdir()
+    instances = np.zeros((8, 6), np.uint8)
+    instances[2:4, 1:3] = 2
+    image = np.zeros((8, 6, 3), np.uint8)
+    scene = Scene(image, instances, np.zeros_like(instances), ["ship", "van"], ["sky"])
+    toy._write_scene(tmp_path, "x", scene)
+    annotation = ElementTree.parse(tmp_path / "Annotations" / "x.xml")
+    assert [item.findtext("subtype") for item in annotation.iter("object")] == ["van"]
+    assert annotation.findtext("size/height") == "8" and annotation.findtext("size/width") == "6"
+    with Image.open(tmp_path / "SegmentationClassAug" / "x.png") as mask:
+        assert np.array_equal(np.unique(mask), [0, 1 + CLASSES.index("car")])
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    painted = iter(range(3))
+
+    def stop(painter):
+        if next(painted) == 2:
+            raise KeyboardInterrupt
+        return ScenePainter.free_scene(painter)
+
+    monkeypatch.setattr(ScenePainter, "tagged_scene", stop)
+    with pytest.raises(KeyboardInterrupt):
+        toy.draw_world(tmp_path / "world", n_train=5, n_val=5)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, monkeypatch, world):
+    monkeypatch.setattr(toy, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
+    assert len(toy.ToyDataset(tmp_path / "new" / "world", "train")) == 3
+    (tmp_path / "empty").mkdir()
+    assert len(toy.ToyDataset(tmp_path / "empty", "val")) == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="mine: no toy world here"):
+        toy.ToyDataset(tmp_path / "mine", "train")
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    with pytest.raises(InputError, match="test.*train, val"):
+        toy.ToyDataset(world, "test")
+
+
+def test_command_draws_and_names_bad_options(tmp_path, capsys):
+    draw = ["--draw", str(tmp_path / "world"), "--seed", "5", "--n-train", "2", "--n-val", "1"]
+    assert run_script(partial(toy.main, draw)) == 0
+    assert json.loads((tmp_path / "world" / "toy.json").read_text()) == {"seed": 5, "n_train": 2, "n_val": 1}
+    before = contents(tmp_path)
+    assert run_script(partial(toy.main, draw)) == 2
+    assert "world: already exists" in capsys.readouterr().err and contents(tmp_path) == before
+    assert run_script(partial(toy.main, ["--draw", str(tmp_path / "none"), "--n-val", "0"])) == 2
+    assert "at least 1 image" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_prompt_words_are_the_worlds_own():
+    words = load_words("toy", CLASSES)
+    assert words.candidates == [[name, *SUBTYPES[name]] for name in CLASSES]
+    assert words.background == BACKGROUNDS
