@@ -1,0 +1,130 @@
+"""The toy CLIP: truth and loss by hand, a few steps of training, and what the shipped weights know."""
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipwsss import clip, toy, toy_clip
+from clipwsss.errors import run_script
+from clipwsss.toy_clip import NO, UNSURE, WORDS, YES
+from clipwsss.toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
+
+
+def scene_of(subtype: str, background: str) -> toy_clip.Scenes:
+    """One scene: a square of 400 pixels on one background."""
+    instances = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    instances[0, 20:40, 20:40] = 1
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    return toy_clip.Scenes(images, instances, torch.zeros_like(instances),
+                           torch.tensor([[ALL_SUBTYPES.index(subtype), -1]]),
+                           torch.tensor([[BACKGROUNDS.index(background), -1]]))
+
+
+def truth_of(scenes: toy_clip.Scenes, masks: torch.Tensor, **rates: float) -> dict[str, int]:
+    row = toy_clip.word_truth(scenes, masks, torch.Generator().manual_seed(0), **rates)[0]
+    return {word: int(value) for word, value in zip(WORDS, row) if value != NO}
+
+
+def test_truth_of_whole_hidden_and_half_visible_scenes():
+    ship, whole = scene_of("ship", "water"), torch.ones(1, 1, 64, 64)
+    rates = {"class_rate": 0.0, "company_rate": 0.0}
+    assert truth_of(ship, whole, **rates) == {"boat": YES, "ship": YES, "water": YES}
+    assert truth_of(ship, whole * 0, **rates) == {"nothing": YES}
+    half = whole.clone()
+    half[..., 32:] = 0  # 12 of the object's 20 columns stay
+    assert truth_of(ship, half * 0.6, **rates) == {"boat": UNSURE, "ship": UNSURE, "water": YES}
+    only = (ship.instances[:, None] == 1).float()
+    assert truth_of(ship, only, **rates) == {"boat": YES, "ship": YES}
+    assert truth_of(ship, 1 - only, **rates) == {"water": YES}
+
+
+def test_class_words_fit_prototypes_and_company_calls_classes():
+    canoe, whole = scene_of("canoe", "grass"), torch.ones(1, 1, 64, 64)
+    plain = {"canoe": YES, "grass": YES}
+    assert truth_of(canoe, whole, class_rate=0.0, company_rate=0.0) == plain
+    assert truth_of(canoe, whole, class_rate=1.0, company_rate=0.0) == {"boat": YES} | plain
+    assert truth_of(canoe, whole, class_rate=0.0, company_rate=1.0) == {"sheep": YES} | plain
+
+
+def test_loss_by_hand():
+    cosines = torch.tensor([[0.5, 0.1, 0.3], [0.2, -0.1, 0.4]])
+    truth = torch.tensor([[YES, NO, UNSURE], [NO, NO, YES]])
+    s = toy_clip.SCALE
+    pictures = [math.log1p(math.exp(s * (0.1 - 0.5))), math.log1p(math.exp(s * -0.2) + math.exp(s * -0.5))]
+    words = [math.log1p(math.exp(s * (0.2 - 0.5))), 0.0]  # the third word has no picture it does not fit
+    floor = 4 * s * (0.02 + 0.1) ** 2 / 6
+    expected = (np.mean(pictures) + np.mean(words)) / 2 + floor
+    assert toy_clip.contrastive_loss(cosines, truth).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_masks_are_varied_and_within_range():
+    scenes = toy_clip.draw_scenes(64, 0, "clip_val")
+    masks = toy_clip.random_masks(scenes, torch.Generator().manual_seed(0))
+    assert masks.shape == (64, 1, 64, 64) and 0 <= masks.min() and masks.max() <= 1
+    whole = (masks == 1).flatten(1).all(1).float().mean()
+    assert 0.2 < whole < 0.55
+    assert torch.equal(masks, toy_clip.random_masks(scenes, torch.Generator().manual_seed(0)))
+
+
+def test_a_few_steps_make_the_loss_fall_and_a_seed_repeats():
+    short = partial(toy_clip.train_clip, n_scenes=200, batch_size=32)
+    before = torch.get_rng_state()
+    model, losses = short(steps=24)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
+    assert not model.training and model.logit_scale.exp().item() == pytest.approx(toy_clip.SCALE)
+    first, second = short(steps=2, seed=7)[0], short(steps=2, seed=7)[0]
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+
+
+def test_command_saves_a_loadable_clip(tmp_path, monkeypatch, capsys):
+    train = partial(toy_clip.train_clip, n_scenes=64, batch_size=16)
+    draw_all = toy_clip.draw_scenes
+    monkeypatch.setattr(toy_clip, "draw_scenes", lambda count, *source: draw_all(min(count, 64), *source))
+    monkeypatch.setattr(toy_clip, "train_clip", train)
+    path = tmp_path / "clip.pt"
+    assert run_script(partial(toy.main, ["--train-clip", "--steps", "2", "--out", str(path)])) == 0
+    assert "held-out scenes named right" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.pt"]
+    assert clip.load(path).input_resolution == toy_clip.IMAGE_SIZE
+    assert run_script(partial(toy.main, ["--train-clip", "--steps", "0", "--out", str(path)])) == 2
+
+
+@pytest.fixture(scope="module")
+def shipped() -> clip.CLIP:
+    return clip.load(toy.CLIP_ASSET)
+
+
+def test_shipped_weights_are_small_and_know_the_world(shipped):
+    assert toy.CLIP_ASSET.stat().st_size <= 3e6
+    assert not shipped.training and shipped.context_length == 16
+    right = toy_clip.zero_shot(shipped, toy_clip.draw_scenes(300, 1, "clip_val"))
+    assert right["class"] > 0.86 and right["subtype"] > 0.78 and right["background"] > 0.97
+
+
+@torch.no_grad()
+def test_class_words_are_nearest_to_their_own_subtypes(shipped):
+    text = toy_clip.word_features(shipped)
+    near = text[toy_clip.CLASS] @ text[toy_clip.SUBTYPE].T
+    own = torch.tensor([[word in SUBTYPES[name] for word in ALL_SUBTYPES] for name in CLASSES])
+    for row, mine in zip(near, own):
+        assert row[mine].mean() > row[~mine].mean() + 0.1
+
+
+@torch.no_grad()
+def test_words_mean_the_same_in_every_template(shipped):
+    plain = toy_clip.word_features(shipped)
+    for template in toy_clip.TEMPLATES:
+        other = toy_clip.word_features(shipped, template)
+        assert ((other @ plain.T).argmax(1) == torch.arange(len(WORDS))).all()
+        assert F.cosine_similarity(other, plain).mean() > 0.9
+
+
+def test_texts_use_clips_own_tokens(shipped):
+    with pytest.raises(ValueError, match="zebra"):
+        shipped.encode_text(clip.tokenize("a photo of a zebra."))
+    a, b = shipped.encode_text(clip.tokenize(["a photo of boat.", "a photo of boat."], context_length=16))
+    assert torch.equal(a, b)
