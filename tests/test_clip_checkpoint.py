@@ -1,4 +1,4 @@
-"""Weights by name (download, resume, refusal), from archives and state dicts, and files that must be refused."""
+"""Weights by name (download, resume, refusal), from archives and state dicts; files that must be refused."""
 import hashlib
 import http.server
 import io
@@ -24,7 +24,8 @@ def tiny_clip() -> clip.CLIP:
 
 
 def half_state(model: clip.CLIP) -> dict[str, torch.Tensor]:
-    return {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    return {name: value.half() if value.is_floating_point() else value
+            for name, value in model.state_dict().items()}
 
 
 def assert_same(loaded: clip.CLIP, model: clip.CLIP) -> None:
@@ -48,7 +49,8 @@ def archive(tmp_path) -> Path:
     model.register_buffer("input_resolution", torch.tensor(32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated and notes every size that becomes a constant
-        traced = torch.jit.trace(model, (torch.rand(1, 3, 32, 32), torch.tensor([[5, 299, 0]])), check_trace=False)
+        inputs = torch.rand(1, 3, 32, 32), torch.tensor([[5, 299, 0]])
+        traced = torch.jit.trace(model, inputs, check_trace=False)
         traced.half().save(str(tmp_path / "archive.pt"))
     return tmp_path / "archive.pt"
 
@@ -65,7 +67,8 @@ def test_archive_is_read_for_its_tensors_alone(archive, monkeypatch):
     monkeypatch.setattr(torch, "load", forbidden)
     assert_same(clip.load(archive), tiny_clip())
     found = checkpoint.read_tensors(archive)
-    assert found.keys() == scripted.keys() and all(found[name].equal(value) for name, value in scripted.items())
+    assert found.keys() == scripted.keys()
+    assert all(found[name].equal(value) for name, value in scripted.items())
 
 
 class Gadget:
@@ -94,7 +97,8 @@ def test_archive_with_code_is_refused(archive, tmp_path, function, named):
     mark = tmp_path / "executed"
     arguments = (f"__import__('os').mkdir({str(mark)!r})",) if function is eval else (str(mark),)
     altered = with_pickle(archive, pickle.dumps({"weights": Gadget(function, *arguments)}, protocol=2))
-    with pytest.raises(clip.CheckpointError, match=f"^{re.escape(str(altered))}: its pickle asks for {named}, .*refused"):
+    message = f"^{re.escape(str(altered))}: its pickle asks for {named}, .*refused"
+    with pytest.raises(clip.CheckpointError, match=message):
         clip.load(altered)
     assert not mark.exists()
 
@@ -130,7 +134,8 @@ def test_state_dicts(tmp_path, wrapped):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is no CLIP checkpoint or is damaged"), (b"not a checkpoint", "is no CLIP checkpoint or is damaged"),
+    (b"", "is no CLIP checkpoint or is damaged"),
+    (b"not a checkpoint", "is no CLIP checkpoint or is damaged"),
     (torch.zeros(3), "holds no state dict"), ({"state_dict": {"epoch": 3}}, "holds no state dict"),
     ({"weight": torch.zeros(3)}, "no CLIP weights: tensor 'visual.layer1.0.conv1.weight' is missing"),
     ({"state_dict": {**tiny_clip().state_dict(), "head": torch.zeros(3)}}, "1 unexpected tensors: head")])
@@ -154,7 +159,7 @@ def test_truncated_files(archive, tmp_path, share):
 
 
 def test_missing_file_lists_the_names(tmp_path):
-    with pytest.raises(clip.CheckpointError, match=r"ViT-B32 is neither a file nor a published CLIP \(RN50, .*ViT-B/32"):
+    with pytest.raises(clip.CheckpointError, match=r"ViT-B32 is neither a file nor .* \(RN50, .*ViT-B/32"):
         clip.load("ViT-B32")
     with pytest.raises(ValueError, match="is neither a file"):
         clip.load(tmp_path)
@@ -244,7 +249,7 @@ def test_resuming_where_the_server_cannot_or_need_not(server, tmp_path, knows_ra
 def test_damaged_download_is_refused(server, tmp_path):
     right = server.content
     server.content = right[:5000] + bytes([right[5000] ^ 1]) + right[5001:]
-    with pytest.raises(clip.CheckpointError, match=r"arrived with SHA-256 \w{64}, so it was deleted: .*RN50.pt$"):
+    with pytest.raises(clip.CheckpointError, match=r"arrived with SHA-256 \w{64}, .*deleted: .*RN50.pt$"):
         clip.load("RN50", cache=tmp_path)
     assert not list(tmp_path.iterdir())
     server.content = right
@@ -253,7 +258,7 @@ def test_damaged_download_is_refused(server, tmp_path):
 
 def test_wrong_file_in_the_cache_is_refused_and_kept(server, tmp_path):
     (tmp_path / "RN50.pt").write_bytes(b"something else")
-    with pytest.raises(clip.CheckpointError, match=r"RN50.pt is damaged or another file .*: delete it .* save http"):
+    with pytest.raises(clip.CheckpointError, match=r"RN50.pt is damaged or another file .*delete it .*http"):
         clip.load("RN50", cache=tmp_path)
     assert (tmp_path / "RN50.pt").read_bytes() == b"something else" and server.ranges == []
 
@@ -264,7 +269,8 @@ def test_offline_says_where_to_put_the_file(server, tmp_path, monkeypatch):
         clip.load("ViT-B/32", cache=tmp_path)
     message = str(caught.value)
     assert "\n" not in message and f"as {tmp_path / 'ViT-B-32.pt'}" in message
-    assert re.search(r"ViT-B/32 was not downloaded .*save http://127.0.0.1:9/clip/40d36571\w{56}/ViT-B-32.pt as", message)
+    assert message.startswith("ViT-B/32 was not downloaded (")
+    assert re.search(r"save http://127.0.0.1:9/clip/40d36571\w{56}/ViT-B-32.pt as", message)
 
 
 def test_rn50_weights_load_by_name(tmp_path, monkeypatch):
@@ -275,9 +281,14 @@ def test_rn50_weights_load_by_name(tmp_path, monkeypatch):
         theirs = open_clip.CLIP(**open_clip.get_model_config("RN50-quickgelu"))
     theirs = theirs.to_empty(device="cpu").eval()
     noise = 0.02 * torch.randn(2 ** 25 + 1).half()  # larger than the largest tensor
-    state = {name: noise[-value.numel():].view(value.shape).clone() if value.is_floating_point() else value.zero_()
-             for name, value in theirs.state_dict().items()}
-    state.update({name: torch.full_like(value, 0.1) for name, value in state.items() if name.endswith("running_var")})
+    state = theirs.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = noise[-value.numel():].view(value.shape).clone()
+        if name.endswith("running_var"):
+            state[name].fill_(0.1)
+        if name.endswith("num_batches_tracked"):
+            value.zero_()
     theirs.load_state_dict(state)
     path = tmp_path / "RN50.pt"
     torch.save(state, path)

@@ -14,8 +14,8 @@ def small_clip(vision: str = "resnet", seed: int = 0, **changes) -> clip.CLIP:
     torch.manual_seed(seed)
     towers = {"resnet": ((1, 1, 1, 1), 12, None), "vit": (2, 64, 16)}[vision]
     sizes = dict(embed_dim=32, image_resolution=64, vision_layers=towers[0], vision_width=towers[1],
-                 vision_patch_size=towers[2], context_length=77, vocab_size=49408, text_width=64, text_heads=1,
-                 text_layers=2)
+                 vision_patch_size=towers[2], context_length=77, vocab_size=49408, text_width=64,
+                 text_heads=1, text_layers=2)
     return stirred(clip.CLIP(**{**sizes, **changes})).eval()
 
 
@@ -48,7 +48,7 @@ def calibrate(model: torch.nn.Module, images: torch.Tensor) -> None:
 @pytest.fixture
 def open_clip():
     package = pytest.importorskip("open_clip")
-    package.factory.logging.getLogger().setLevel("ERROR")  # it warns that no pretrained weights were asked for
+    package.factory.logging.getLogger().setLevel("ERROR")  # it warns that weights are random
     return package
 
 
@@ -81,8 +81,8 @@ def test_features_and_image_gradients_equal_open_clip(open_clip, name):
         assert (text[0] - text[2]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16", "ViT-L-14",
-                                  "ViT-L-14-336"])
+@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B-32", "ViT-B-16",
+                                  "ViT-L-14", "ViT-L-14-336"])
 def test_every_published_architecture_is_inferred(open_clip, name):
     config = open_clip.get_model_config(name)
     config.pop("quick_gelu", None)
@@ -134,7 +134,7 @@ def test_learned_embeddings_get_gradients():
     torch.testing.assert_close(features, model.encode_text(tokens), atol=1e-6, rtol=1e-5)
     features.square().sum().backward()
     reached = embeddings.grad.abs().amax(dim=-1) > 0
-    assert reached[0].tolist() == [True] * 8 + [False] * 69 and reached[1].tolist() == [True] * 4 + [False] * 73
+    assert reached.tolist() == [[True] * 8 + [False] * 69, [True] * 4 + [False] * 73]
 
 
 @torch.no_grad()
@@ -166,11 +166,11 @@ def test_attention_pool_equals_plain_attention():
     x = torch.randn(3, 384, 2, 2)
     tokens = x.flatten(2).permute(2, 0, 1)
     tokens = torch.cat([tokens.mean(dim=0, keepdim=True), tokens]) + pool.positional_embedding[:, None]
-    projections = (pool.q_proj, pool.k_proj, pool.v_proj)
+    bias = torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias])
     plain, _ = F.multi_head_attention_forward(
-        tokens[:1], tokens, tokens, 384, pool.heads, None, torch.cat([layer.bias for layer in projections]), None, None,
-        False, 0.0, pool.c_proj.weight, pool.c_proj.bias, use_separate_proj_weight=True,
-        q_proj_weight=projections[0].weight, k_proj_weight=projections[1].weight, v_proj_weight=projections[2].weight)
+        tokens[:1], tokens, tokens, 384, pool.heads, None, bias, None, None, False, 0.0, pool.c_proj.weight,
+        pool.c_proj.bias, use_separate_proj_weight=True, q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight)
     torch.testing.assert_close(pool(x), plain[0], atol=1e-5, rtol=1e-5)
 
 
@@ -206,14 +206,13 @@ def test_small_vocabulary_equals_the_rows_of_a_whole_one():
 def test_small_model_rebuilds_from_its_state_dict():
     token_ids = torch.tensor([320, 1929, 49406, 49407])
     model = small_clip(vocab_size=4, text_heads=2, token_ids=token_ids)
-    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    again = clip.CLIP.from_state_dict(half)
+    again = clip.CLIP.from_state_dict({name: value.half() if value.is_floating_point() else value
+                                       for name, value in model.state_dict().items()})
     assert again.transformer.resblocks[1].attn.heads == 2 and again.token_ids.equal(token_ids)
     assert not again.training and all(value.dtype == torch.float32 for value in again.parameters())
     tokens, images = clip.tokenize("a dog"), torch.rand(1, 3, 64, 64)
-    for copied in (clip.CLIP.from_state_dict(model.state_dict()), clip.CLIP.from_state_dict(again.state_dict())):
-        exact = copied.token_embedding.weight.equal(model.token_embedding.weight)
-        reference = model if exact else again
+    for reference in (model, again):
+        copied = clip.CLIP.from_state_dict(reference.state_dict())
         torch.testing.assert_close(copied.encode_text(tokens), reference.encode_text(tokens))
         torch.testing.assert_close(copied.encode_image(images), reference.encode_image(images))
     assert "text_heads" not in small_clip().state_dict() and "token_ids" not in small_clip().state_dict()

@@ -1,4 +1,4 @@
-"""CLIP weights by published name or from a file, read as tensors alone: no pickled or TorchScript code ever runs."""
+"""CLIP weights by published name or from a file, read as tensors alone: no stored code ever runs."""
 import hashlib
 import http.client
 import os
@@ -17,7 +17,7 @@ from torch import Tensor
 from .model import CLIP
 
 SOURCE = "https://openaipublic.azureedge.net/clip/models/"
-PUBLISHED = {  # name: SHA-256 (a part of the URL) and file name, from OpenAI's release (github.com/openai/CLIP, MIT)
+PUBLISHED = {  # name: SHA-256 / file name, the end of its URL; from OpenAI's release (github.com/openai/CLIP)
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
     "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599/RN101.pt",
     "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd/RN50x4.pt",
@@ -43,17 +43,19 @@ def available() -> tuple[str, ...]:
     return tuple(PUBLISHED)
 
 
-def load(name_or_path: str | Path, device: str | torch.device = "cpu", cache: str | Path | None = None) -> CLIP:
+def load(name_or_path: str | Path, device: str | torch.device = "cpu",
+         cache: str | Path | None = None) -> CLIP:
     """A frozen CLIP (float32, eval, no gradients to its weights) by published name or from a file.
 
-    A name is downloaded once into `cache` (default: checkpoints/ in torch's hub folder), and its SHA-256 is checked at
-    every load. A file is OpenAI's TorchScript archive or a state dict of the same names, bare or under "state_dict",
-    with or without "module." before each name; its network must have been trained with QuickGELU, as OpenAI's were.
-    Raises CheckpointError, in one line, where the file is missing, damaged or something else.
+    A name is downloaded once into `cache` (default: checkpoints/ in torch's hub folder), and its SHA-256 is
+    checked at every load. A file is OpenAI's TorchScript archive or a state dict of the same names, bare or
+    under "state_dict", with or without "module." before each name; its network must have been trained with
+    QuickGELU, as OpenAI's were. Raises CheckpointError, in one line, where the file is missing, damaged or
+    something else.
     """
     name = str(name_or_path)
     if name in PUBLISHED:
-        path = fetch(name, Path(cache) if cache else Path(torch.hub.get_dir()) / "checkpoints")
+        path = fetch(name, Path(cache).expanduser() if cache else Path(torch.hub.get_dir()) / "checkpoints")
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
@@ -67,13 +69,13 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu", cache: st
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """The file of a published name in `folder`, downloaded if absent; a broken download goes on where it stopped."""
+    """The file of a published name in `folder`, downloaded if absent, on from where that stopped before."""
     url, sha256 = SOURCE + PUBLISHED[name], PUBLISHED[name].split("/")[0]
     target = folder / url.rsplit("/", 1)[1]
-    if target.exists():
+    if target.is_file():
         if _sha256(target) != sha256:
-            raise CheckpointError(f"{target} is damaged or another file (SHA-256 is not {sha256}): delete it to "
-                                  f"download it anew, or save {url} there")
+            raise CheckpointError(f"{target} is damaged or another file (SHA-256 is not {sha256}): "
+                                  f"delete it to download it anew, or save {url} there")
         return target
     part = target.with_name(target.name + ".part")
     try:
@@ -82,11 +84,12 @@ def fetch(name: str, folder: Path) -> Path:
         received = _sha256(part)
         if received != sha256:
             part.unlink()
-            raise CheckpointError(f"{url} arrived with SHA-256 {received}, so it was deleted: try again, or save the "
-                                  f"right file as {target}")
+            raise CheckpointError(f"{url} arrived with SHA-256 {received}, so it was deleted: "
+                                  f"try again, or save the right file as {target}")
         os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"{name} was not downloaded ({error}): try again, or save {url} as {target}") from error
+        raise CheckpointError(f"{name} was not downloaded ({error}): "
+                              f"try again, or save {url} as {target}") from error
     return target
 
 
@@ -102,7 +105,7 @@ def _download(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if done and error.code == 416:  # nothing behind the bytes there are: complete, as the SHA-256 will tell
+        if done and error.code == 416:  # nothing lies behind these bytes: complete, as the SHA-256 will tell
             return
         raise
     with response, open(part, "ab" if response.status == 206 else "wb") as file:
@@ -120,7 +123,7 @@ def _download(url: str, part: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """State dict of a TorchScript archive or of a file of plain tensors; CheckpointError for anything else."""
+    """State dict of a TorchScript archive or a file of plain tensors; CheckpointError for anything else."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -131,8 +134,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        reason = str(error).strip().split("\n")[0][:120]
-        raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
+        raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged ({reason})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors)")
@@ -150,9 +153,9 @@ class StoredTensor(NamedTuple):
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
-    """Reads a TorchScript archive's data.pkl: its classes become bags of attributes, tensors become StoredTensor.
+    """Reads a TorchScript archive's data.pkl: classes become bags of attributes, tensors become StoredTensor.
 
-    Every other global is refused, so that a pickle can call nothing but the three constructors below.
+    Every other global is refused, so that a pickle can call nothing but the constructors below.
     """
 
     def find_class(self, module: str, name: str) -> object:
@@ -180,7 +183,7 @@ def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     def tensor(at: StoredTensor) -> Tensor:
         if at.key not in storages:
             content = bytearray(archive.read(f"{root}/data/{at.key}"))
-            storages[at.key] = torch.frombuffer(content, dtype=at.dtype) if content else torch.empty(0, dtype=at.dtype)
+            storages[at.key] = torch.frombuffer(content, dtype=at.dtype)
         return storages[at.key].as_strided(at.size, at.stride, at.offset)
 
     def walk(module: object, prefix: str) -> dict[str, Tensor]:

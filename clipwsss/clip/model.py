@@ -20,15 +20,15 @@ NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", 
 class CLIP(nn.Module):
     """Image and text encoders into one space of D dimensions; features are not normalised to unit length.
 
-    `vision_layers` is the depth of a ViT (int) or the four block counts of a ResNet (tuple, `vision_patch_size` None).
-    `token_ids` (sorted int64 [vocab_size]) makes a small model: its rows are these ids of CLIP's vocabulary, and texts
-    are still tokenised by `tokenize`. Such a model's `token_ids` and any text heads other than width / 64 travel in the
-    state dict, so `CLIP.from_state_dict(model.state_dict())` always rebuilds the model.
+    `vision_layers` is a ViT's depth (int) or a ResNet's four block counts (with `vision_patch_size` None).
+    `token_ids` (rising int64 [vocab_size]) makes a small model: its rows are these ids of CLIP's vocabulary;
+    texts are still tokenised by `tokenize`. Its `token_ids` and any text heads other than width / 64 travel
+    in the state dict, so `CLIP.from_state_dict(model.state_dict())` always rebuilds the model.
     """
 
-    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int | tuple[int, ...], vision_width: int,
-                 vision_patch_size: int | None, context_length: int, vocab_size: int, text_width: int,
-                 text_heads: int, text_layers: int, token_ids: Tensor | None = None):
+    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int | tuple[int, ...],
+                 vision_width: int, vision_patch_size: int | None, context_length: int, vocab_size: int,
+                 text_width: int, text_heads: int, text_layers: int, token_ids: Tensor | None = None):
         super().__init__()
         if token_ids is not None and (len(token_ids) != vocab_size or bool((token_ids.diff() <= 0).any())):
             raise ValueError(f"token_ids must be {vocab_size} ids in rising order (vocab_size)")
@@ -46,13 +46,15 @@ class CLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         self.register_buffer("token_ids", token_ids)
-        self.register_buffer("text_heads", torch.tensor(text_heads) if text_heads != text_width // 64 else None)
-        for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):  # cpu: survives a meta build
-            self.register_buffer(name, torch.tensor(values, device="cpu").view(3, 1, 1), persistent=False)
+        standard = text_heads == text_width // 64
+        self.register_buffer("text_heads", None if standard else torch.tensor(text_heads))
+        for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+            values = torch.tensor(values, device="cpu").view(3, 1, 1)  # cpu: real even when built on meta
+            self.register_buffer(name, values, persistent=False)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> "CLIP":
-        """The model whose architecture the tensors' shapes tell, with a float32 copy of the weights, in eval mode.
+        """The model that the tensors' shapes tell, with a float32 copy of the weights, in eval mode.
 
         Raises ValueError (one line, first few names) for missing, unexpected or wrongly shaped tensors.
         """
@@ -71,8 +73,8 @@ class CLIP(nn.Module):
                      for name, shape in wanted.items() if name in state and state[name].shape != shape]
         for what, names in (("missing", missing), ("unexpected", extra), ("wrongly shaped", misshaped)):
             if names:
-                more = ", ..." if len(names) > 3 else ""
-                raise ValueError(f"CLIP weights with {len(names)} {what} tensors: {', '.join(names[:3])}{more}")
+                first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                raise ValueError(f"CLIP weights with {len(names)} {what} tensors: {first}")
         model.load_state_dict(state, assign=True)
         return model.eval()
 
@@ -93,7 +95,10 @@ class CLIP(nn.Module):
         return (images - self.pixel_mean) / self.pixel_std
 
     def encode_image(self, images: Tensor, normalised: bool = False) -> Tensor:
-        """Images [B,3,R,R] in [0,1] (or already through `normalise`) -> [B,D]; ValueError unless R = input_resolution."""
+        """Images [B,3,R,R] in [0,1] (or already through `normalise`) -> [B,D].
+
+        Raises ValueError unless R is `input_resolution`.
+        """
         return self.visual(self._ready(images, normalised))
 
     def encode_patches(self, images: Tensor, normalised: bool = False) -> Tensor:
@@ -101,19 +106,22 @@ class CLIP(nn.Module):
         return self.visual.patches(self._ready(images, normalised))
 
     def _ready(self, images: Tensor, normalised: bool) -> Tensor:
-        height, width = images.shape[-2:]
-        if (height, width) != (self.input_resolution, self.input_resolution):
-            side = self.input_resolution
-            raise ValueError(f"images are {height} x {width}, this CLIP takes {side} x {side} (input_resolution)")
+        (height, width), side = images.shape[-2:], self.input_resolution
+        if (height, width) != (side, side):
+            raise ValueError(f"images are {height} x {width}, this CLIP takes {side} x {side} "
+                             "(input_resolution)")
         return images if normalised else self.normalise(images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens [N,L] from `tokenize` -> [N,D]; nothing behind the last end of text is computed, being unseen by it."""
+        """Tokens [N,L] from `tokenize` -> [N,D]; what no text's end can see is cut off."""
         eot_index = tokens.argmax(dim=-1)  # the end-of-text id is CLIP's largest
         return self.encode_text_embeddings(self.embed_tokens(tokens[:, :int(eot_index.max()) + 1]), eot_index)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [N,L] -> embeddings [N,L,W], no positions added; ValueError for words a small model does not know."""
+        """Tokens [N,L] -> embeddings [N,L,W], no positions added.
+
+        Raises ValueError for words that a small model does not know.
+        """
         return self.token_embedding(tokens if self.token_ids is None else self._rows(tokens))
 
     def _rows(self, tokens: Tensor) -> Tensor:
@@ -127,13 +135,14 @@ class CLIP(nn.Module):
         return rows
 
     def encode_text_embeddings(self, embeddings: Tensor, eot_index: Tensor) -> Tensor:
-        """Embeddings [N,L,W] without positions and end-of-text positions [N] -> [N,D]; gradients reach the embeddings.
+        """Embeddings [N,L,W] without positions and indices [N] of the end of text -> [N,D].
 
-        Raises ValueError when an end of text lies beyond the context length.
+        Gradients reach the embeddings. Raises ValueError when an end of text lies beyond the context length.
         """
         length = int(eot_index.max()) + 1
         if length > self.context_length:
-            raise ValueError(f"text of {length} tokens, this CLIP takes {self.context_length} (context_length)")
+            raise ValueError(f"text of {length} tokens, this CLIP takes {self.context_length} "
+                             "(context_length)")
         x = self.transformer(embeddings[:, :length] + self.positional_embedding[:length], causal=True)
         ends = x[torch.arange(len(x), device=x.device), eot_index]
         return self.ln_final(ends) @ self.text_projection
@@ -146,7 +155,7 @@ class CLIP(nn.Module):
 
 
 def architecture(state: dict[str, Tensor]) -> dict:
-    """CLIP's constructor arguments as the shapes of a state dict tell them; KeyError names a tensor it needs."""
+    """CLIP's constructor arguments as a state dict's shapes tell them; KeyError names a tensor it needs."""
     def count(prefix: str) -> int:
         return len({name[len(prefix):].split(".")[0] for name in state if name.startswith(prefix)})
 

@@ -1,7 +1,7 @@
 """CLIP's byte-pair encoding: text to the ids its text transformer was trained on.
 
-The method is Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, over bytes. The
-48,894 merges in bpe_merges.txt.gz are CLIP's (OpenAI, MIT), taken from the package open_clip_torch (MIT).
+The method is Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, on
+bytes. The 48,894 merges in bpe_merges.txt.gz are CLIP's (OpenAI, MIT), from the MIT package open_clip_torch.
 """
 import gzip
 import html
@@ -19,22 +19,23 @@ WORD_END = "</w>"
 
 
 class BytePairs:
-    """The merge table as ranks, and the vocabulary: 256 bytes, the same ending a word, the merges, start and end."""
+    """Merge ranks and the vocabulary: 256 bytes, the same ending a word, the merges, start and end."""
 
     def __init__(self, merges: list[tuple[str, str]]):
-        printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+        printable = [byte for first, last in ("!~", "¡¬", "®ÿ") for byte in range(ord(first), ord(last) + 1)]
         others = [byte for byte in range(256) if byte not in printable]
         letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
         self.letter_of_byte = dict(zip(printable + others, letters))
         self.byte_of_letter = {letter: byte for byte, letter in self.letter_of_byte.items()}
         self.rank = {pair: rank for rank, pair in enumerate(merges)}
-        self.symbols = [*letters, *(letter + WORD_END for letter in letters), *map("".join, merges), START, END]
+        last_letters = [letter + WORD_END for letter in letters]
+        self.symbols = [*letters, *last_letters, *map("".join, merges), START, END]
         self.id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
         self.word_pattern = regex.compile(
             rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
 
     def encode_word(self, word: str) -> tuple[int, ...]:
-        """Ids of one word: of its neighbouring symbols the pair of the lowest rank is merged until none is left."""
+        """Ids of one word: the neighbouring pair of the lowest rank is merged until no pair has a rank."""
         if word in (START, END):
             return (self.id_of[word],)
         symbols = [self.letter_of_byte[byte] for byte in word.encode()]
@@ -74,14 +75,15 @@ def encode(text: str) -> list[int]:
 def decode(tokens: list[int]) -> str:
     """Text of ids from `encode` or of one row of `tokenize`; words are followed by a blank."""
     table = byte_pairs()
-    text = "".join(table.symbols[token] for token in tokens)
-    return bytes(table.byte_of_letter[letter] for letter in text).decode(errors="replace").replace(WORD_END, " ")
+    letters = "".join(table.symbols[token] for token in tokens)
+    text = bytes(table.byte_of_letter[letter] for letter in letters).decode(errors="replace")
+    return text.replace(WORD_END, " ")
 
 
 def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = False) -> Tensor:
     """Texts -> int64 [N,context_length]: start, ids, end of text (the largest id), zeros.
 
-    Raises ValueError for a text of more than `context_length` tokens unless `truncate`, which cuts it and keeps the end.
+    Raises ValueError for a text of more than `context_length` tokens; `truncate` cuts it and keeps the end.
     """
     texts = [texts] if isinstance(texts, str) else texts
     start, end = byte_pairs().id_of[START], byte_pairs().id_of[END]

@@ -1,6 +1,6 @@
-"""The transformer and the two image towers of CLIP; what cannot reach their one output vector is not computed.
+"""The transformer and the two image towers of CLIP; what cannot reach their output vector is not computed.
 
-Parameter names and sizes are those of OpenAI's release (github.com/openai/CLIP, MIT), so that its weights load.
+Parameter names and sizes are those of OpenAI's release (github.com/openai/CLIP), so that its weights load.
 """
 import math
 from collections import OrderedDict
@@ -36,7 +36,7 @@ class Attention(nn.Module):
             key, value = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
         else:
             query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
@@ -136,9 +136,9 @@ class Bottleneck(nn.Module):
 class AttentionPool(nn.Module):
     """Attention pooling [B,C,h,w] -> [B,D] for its one query, the mean of all positions.
 
-    With one query, keys and values need no projection of their own: q.(W_k x + b_k) = (W_k' q).x + const, the constant
-    leaves the softmax unchanged, and the weights sum to one, so W_v applies to the weighted mean. That is 4 C^2
-    products instead of (2 (h w + 1) + 2) C^2, with the same result.
+    With one query, keys and values need no projection of their own: q.(W_k x + b_k) = (W_k' q).x + const, the
+    constant leaves the softmax unchanged, and the weights sum to one, so W_v applies to the weighted mean.
+    That is 4 C^2 products instead of (2 (h w + 1) + 2) C^2, with the same result.
     """
 
     def __init__(self, grid: int, channels: int, heads: int, embed_dim: int):
@@ -154,7 +154,8 @@ class AttentionPool(nn.Module):
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding
         query = self.q_proj(x[:, 0]).unflatten(-1, (self.heads, -1))
-        key_weight, value_weight = (layer.weight.unflatten(0, (self.heads, -1)) for layer in (self.k_proj, self.v_proj))
+        key_weight = self.k_proj.weight.unflatten(0, (self.heads, -1))
+        value_weight = self.v_proj.weight.unflatten(0, (self.heads, -1))
         looked_for = torch.einsum("bhd,hdc->bhc", query * query.shape[-1] ** -0.5, key_weight)
         pooled = (looked_for @ x.transpose(1, 2)).softmax(dim=-1) @ x
         values = torch.einsum("bhc,hdc->bhd", pooled, value_weight).flatten(1) + self.v_proj.bias
@@ -162,7 +163,7 @@ class AttentionPool(nn.Module):
 
 
 class ModifiedResNet(nn.Module):
-    """ResNet tower with a three-convolution stem and attention pooling: normalised images [B,3,R,R] -> [B,D]."""
+    """ResNet tower, three-convolution stem and attention pooling: normalised images [B,3,R,R] -> [B,D]."""
 
     def __init__(self, resolution: int, layers: tuple[int, ...], width: int, embed_dim: int):
         super().__init__()
@@ -192,6 +193,6 @@ class ModifiedResNet(nn.Module):
         return self.attnpool(self.features(images))
 
     def patches(self, images: Tensor) -> Tensor:
-        """[B,h,w,D]: every position through the pool's value and output projections (as MaskCLIP, ECCV 2022)."""
+        """[B,h,w,D]: each position through the pool's value and output projections (MaskCLIP, ECCV 2022)."""
         features = self.features(images).permute(0, 2, 3, 1)
         return self.attnpool.c_proj(self.attnpool.v_proj(features))
