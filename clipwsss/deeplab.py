@@ -1,0 +1,192 @@
+"""DeepLabV2 and DeepLabV3+ on the ResNets of this package (needs `resnet` beside it and nothing else).
+
+Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018 (V3+).
+Labels are 0 for background and 1..K for classes: networks have n_labels = K + 1 outputs. Details that the
+papers leave open follow deeplab-pytorch, which weakly supervised methods use for their last stage.
+"""
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+
+from . import resnet
+
+IGNORE = 255
+NETWORKS = ("deeplabv2", "deeplabv3plus")
+
+
+class DeepLabV2(nn.Module):
+    """A dilated ResNet and the sum of 3x3 convolutions at several rates, each with its bias.
+
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,h,w] at the backbone's stride (8 as published).
+    """
+    multi_scale_training = True
+
+    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.aspp = nn.ModuleList(nn.Conv2d(backbone.channels[-1], n_labels, 3, padding=rate, dilation=rate)
+                                  for rate in rates)
+        for branch in self.aspp:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,n_labels,h,w]."""
+        features = self.backbone(images)
+        return sum(branch(features) for branch in self.aspp)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
+        """The backbone at 1x, the ASPP's weights at 10x, its biases at 20x without weight decay."""
+        weights, biases = [item.weight for item in self.aspp], [item.bias for item in self.aspp]
+        return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
+                {"params": weights, "lr": 10 * lr, "weight_decay": weight_decay},
+                {"params": biases, "lr": 20 * lr, "weight_decay": 0.0}]
+
+
+class DeepLabV3Plus(nn.Module):
+    """A dilated ResNet, ASPP with image pooling, and the decoder that joins it with the first stage's maps.
+
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W] (upsampled inside: the loss is at full size).
+    Plain convolutions where the paper's Xception has separable ones, as in deeplab-pytorch.
+    """
+    multi_scale_training = False
+
+    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
+                 width: int = 256) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.aspp = ASPP(backbone.channels[-1], list(rates), width)
+        self.reduce = conv_bn_relu(backbone.channels[1], 48, 1)
+        self.decoder = nn.Sequential(conv_bn_relu(width + 48, width, 3), conv_bn_relu(width, width, 3),
+                                     nn.Conv2d(width, n_labels, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B,n_labels,H,W]."""
+        maps = self.backbone.stages(images)
+        low = self.reduce(maps[1])
+        high = F.interpolate(self.aspp(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
+        logits = self.decoder(torch.cat([high, low], 1))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
+        """The backbone at 1x, everything new at 10x."""
+        new = [*self.aspp.parameters(), *self.reduce.parameters(), *self.decoder.parameters()]
+        return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
+                {"params": new, "lr": 10 * lr, "weight_decay": weight_decay}]
+
+
+def conv_bn_relu(width_in: int, width: int, kernel: int) -> nn.Sequential:
+    """Convolution, batch norm and ReLU at one resolution."""
+    return nn.Sequential(nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that learn."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
+          frozen_bn: bool = True, rates: Sequence[int] | None = None, caffe: bool = False) -> nn.Module:
+    """One of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`; `weights` are the backbone's.
+
+    frozen_bn: neither statistics nor scale and shift of the backbone's batch norm learn (deeplab-pytorch).
+    rates: of the ASPP (deeplabv2: 6 12 18 24; deeplabv3plus: 6 12 18, doubled at stride 8). caffe: the layout
+    that deeplab-pytorch's checkpoints need. ValueError lists the valid names.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
+    body = resnet.build(backbone, output_stride, weights, frozen_bn, dilate=True, caffe=caffe)
+    if frozen_bn:
+        for module in body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+    if network == "deeplabv2":
+        return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24))
+    return DeepLabV3Plus(body, n_labels, rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18)))
+
+
+def multi_scale_logits(network: nn.Module, images: Tensor,
+                       scales: Sequence[float] = (0.75, 0.5)) -> list[Tensor]:
+    """Logits of the images, of each smaller copy, and the maximum of all at the first's size.
+
+    The published V2 trains on every item of this list (each with its own loss) and tests with the last.
+    """
+    outputs = [network(images)]
+    for scale in scales:
+        smaller = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        outputs.append(network(smaller))
+    size = outputs[0].shape[-2:]
+    resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
+    return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
+
+
+def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> Tensor:
+    """Sum over the outputs (logits [B,n_labels,h,w] of any sizes) of cross entropy with masks [B,H,W].
+
+    Masks (0..n_labels-1, 255 ignored) are resized to each output's size by nearest pixel centres. balanced:
+    half the mean over background pixels plus half the mean over foreground pixels. 0 where no pixel counts.
+    """
+    masks, total = masks[:, None].to(torch.uint8), 0.0
+    for logits in outputs:
+        target = F.interpolate(masks, logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+        losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+        parts = [target == 0, (target != 0) & (target != IGNORE)] if balanced else [target != IGNORE]
+        for part in parts:
+            total = total + (losses * part).sum() / part.sum().clamp(min=1) / len(parts)
+    return total
+
+
+def from_deeplab_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for deeplab-pytorch's deeplabv2_resnet101_msc-*.pth and deeplabv1_resnet101-coco.pth.
+
+    Its first convolution sees BGR: the channels are turned round. V1 has no ASPP, its `fc` is left out.
+    ValueError for any other name. Use with `build(..., caffe=True)`.
+    """
+    parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
+    renamed = {}
+    for name, value in state.items():
+        short = name.removeprefix("base.")
+        if short.startswith("fc."):
+            continue
+        if found := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", short):
+            value = value.flip(1) if found[1] == "conv" else value
+            short = f"backbone.{found[1]}1.{found[2]}"
+        elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", short):
+            stage, block, part, kind, field = found.groups()
+            inner = f"downsample.{'01'[kind == 'bn']}" if part == "shortcut" else kind + parts.get(part, "?")
+            short = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
+        elif found := re.fullmatch(r"aspp\.c(\d)\.(weight|bias)", short):
+            short = f"aspp.{found[1]}.{found[2]}"
+        else:
+            raise ValueError(f"'{name}' is not a name of a deeplab-pytorch checkpoint")
+        renamed[short] = value
+    return renamed
+
+
+def is_deeplab_pytorch(state: dict) -> bool:
+    """Whether a state dict has deeplab-pytorch's names."""
+    return any(name.removeprefix("base.") == "layer1.conv1.conv.weight" for name in state)
+
+
+def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor]) -> bool:
+    """Load a deeplab-pytorch checkpoint into a network of the caffe layout; whether it had an ASPP.
+
+    ValueError on a missing, unknown or differently shaped tensor other than V1's missing ASPP.
+    """
+    renamed, expected = from_deeplab_pytorch(state), network.state_dict()
+    with_head = any(name.startswith("aspp.") for name in renamed)
+    needed = {name for name in expected if (with_head or not name.startswith("aspp."))
+              and not name.endswith("num_batches_tracked")}
+    wrong = sorted(needed - renamed.keys()) + sorted(
+        name for name, value in renamed.items()
+        if name not in expected or expected[name].shape != value.shape)
+    if wrong:
+        raise ValueError(f"it does not fit this network ({len(wrong)} tensors missing, unknown or of another "
+                         f"shape; first: {wrong[0]})")
+    network.load_state_dict(renamed, strict=False)
+    return with_head

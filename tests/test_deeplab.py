@@ -1,0 +1,167 @@
+"""DeepLab: published checkpoints against a plain forward, multi-scale training, losses, parameter groups."""
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipwsss import deeplab, resnet
+
+MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
+BLOCKS = (3, 4, 6, 3)  # ResNet-50: the 101's third stage only repeats its block
+
+
+def published_state(n_labels: int, head: str) -> dict[str, torch.Tensor]:
+    """Random weights under deeplab-pytorch's names, small enough to keep activations near 1."""
+    generator = torch.Generator().manual_seed(5)
+    state = {}
+
+    def add(name: str, width_in: int, width: int, kernel: int) -> None:
+        scale = (2 / (width_in * kernel**2)) ** 0.5
+        weight = torch.randn(width, width_in, kernel, kernel, generator=generator)
+        state[f"{name}.conv.weight"] = scale * weight
+        for field, low, high in (("weight", 0.4, 0.7), ("bias", -0.1, 0.1), ("running_mean", -0.1, 0.1),
+                                 ("running_var", 0.5, 1.5)):
+            state[f"{name}.bn.{field}"] = low + (high - low) * torch.rand(width, generator=generator)
+
+    add("layer1.conv1", 3, 64, 7)
+    state["layer1.conv1.conv.weight"] /= 50
+    width_in = 64
+    for stage, count in enumerate(BLOCKS, 2):
+        width = 64 * 2**stage
+        for block in range(1, count + 1):
+            name = f"layer{stage}.block{block}"
+            add(f"{name}.reduce", width_in, width // 4, 1)
+            add(f"{name}.conv3x3", width // 4, width // 4, 3)
+            add(f"{name}.increase", width // 4, width, 1)
+            if block == 1:
+                add(f"{name}.shortcut", width_in, width, 1)
+            width_in = width
+    if head == "fc":
+        return {**state, "fc.weight": torch.zeros(91, 2048, 1, 1), "fc.bias": torch.zeros(91)}
+    for index in range(4):
+        state[f"aspp.c{index}.weight"] = 0.01 * torch.randn(n_labels, 2048, 3, 3, generator=generator)
+        state[f"aspp.c{index}.bias"] = torch.randn(n_labels, generator=generator)
+    return {f"base.{name}": value for name, value in state.items()}
+
+
+def plain_forward(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """The published network written out over its own names: pixels are BGR, 0..255, minus the mean."""
+    def unit(name, features, stride=1, dilation=1, relu=True):
+        weight = state[f"base.{name}.conv.weight"]
+        padding = dilation * (weight.shape[-1] // 2)
+        features = F.conv2d(features, weight, None, stride, padding, dilation)
+        norm = (state[f"base.{name}.bn.{item}"] for item in ("running_mean", "running_var", "weight", "bias"))
+        features = F.batch_norm(features, *norm, eps=1e-5)
+        return F.relu(features) if relu else features
+
+    features = F.max_pool2d(unit("layer1.conv1", pixels, 2), 3, 2, 1, ceil_mode=True)
+    for stage, (count, stride, dilation) in enumerate(zip(BLOCKS, (1, 2, 1, 1), (1, 1, 2, 4)), 2):
+        for block in range(1, count + 1):
+            name, step = f"layer{stage}.block{block}", stride if block == 1 else 1
+            inner = unit(f"{name}.reduce", features, step)
+            inner = unit(f"{name}.increase", unit(f"{name}.conv3x3", inner, 1, dilation), relu=False)
+            short = unit(f"{name}.shortcut", features, step, relu=False) if block == 1 else features
+            features = F.relu(inner + short)
+    return sum(F.conv2d(features, state[f"base.aspp.c{index}.weight"], state[f"base.aspp.c{index}.bias"],
+                        padding=rate, dilation=rate) for index, rate in enumerate((6, 12, 18, 24)))
+
+
+def test_published_checkpoint_gives_the_same_logits():
+    state = published_state(21, "aspp")
+    network = deeplab.build("deeplabv2", "resnet50", 21, 8, caffe=True).eval()
+    assert deeplab.is_deeplab_pytorch(state) and not deeplab.is_deeplab_pytorch(network.state_dict())
+    assert deeplab.load_deeplab_pytorch(network, state)
+    images = torch.rand(1, 3, 65, 92)
+    pixels = images.flip(1) * 255 - MEAN_BGR
+    with torch.no_grad():
+        expected = [plain_forward(state, F.interpolate(pixels, scale_factor=scale, mode="bilinear"))
+                    for scale in (1.0, 0.75, 0.5)]
+        resized = [F.interpolate(item, expected[0].shape[-2:], mode="bilinear") for item in expected]
+        expected.append(torch.stack(resized).amax(0))
+        outputs = deeplab.multi_scale_logits(network, images)
+    assert len(outputs) == 4 and outputs[0].shape == (1, 21, 9, 12)
+    for output, reference in zip(outputs, expected):
+        assert output.shape == reference.shape
+        assert (output - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+def test_v1_checkpoint_leaves_the_new_layers_alone_and_misfits_are_named():
+    state = published_state(21, "fc")
+    network = deeplab.build("deeplabv2", "resnet50", 21, 8, caffe=True)
+    before = network.aspp[0].weight.clone()
+    assert not deeplab.load_deeplab_pytorch(network, state)
+    assert torch.equal(network.aspp[0].weight, before)
+    shortcut = network.backbone.layer4[0].downsample[0].weight
+    assert torch.equal(shortcut, state["layer5.block1.shortcut.conv.weight"])
+    with pytest.raises(ValueError, match="not a name of a deeplab-pytorch checkpoint"):
+        deeplab.load_deeplab_pytorch(network, {**state, "classifier.weight": torch.zeros(1)})
+    del state["layer3.block2.increase.bn.bias"]
+    with pytest.raises(ValueError, match=r"1 tensors missing.*backbone.layer2.1.bn3.bias"):
+        deeplab.load_deeplab_pytorch(network, state)
+    with pytest.raises(ValueError, match="8 tensors .*another shape"):
+        deeplab.load_deeplab_pytorch(network, published_state(5, "aspp"))
+
+
+@pytest.mark.parametrize("name, expected", [("deeplabv2", (2, 7, 9, 12)), ("deeplabv3plus", (2, 7, 36, 48))])
+def test_shapes_groups_and_frozen_batch_norm(name, expected):
+    network = deeplab.build(name, "resnet_tiny", 7, 4, rates=(1, 2, 3)).train()
+    images = torch.rand(2, 3, 36, 48)
+    logits = network(images)
+    assert logits.shape == expected
+    assert not network.backbone.bn1.training and not network.backbone.bn1.weight.requires_grad
+    groups = network.parameter_groups(1e-3, 5e-4)
+    listed = [parameter for group in groups for parameter in group["params"]]
+    assert len(listed) == len(set(map(id, listed)))
+    assert set(map(id, listed)) == {id(item) for item in network.parameters() if item.requires_grad}
+    if name == "deeplabv2":
+        assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-2, 2e-2])
+        assert [group["weight_decay"] for group in groups] == [5e-4, 5e-4, 0.0]
+        assert [{item.dim() for item in group["params"]} for group in groups[1:]] == [{4}, {1}]
+    thawed = deeplab.build(name, "resnet_tiny", 7, 4, frozen_bn=False).train()
+    assert thawed.backbone.bn1.training and thawed.backbone.bn1.weight.requires_grad
+
+
+def test_aspp_is_the_sum_of_its_branches():
+    network = deeplab.build("deeplabv2", "resnet_tiny", 3, 4, rates=(1, 2)).eval()
+    features = torch.randn(1, 64, 9, 7)
+    network.backbone = torch.nn.Identity()
+    first = F.conv2d(features, network.aspp[0].weight, network.aspp[0].bias, padding=1)
+    second = F.conv2d(features, network.aspp[1].weight, network.aspp[1].bias, padding=2, dilation=2)
+    assert torch.allclose(network(features), first + second, atol=1e-6)
+
+
+def test_loss_by_hand_with_ignored_and_balanced_pixels():
+    logits = torch.zeros(1, 2, 1, 4)
+    logits[0, 1] = torch.tensor([1.0, 2.0, 3.0, 9.0])
+    masks = torch.tensor([[[0, 1, 0, 255]]])
+    losses = F.softplus(torch.tensor([1.0, -2.0, 3.0]))
+    assert torch.isclose(deeplab.segmentation_loss([logits], masks), losses.mean())
+    halves = (losses[[0, 2]].mean() + losses[1]) / 2
+    assert torch.isclose(deeplab.segmentation_loss([logits], masks, balanced=True), halves)
+    assert torch.isclose(deeplab.segmentation_loss([logits, logits], masks), 2 * losses.mean())
+    assert deeplab.segmentation_loss([logits], torch.full((1, 1, 4), 255)) == 0
+    coarse = torch.zeros(1, 2, 1, 2)
+    coarse[0, 1] = torch.tensor([1.0, 2.0])  # takes the labels of pixels 1 and 3, whose centres are next
+    assert torch.isclose(deeplab.segmentation_loss([coarse], masks), F.softplus(torch.tensor(-1.0)))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="valid: deeplabv2, deeplabv3plus"):
+        deeplab.build("unet", "resnet_tiny", 3, 4)
+    with pytest.raises(ValueError, match="caffe layout exists for resnet50 and resnet101 only"):
+        deeplab.build("deeplabv2", "resnet18", 3, 8, caffe=True)
+
+
+def test_lifts_out_with_resnet_alone(tmp_path):
+    folder = tmp_path / "lifted"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    for module in (deeplab, resnet):
+        shutil.copy(module.__file__, folder)
+    code = ("import torch; from lifted import deeplab; "
+            "print(*deeplab.build('deeplabv2', 'resnet_tiny', 3, 4)(torch.rand(1, 3, 32, 40)).shape)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "1 3 8 10", done.stderr
