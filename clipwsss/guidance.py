@@ -6,13 +6,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import losses
-from .clip import CLIP, load
+from .clip import CLIP, CheckpointError, load
+from .errors import InputError
 from .prompts import ASSETS
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world."""
-    return load(ASSETS / "toy_clip.pt" if name == "toy" else name, device, cache)
+    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
+
+    InputError names a file that is missing, damaged or no CLIP.
+    """
+    try:
+        return load(ASSETS / "toy_clip.pt" if name == "toy" else name, device, cache)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
 
 
 def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor],
