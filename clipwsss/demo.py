@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from .cam_files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
-from .options import stage_folder
 from .pictures import colored, contact_sheet, heat
+from .segmenter import decide, load_segmenter, probabilities
 from .toy import RECIPE, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -60,7 +62,7 @@ def run(step: str, number: int, steps: list[str], command: list[str], begin: flo
     spent, done = time.perf_counter() - begin, sum(shares[:number])
     left = f", about {spent / done * sum(shares[number:]):.0f} s left" if done else ""
     print(f"\n[{number + 1}/{len(steps)}] {spent:.0f} s so far{left}\n$ python {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command[:0], str(SCRIPTS / command[0]), *command[1:]]).returncode
+    code = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]]).returncode
     if code:
         raise InputError(f"{command[0]} stopped with exit status {code} in step {step.strip()}")
 
@@ -68,7 +70,7 @@ def run(step: str, number: int, steps: list[str], command: list[str], begin: flo
 def table(runs: Path) -> str:
     """mIoU of every stage from eval's JSON files."""
     train, val = (json.loads((runs / f"{name}.json").read_text()) for name in ("train", "val"))
-    found = {Path(item["folder"]).parent.name: item["best"]["miou"] for item in train + val}
+    found = {Path(item["folder"]).parent.name: item["best"]["miou"] for item in [*train["runs"], val]}
     rows = (("CAM", "train_cam"), ("CLIMS", "clims"), ("POLE", "train_prompt"), ("SemPLeS", "semples"),
             ("pseudo masks (from POLE)", "make_pseudo"), ("segmenter, new images", "train_seg"))
     lines = [f"{'stage':<26} mIoU %", "-" * 33]
@@ -79,14 +81,15 @@ def sheet(runs: Path, data: Path, count: int = 8) -> Path:
     """The contact sheet: image, CAM baseline, CAM guided, pseudo mask, prediction, truth."""
     dataset = build_dataset("toy", data, "train")
     folder, rows = runs / "toy", []
+    network, _, _ = load_segmenter(folder / "train_seg" / "segmenter.pt")
     for index in range(min(count, len(dataset))):
         name, image = dataset.names[index], dataset.load_image(index)
         heats = []
         for stage in ("train_cam", "train_prompt"):
             cam = read_cam(folder / stage / "cams", name)
             heats.append(heat(resize_cam(cam, image.size[::-1]).max(0)))
-        masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"),
-                 read_mask(runs / "predicted" / f"{name}.png"), dataset.load_mask(index)]
+        predicted = decide(np.asarray(image), probabilities(network, dataset[index].image[None])[0].numpy())
+        masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"), predicted, dataset.load_mask(index)]
         rows.append([image, *heats, *(colored(mask, dataset.palette) for mask in masks)])
     titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
     path = runs / "contact_sheet.png"
