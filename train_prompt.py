@@ -43,10 +43,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--ctx-per-class", action="store_true", help="a context of each class's own")
     add("--ctx-init", default="", help="words that shared context vectors start from")
     add("--background-length", type=int, default=30, help="embeddings of a learned background prompt (SemPLeS)")
-    add("--synonyms", type=Path, help="JSON of candidates: class -> list of words")
+    add("--synonyms", type=Path, help="JSON of candidates (class -> list of words), or a built-in list's name "
+        "(voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
     add("--n-synonyms", type=int, help="use only the first N synonyms (POLE Fig. 3)")
     add("--prompts", type=Path, help="class prompts of an earlier run (prompts.json or class_prompts.pt)")
-    add("--background-prompts", type=Path, help="learned background prompts of an earlier run (background_prompts.pt)")
+    add("--background-prompts", type=Path, help="learned background prompts of an earlier run (background_prompts.pt), "
+        "instead of learning some; with --background-prompt list beside the list")
     add("--reselect-every", type=int, default=0, help="choose words anew every N epochs; 0 never")
     add("--joint", action="store_true", help="learn class prompts together with the generator, as POLE's variants do")
     add("--clip", default="ViT-B/32", help="published name or file")
@@ -58,6 +60,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--w-suppress", type=float, default=1.0, help="weight of background suppression (CBS, lambda)")
     add("--w-area", type=float, default=0.2, help="weight of the area term (REG)")
     add("--w-prompt-class", type=float, default=0.02, help="SemPLeS' lambda_T: repel prompts from the class, eq. 2")
+    add("--w-prompt-image", type=float, default=1.0, help="weight of SemPLeS' prompt-I: attract prompts to (1 - P)X, eq. 2")
     add("--suppress-threshold", type=float, default=0.0, help="similarity above which suppression acts")
     add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
     add("--area-over", choices=("all", "present"), default="all", help="classes the area term averages over")
@@ -115,7 +118,8 @@ class Trainer:
                  device: torch.device):
         self.args, self.run, self.clip, self.generator, self.device = args, run, clip, generator, device
         resize = tuple(args.resize_long) if any(args.resize_long) else None
-        augmented = dataset.with_transform(train_transform(args.crop_size, resize, brightness=args.brightness))
+        transform = train_transform(args.crop_size, resize, brightness=args.brightness)
+        augmented = dataset.with_transform(transform, masks=False)
         self.loader = make_loader(augmented, args.batch_size, args.workers, seed=args.seed, drop_last=True)
         dim = clip.text_projection.shape[1]
         self.adapters = nn.ModuleList([Adapter(dim, args.adapter), Adapter(dim, args.adapter)]).to(device)
@@ -163,7 +167,8 @@ class Trainer:
             if class_text is not None:
                 present = classes.unique()
                 repulsion = losses.repel(losses.similarity(class_text[present], text[present]))
-                return {"loss": attraction + args.w_prompt_class * repulsion, "image": attraction, "class": repulsion}
+                return {"loss": args.w_prompt_image * attraction + args.w_prompt_class * repulsion, "image": attraction,
+                        "class": repulsion}
             repulsion = losses.repel(losses.similarity(far, text[classes]))
             return {"loss": args.w_fg * attraction + args.w_bg * repulsion, "fg": attraction, "bg": repulsion}
 
@@ -171,8 +176,8 @@ class Trainer:
         self._fit(label, step, {"prompt": prompt}, groups, args.prompt_epochs, args.prompt_lr, "adamw")
         with torch.no_grad():
             text = prompt.features()
-        save_atomic({"template": prompt.template, "vectors": prompt.vectors.detach().cpu(), "text": text.cpu()},
-                    self.run.path(f"{label}.pt"))
+        save_atomic({"template": prompt.template, "names": prompt.names, "vectors": prompt.vectors.detach().cpu(),
+                     "text": text.cpu()}, self.run.path(f"{label}.pt"))
         return FixedPrompt(text)
 
     def _fit(self, label, step, modules, groups, epochs, lr, optimizer, on_epoch=None) -> None:
@@ -198,17 +203,17 @@ def class_side(args: argparse.Namespace, trainer: Trainer, words, dataset: TagDa
         report_selection(prompt, run, dataset.classes)
         return prompt
     if args.prompts:
-        return FixedPrompt(stored_text(args.prompts, len(dataset.classes)).to(trainer.device))
+        return FixedPrompt(stored_text(args.prompts, len(dataset.classes), clip))
     prompt = LearnedPrompt(clip, template, words.names, args.ctx_init)
     return prompt if args.joint else trainer.learn("class_prompts", prompt, None)
 
 
-def stored_text(path: Path, n_classes: int) -> torch.Tensor:
-    """Text features [K,D] of a learned-prompt file; InputError where it has other classes."""
-    text = load_weights(path).get("text")
-    if text is None or len(text) != n_classes:
-        raise InputError(f"{path}: not learned prompts of {n_classes} classes")
-    return text
+def stored_text(path: Path, n_classes: int, clip: CLIP) -> torch.Tensor:
+    """Text features [K,D] of a learned-prompt file, on CLIP's device; InputError where it has other classes or another D."""
+    text, dim = load_weights(path).get("text"), clip.text_projection.shape[1]
+    if text is None or tuple(text.shape) != (n_classes, dim):
+        raise InputError(f"{path}: not learned prompts of {n_classes} classes for this CLIP ({dim} dimensions)")
+    return text.to(clip.text_projection.device)
 
 
 def background_side(args: argparse.Namespace, trainer: Trainer, words, class_prompt: Prompt) -> FixedPrompt:
@@ -217,13 +222,12 @@ def background_side(args: argparse.Namespace, trainer: Trainer, words, class_pro
     nothing = FixedPrompt(encode_words(clip, "{}", []).expand(n_classes, -1, -1))
     if args.match_epochs:
         trainer.tune("match", class_prompt, nothing, args.match_epochs, args.match_lr or args.lr)
+    listed = words.background if args.background_prompt == "list" else []
+    text = encode_words(clip, "a photo of {}.", listed).expand(n_classes, -1, -1)
     if args.background_prompts:
-        return FixedPrompt(stored_text(args.background_prompts, n_classes)[:, None].to(trainer.device))
-    if args.background_prompt == "list":
-        text = encode_words(clip, "a photo of {}.", words.background)
-        return FixedPrompt(text.expand(n_classes, -1, -1))
-    if args.background_prompt == "none" or args.w_suppress == 0:
-        return nothing
+        return FixedPrompt(torch.cat([text, stored_text(args.background_prompts, n_classes, clip)[:, None]], dim=1))
+    if args.background_prompt != "learned" or args.w_suppress == 0:
+        return FixedPrompt(text)
     prompt = LearnedPrompt(clip, f"[C*{args.background_length}]", words.names)
     names = encode_words(clip, "a photo of {}.", words.names)
     return FixedPrompt(trainer.learn("background_prompts", prompt, names).text[:, None])

@@ -1,37 +1,57 @@
-"""Run a table of ablations over seeds and write it as Markdown: `python -m clipwsss.ablate --table main --dataset toy`."""
+"""Run a table of ablations over seeds: `python -m clipwsss.ablate --table pole1 --dataset toy`.
+
+The tables are data (assets/tables.json). A table has a `title` and `rows`; `reference` names the row that the
+others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4). A row has a `name`,
+`flags`, flags of one data set under that data set's name, `stage` (default train_prompt), `datasets` it is
+limited to, `against` (rows to compare it with), `paper` (its figure there), and `needs`: a row whose folder
+`{needs}` stands for in its flags.
+"""
 import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+import train_cam
+import train_prompt
+
+from .charts import bars
 from .datasets import DATASETS
-from .engine import atomic_path
+from .engine import FREE_TO_CHANGE, atomic_path
 from .errors import InputError, run_script
-from .options import stage_folder
+from .options import parse
+from .selection import read_choices, report, toy_truth
+from .toy import RECIPE, draw_world
 
 TABLES = Path(__file__).parent / "assets" / "tables.json"
-SCRIPTS = Path(__file__).resolve().parents[1]
+STAGES = {"train_cam": train_cam, "train_prompt": train_prompt}
+BASELINE = {"name": "CAM", "stage": "train_cam", "flags": []}  # what every train_prompt row starts from
+# Where and on what a row runs, not what it is; a method is no more than the settings it fills in.
+WHERE = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
+INTERRUPTED = (130, -2)
 
 
 def get_parser() -> argparse.ArgumentParser:
     tables = json.loads(TABLES.read_text())
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.ablate", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--table", choices=sorted(tables), required=True, help="; ".join(f"{k}: {v['title']}" for k, v in tables.items()))
+    add("--table", choices=sorted(tables), required=True,
+        help="; ".join(f"{name}: {table['title']}" for name, table in tables.items()).replace("%", "%%"))
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate")
     add("--seeds", type=int, default=3, help="runs of each row, seeds 0, 1, ...")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
     add("--jobs", type=int, default=1, help="seeds run at the same time, each on its share of the processors")
-    add("--flags", nargs=argparse.REMAINDER, default=[], help="flags for every train_prompt row, last on the line")
+    add("--flags", nargs=argparse.REMAINDER, default=[],
+        help="flags for every train_prompt row, last on the line")
     return parser
 
 
@@ -42,71 +62,198 @@ def finished(out: Path) -> float | None:
     return next((row["miou"] for row in reversed(rows) if row["label"] == "cams"), None)
 
 
-def run_row(row: dict, seed: int, args: argparse.Namespace, threads: int) -> float:
-    """Run one row with one seed unless it is finished; its best CAM mIoU in percent."""
-    base = args.runs / args.dataset / "ablate" / f"seed{seed}"
-    stage = row.get("stage", "train_prompt")
-    flags = [*row["flags"], *row.get(args.dataset, []), *(args.flags if stage == "train_prompt" else [])]
-    slug = "".join(c if c.isalnum() else "_" for c in row["name"].lower()) + f"_{zlib.crc32(' '.join(flags).encode()):08x}"
-    first = stage_folder(base, args.dataset, "train_cam")
-    out = first if row["name"] == "CAM" else base / args.dataset / slug
-    done = finished(out)
-    if done is not None:
+class Ablation:
+    """One table on one data set: what each row's runs are and where they lie."""
+
+    def __init__(self, table: dict, args: argparse.Namespace):
+        self.args, self.dataset, self.base = args, args.dataset, args.runs / args.dataset / "ablate"
+        self.table = {row["name"]: row for row in table["rows"]
+                      if args.dataset in row.get("datasets", DATASETS)}
+        unknown = [name for name in args.only or () if name not in self.table]
+        if unknown:
+            raise InputError(f"--only {unknown[0]!r}: the rows are {', '.join(map(repr, self.table))}")
+        self.rows = [row for row in self.table.values() if not args.only or row["name"] in args.only]
+        self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs))
+        self.failures: dict[Path, InputError] = {}
+        self.interrupted = False
+
+    def flags(self, row: dict) -> list[str]:
+        """The row's flags, then the data set's, then the user's."""
+        own = [*row["flags"], *row.get(self.dataset, [])]
+        return own if row.get("stage") == "train_cam" else [*own, *self.args.flags]
+
+    def sources(self, row: dict) -> list[dict]:
+        """The rows whose runs this one starts from: the baseline, and the one it needs."""
+        needed = [self.table[row["needs"]]] if "needs" in row else []
+        return [] if row.get("stage") == "train_cam" else [BASELINE, *needed]
+
+    def settings(self, row: dict) -> dict[str, str]:
+        """What tells a row's runs from others: settings unlike the script's own; InputError on bad flags."""
+        stage = row.get("stage", "train_prompt")
+        parser = STAGES[stage].get_parser()
+        defaults = vars(parser.parse_args([]))
+
+        def error(message: str) -> None:
+            raise InputError(f"row {row['name']!r}: {message}")
+
+        parser.error = error
+        argv = ["--dataset", self.dataset, "--data-root", str(self.base), *self.flags(row)]
+        return {key: str(value) for key, value in sorted(vars(parse(parser, argv, stage)).items())
+                if key not in WHERE and value != defaults[key]}
+
+    def out(self, row: dict, seed: int) -> Path:
+        """A run's folder, named for its settings, its data and the runs it starts from.
+
+        So rows of the same settings share it, whatever their table, and changed presets meet no older run.
+        """
+        settings, stage = self.settings(row), row.get("stage", "train_prompt")
+        before = [self.out(source, seed).name for source in self.sources(row)]
+        data = str(self.args.data_root.resolve()) if self.args.data_root else ""
+        text = json.dumps([stage, settings, before, data])
+        sides = f"{settings.get('class_prompt', 'name')}_{settings.get('background_prompt', 'none')}"
+        title = stage if stage == "train_cam" else sides
+        return self.base / f"seed{seed}" / f"{title}_{zlib.crc32(text.encode()):08x}"
+
+    def command(self, row: dict, seed: int) -> list[str]:
+        """A run's command line without the interpreter."""
+        stage, out, inputs = row.get("stage", "train_prompt"), self.out(row, seed), []
+        folders = [self.out(source, seed) for source in self.sources(row)]
+        if folders:
+            inputs = ["--init", str(folders[0] / "generator.pt"), "--cams", str(folders[0] / "cams")]
+        flags = [flag.replace("{needs}", str(folders[-1])) if "needs" in row else flag
+                 for flag in self.flags(row)]
+        return [STAGES[stage].__file__, "--dataset", self.dataset, "--data-root", str(self.data_root(seed)),
+                "--runs", str(self.args.runs), "--out", str(out), "--seed", str(seed), *inputs, *flags]
+
+    def data_root(self, seed: int) -> Path:
+        """The data's folder: the user's, or this seed's own toy world."""
+        return self.args.data_root or self.base / f"seed{seed}" / "data"
+
+    def run(self, row: dict, seed: int) -> float:
+        """A row's best CAM mIoU in percent with one seed, from its finished run where there is one."""
+        out = self.out(row, seed)
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if out in self.failures:
+            raise self.failures[out]
+        done = finished(out)
+        if done is not None:
+            return done
+        for source in self.sources(row):
+            self.run(source, seed)
+        resume = ["--resume"] if (out / "args.json").exists() else []
+        out.mkdir(parents=True, exist_ok=True)
+        begin = time.perf_counter()
+        with open(out / "output.txt", "w") as output:
+            code = subprocess.run([sys.executable, *self.command(row, seed), *resume], stdout=output,
+                                  stderr=subprocess.STDOUT,
+                                  env={**os.environ, "OMP_NUM_THREADS": str(self.threads)}).returncode
+        if code in INTERRUPTED:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        done = finished(out)
+        if code or done is None:
+            last = " ".join((out / "output.txt").read_text().strip().splitlines()[-1:])
+            why = (last.removeprefix("error: ") or f"exit status {code}") if code else "no masks to score CAMs with"
+            self.failures[out] = InputError(
+                f"row {row['name']!r}, seed {seed}: {why} (see {out / 'output.txt'})")
+            raise self.failures[out]
+        print(f"seed {seed}  {row['name']:<40} {done:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
         return done
-    data = args.data_root or base / "data"
-    resume = ["--resume"] if (out / "args.json").exists() else []
-    command = [sys.executable, str(SCRIPTS / f"{stage}.py"), "--dataset", args.dataset, "--data-root", str(data),
-               "--runs", str(base), "--out", str(out), "--seed", str(seed), *resume, *flags]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "output.txt", "w") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                              env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
-    done = finished(out)
-    if code or done is None:
-        last = (out / "output.txt").read_text().strip().splitlines()[-1:]
-        raise InputError(f"row {row['name']!r}, seed {seed} failed: {' '.join(last)} (see {out / 'output.txt'})")
-    print(f"seed {seed}  {row['name']:<34} {done:.2f}", flush=True)
-    return done
+
+    def run_seed(self, seed: int) -> list[float]:
+        """All rows of one seed, the baseline first; NaN, and one line printed, for a row that failed."""
+        own_world = self.dataset == "toy" and self.args.data_root is None
+        if own_world and not (self.data_root(seed) / RECIPE).exists():
+            draw_world(self.data_root(seed), seed)
+        values = []
+        for row in (BASELINE, *self.rows):
+            try:
+                values.append(self.run(row, seed))
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                values.append(float("nan"))
+                if row is BASELINE:
+                    return values[:1] * len(self.rows)
+        return values[1:]
 
 
-def run_seed(rows: list[dict], seed: int, args: argparse.Namespace, threads: int) -> list[float]:
-    """All rows of one seed, the baseline that the others start from first."""
-    if args.dataset == "toy" and args.data_root is None:
-        from .toy import RECIPE, draw_world
-        root = args.runs / args.dataset / "ablate" / f"seed{seed}" / "data"
-        if not (root / RECIPE).exists():
-            draw_world(root, seed)
-    run_row({"name": "CAM", "stage": "train_cam", "flags": []}, seed, args, threads)
-    return [run_row(row, seed, args, threads) for row in rows]
+def spread(values: np.ndarray, sign: str = "") -> str:
+    """Mean and standard deviation of the values that are numbers, as text."""
+    found = values[np.isfinite(values)]
+    if not len(found):
+        return "failed"
+    return f"{found.mean():{sign}.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else "")
 
 
-def markdown(table: dict, rows: list[dict], values: np.ndarray, dataset: str) -> str:
-    """The table: mean and standard deviation over seeds, every seed, and the paper's own figure."""
-    lines = [f"{table['title']}. {dataset}, best-threshold CAM mIoU on the training split, {values.shape[1]} seeds.", "",
-             "| row | mean | std | seeds | the paper's |", "|---|---|---|---|---|"]
-    for row, found in zip(rows, values):
-        spread = f"{found.std(ddof=1):.1f}" if len(found) > 1 else "-"
-        lines.append(f"| {row['name']} | {found.mean():.1f} | {spread} | {' '.join(f'{v:.1f}' for v in found)} "
-                     f"| {row.get('paper', '')} |")
+def markdown(rows: list[dict], reference: str | None, values: dict[str, np.ndarray], caption: str) -> str:
+    """The table: mean ± standard deviation, every seed, paired differences, the paper's figure."""
+    against = {row["name"]: [name for name in row.get("against", [reference])
+                             if name in values and name != row["name"]] for row in rows}
+    compared = any(against.values())
+    heads = ["row", "mIoU %", "seeds", *(["difference (to)"] if compared else []), "the paper's, VOC"]
+    lines = [caption, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        found = values[row["name"]]
+        cells = [row["name"], spread(found),
+                 " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in found)]
+        if compared:
+            cells.append("; ".join(f"{spread(found - values[name], '+')} ({name})"
+                                   for name in against[row["name"]]))
+        lines.append(f"| {' | '.join([*cells, row.get('paper', '')])} |")
     return "\n".join(lines) + "\n"
+
+
+def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]) -> str:
+    """Write the table and its pictures beside each other; the table's text."""
+    args, seeds = ablation.args, ablation.args.seeds
+    part = [*args.flags, *(args.only or ())]
+    out = ablation.base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
+    extra = f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
+    caption = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training "
+               f"split, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}.{extra}")
+    text = markdown(ablation.rows, table.get("reference"), values, caption)
+    text += f"\n![{args.table}]({out.stem}.png)\n"
+    title = f"{args.table}, {args.dataset}: CAM mIoU %, mean ± std, a dot for each seed"
+    with atomic_path(out.with_suffix(".png")) as temporary:
+        bars(list(values), [row[np.isfinite(row)] for row in values.values()], title).save(temporary, "PNG")
+    shown = ablation.table.get(table.get("radar"))
+    if shown is not None and np.isfinite(values.get(shown["name"], [np.nan])).all():
+        tables = []
+        for seed in range(seeds):
+            truth = toy_truth(ablation.data_root(seed), "train") if args.dataset == "toy" else None
+            tables.append((read_choices(ablation.out(shown, seed) / "prompts.json"), truth))
+        picture = out.with_name(f"{out.stem}_names.png")
+        text += (f"\nWords that {shown['name']} chose, all seeds together (POLE Fig. 4):\n\n"
+                 f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
+    with atomic_path(out) as temporary:
+        temporary.write_text(text)
+    return f"{text}\nwritten to {out}"
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
+    if min(args.seeds, args.jobs) < 1:
+        raise InputError(f"--seeds {args.seeds} --jobs {args.jobs}: at least 1 of each")
     table = json.loads(TABLES.read_text())[args.table]
-    rows = [row for row in table["rows"] if not args.only or row["name"] in args.only]
-    if not rows:
-        raise InputError(f"--only: the rows of {args.table} are {', '.join(row['name'] for row in table['rows'])}")
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    ablation = Ablation(table, args)
+    for row in ablation.rows:
+        ablation.settings(row)  # a bad flag shows before hours of training, not after
     with ThreadPoolExecutor(args.jobs) as pool:
-        values = np.array(list(pool.map(lambda seed: run_seed(rows, seed, args, threads), range(args.seeds)))).T
-    text = markdown(table, rows, values, args.dataset)
-    out = args.runs / args.dataset / "ablate" / f"{args.table}.md"
-    with atomic_path(out) as temporary:
-        temporary.write_text(text)
-    print(f"\n{text}\nwritten to {out}")
+        futures = [pool.submit(ablation.run_seed, seed) for seed in range(args.seeds)]
+        try:
+            columns = np.array([future.result() for future in futures])
+        except BaseException:
+            ablation.interrupted = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    values = {row["name"]: column for row, column in zip(ablation.rows, columns.T)}
+    print(f"\n{write_results(table, ablation, values)}")
+    failed = int(np.isnan(columns).sum())
+    if failed:
+        raise InputError(f"{failed} of {columns.size} runs failed, see above; the others are in the table")
     return 0
 
 

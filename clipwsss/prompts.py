@@ -25,28 +25,41 @@ class Words(NamedTuple):
 
 
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
-               synonyms_file: Path | None = None, n_synonyms: int | None = None) -> Words:
+               synonyms_file: Path | str | None = None, n_synonyms: int | None = None) -> Words:
     """Words of a data set: its JSON asset where it has one, else the class names with `synonyms`.
 
-    `synonyms_file` (JSON: class -> list of words) replaces the candidates of the classes it names; `n_synonyms` caps
-    them. Without an asset the background words are CLIMS' VOC list less the classes' own words. InputError on a file
-    that is no such JSON or names an unknown class.
+    `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces the
+    candidates of the classes it names; `n_synonyms` caps them. Without an asset the background words are CLIMS' VOC
+    list less the classes' own words. InputError on a file that is no such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     known = json.loads((asset if asset.exists() else ASSETS / "prompts_voc12.json").read_text())
     names = known["names"] if asset.exists() else {name: name for name in classes}
     candidates = {**(known["synonyms"] if asset.exists() else {}), **(synonyms or {})}
     if synonyms_file is not None:
-        candidates.update(_read_synonyms(synonyms_file, classes))
+        candidates.update(_read_synonyms(Path(synonyms_file), corpora(dataset), classes))
     rows = [list(dict.fromkeys([names[name], *candidates.get(name, [])[:n_synonyms]])) for name in classes]
     taken = {word for row in rows for word in row}
     return Words([names[name] for name in classes], rows, [word for word in known["background"] if word not in taken])
 
 
-def _read_synonyms(path: Path, classes: list[str]) -> dict[str, list[str]]:
+def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:
+    """The built-in lists of candidates of a data set by name, the default one first: name -> class -> words."""
+    files = [path for path in (ASSETS / f"prompts_{dataset}.json", *sorted(ASSETS.glob(f"synonyms_{dataset}_*.json")))
+             if path.exists()]
+    tables = [json.loads(path.read_text()) for path in files]
+    return {table.get("corpus", "default"): table["synonyms"] for table in tables}
+
+
+def _read_synonyms(path: Path, built_in: dict[str, dict[str, list[str]]], classes: list[str]) -> dict[str, list[str]]:
+    if not path.is_file():
+        if str(path) in built_in:
+            return built_in[str(path)]
+        raise InputError(f"--synonyms {path}: no such file, nor a built-in list of this data set "
+                         f"({', '.join(built_in) or 'it has none'})")
     try:
-        table = json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(table, dict) or not all(isinstance(row, list) and all(isinstance(word, str) for word in row)
                                               for row in table.values()):
@@ -63,8 +76,11 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> torch.Tenso
     device = next(clip.parameters()).device
     if not words:
         return torch.empty(0, clip.text_projection.shape[1], device=device)
-    return F.normalize(clip.encode_text(clip_package.tokenize([template.format(word) for word in words]).to(device)),
-                       dim=-1)
+    try:
+        tokens = clip_package.tokenize([template.replace("{}", word) for word in words])
+        return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
+    except ValueError as error:  # a text too long, or a word that a small CLIP does not know
+        raise InputError(f"template {template!r}: {error}") from error
 
 
 class Prompt(nn.Module):
@@ -164,7 +180,7 @@ class LearnedPrompt(Prompt):
 
     def __init__(self, clip: CLIP, template: str, names: list[str], init: str = "", std: float = 0.02):
         super().__init__()
-        self.template = template
+        self.template, self.names = template, list(names)
         parts = MARK.split(template)
         n_shared = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "S")
         n_class = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "C")

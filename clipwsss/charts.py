@@ -1,0 +1,90 @@
+"""Charts of results: bars with their spread over seeds, and a radar of shares. Numbers in, pictures out."""
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = ((45, 105, 180), (225, 130, 30), (60, 150, 80), (190, 50, 50))
+SCALE = 2  # drawn at twice the size and halved: smooth edges
+
+
+def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "",
+         width: int = 760) -> Image.Image:
+    """A horizontal bar per row: its mean from 0 on, a whisker of one standard deviation, a dot for each seed.
+
+    `values` are the rows' figures (not negative), one a seed; a row without any says so.
+    """
+    font = ImageFont.load_default(12 * SCALE)
+    step, top, right = 26 * SCALE, 34 * SCALE, 70 * SCALE
+    left = int(max(font.getlength(name) for name in names)) + 12 * SCALE
+    wide = max(width * SCALE - left - right, 200 * SCALE)
+    highest = max((max(row) for row in values if len(row)), default=1.0) or 1.0
+    tick = 10.0 ** math.floor(math.log10(highest))
+    tick = tick / 5 if highest < 2 * tick else tick
+    picture = Image.new("RGB", (left + wide + right, top + step * len(names) + 24 * SCALE), "white")
+    draw, bottom = ImageDraw.Draw(picture), top + step * len(names)
+
+    def across(value: float) -> float:
+        return left + wide * value / (highest * 1.02)
+
+    draw.text((8 * SCALE, top / 2), title, "black", font, anchor="lm")
+    for number in range(int(highest / tick) + 1):
+        place = across(number * tick)
+        draw.line((place, top, place, bottom), "gainsboro", SCALE)
+        draw.text((place, bottom + 12 * SCALE), f"{number * tick:g}", "black", font, anchor="mm")
+    for index, (name, row) in enumerate(zip(names, values)):
+        middle = top + (index + 0.5) * step
+        draw.text((left - 6 * SCALE, middle), name, "black", font, anchor="rm")
+        if not len(row):
+            draw.text((left + 6 * SCALE, middle), "failed", "firebrick", font, anchor="lm")
+            continue
+        mean, spread = float(np.mean(row)), float(np.std(row, ddof=1)) if len(row) > 1 else 0.0
+        half = step * 0.34
+        draw.rectangle((left, middle - half, across(mean), middle + half), (170, 195, 230))
+        draw.line((across(max(mean - spread, 0)), middle, across(mean + spread), middle), "black", 2 * SCALE)
+        for value in row:
+            _dot(draw, across(value), middle, 3 * SCALE, COLORS[0])
+        label = f"{mean:.1f}" + (f" ± {spread:.1f}" if len(row) > 1 else "")
+        draw.text((across(max(*row, mean + spread)) + 8 * SCALE, middle), label, "black", font, anchor="lm")
+    return picture.reduce(SCALE)
+
+
+def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 460) -> Image.Image:
+    """Shares in [0,1] of each name as a polygon a series on spokes, 0 in the middle and 1 on the rim."""
+    font = ImageFont.load_default(12 * SCALE)
+    margin = int(max(font.getlength(name) for name in names)) + 16 * SCALE
+    side, below = size * SCALE, 22 * SCALE * len(series) + 10 * SCALE
+    picture = Image.new("RGB", (side + 2 * margin, side + 60 * SCALE + below), "white")
+    draw, radius = ImageDraw.Draw(picture), side / 2
+    center = (picture.width / 2, 30 * SCALE + radius)
+
+    def point(index: int, share: float) -> tuple[float, float]:
+        angle = 2 * math.pi * index / len(names) - math.pi / 2
+        return center[0] + radius * share * math.cos(angle), center[1] + radius * share * math.sin(angle)
+
+    for ring in (0.25, 0.5, 0.75, 1.0):
+        draw.ellipse((center[0] - radius * ring, center[1] - radius * ring,
+                      center[0] + radius * ring, center[1] + radius * ring), outline="silver", width=SCALE)
+        place = (center[0] + 3 * SCALE, center[1] - radius * ring)
+        draw.text(place, f"{ring:.0%}", "gray", font, anchor="la")
+    for index, name in enumerate(names):
+        draw.line((center, point(index, 1)), "gainsboro", SCALE)
+        x, y = point(index, 1.03)
+        across = "m" if abs(x - center[0]) < radius * 0.1 else "l" if x > center[0] else "r"
+        down = "s" if y < center[1] - radius else "a" if y > center[1] + radius else "m"
+        draw.text((x, y), name, "black", font, anchor=across + down)
+    for number, (label, shares) in enumerate(series.items()):
+        color = COLORS[number % len(COLORS)]
+        corners = [point(index, share) for index, share in enumerate(shares)]
+        draw.line([*corners, corners[0]], color, 2 * SCALE, joint="curve")
+        for corner in corners:
+            _dot(draw, *corner, 4 * SCALE, color)
+        height = picture.height - below + (number + 0.5) * 22 * SCALE
+        draw.line((20 * SCALE, height, 44 * SCALE, height), color, 3 * SCALE)
+        draw.text((52 * SCALE, height), label, "black", font, anchor="lm")
+    return picture.reduce(SCALE)
+
+
+def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: tuple[int, int, int]) -> None:
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, "white", SCALE // 2)
