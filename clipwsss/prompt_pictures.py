@@ -1,0 +1,150 @@
+"""Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
+
+    python -m clipwsss.prompt_pictures --image IMAGE... --text "a photo of boat." --prompts FILE.pt --out DIR
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from .clip import CLIP
+from .engine import atomic_path, load_weights, pick_device
+from .errors import InputError, run_script
+from .guidance import encode_regions, load_clip
+from .pictures import contact_sheet, heat
+from .prompts import encode_words
+from .propose import read_words
+
+
+@torch.no_grad()
+def patch_features(clip: CLIP, image: torch.Tensor, zoom: int = 1) -> torch.Tensor:
+    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square.
+
+    With `zoom` z the square is z times CLIP's resolution and is read through overlapping windows of that
+    resolution, whose features are averaged: z times as many patches a side.
+    """
+    side, device = clip.input_resolution, clip.text_projection.device
+    grid = clip.encode_patches(torch.zeros(1, 3, side, side, device=device)).shape[1]
+    view = F.interpolate(image[None].to(device), (side * zoom,) * 2, mode="bilinear", align_corners=False,
+                         antialias=True)
+    last, cell, sums = grid * (zoom - 1), side // grid, 0.0
+    starts = sorted({*range(0, last + 1, max(grid // 2, 1)), last})  # in patches, where windows begin
+    for top in starts:
+        strip = view[..., top * cell:top * cell + side, :]
+        crops = torch.cat([strip[..., left * cell:left * cell + side] for left in starts])
+        for left, features in zip(starts, F.normalize(clip.encode_patches(crops).float(), dim=-1)):
+            sums = sums + F.pad(features, (0, 0, left, last - left, top, last - top))
+    return F.normalize(sums, dim=-1)
+
+
+@torch.no_grad()
+def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: float = 0.18) -> torch.Tensor:
+    """Normalised features [steps,steps,D] of an image seen through soft round windows, as training masks it.
+
+    A Gaussian of deviation `width` (fraction of the side) around each grid position multiplies the image,
+    which CLIP encodes whole: coarser than patches, but in the way this library asks CLIP about regions.
+    """
+    device = clip.text_projection.device
+    centers = (torch.arange(steps) + 0.5) / steps
+    pixels = (torch.arange(clip.input_resolution) + 0.5) / clip.input_resolution
+    falls = torch.exp(-(pixels - centers[:, None]) ** 2 / (2 * width ** 2))
+    windows = (falls[:, None, :, None] * falls[None, :, None, :]).flatten(0, 1)[None].to(device)
+    found = [encode_regions(clip, image[None].to(device), windows, (torch.zeros_like(part), part), False)[0]
+             for part in torch.arange(steps * steps, device=device).split(64)]
+    return torch.cat(found).unflatten(0, (steps, steps))
+
+
+def read_prompts(path: Path, dim: int) -> tuple[list[str], torch.Tensor]:
+    """Titles and text features [K,D] of a learned-prompt file (background_prompts.pt, class_prompts.pt)."""
+    stored = load_weights(path)
+    text = stored.get("text")
+    if text is None or text.dim() != 2 or text.shape[1] != dim:
+        raise InputError(f"{path}: no learned prompts of this CLIP ({dim} dimensions)")
+    kind = path.stem.removesuffix("_prompts")
+    return [f"{kind}: {name}" for name in stored.get("names", range(len(text)))], text.float()
+
+
+def read_image(path: Path) -> Image.Image:
+    """RGB, turned as its EXIF tag says; InputError on a file that is no image."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--image {path}: not a readable image ({error})") from error
+
+
+def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
+         maps: NDArray) -> Image.Image:
+    """A sheet: a row per image, a column per text; maps [images,texts,h,w] of cosines.
+
+    Each column has its own scale, from its lowest to its highest cosine over all images; its title tells.
+    """
+    low, high = maps.min((0, 2, 3), keepdims=True), maps.max((0, 2, 3), keepdims=True)
+    scaled = (maps - low) / np.maximum(high - low, 1e-6)
+    heads = ["image", *(f"{title} {a:.2f}..{b:.2f}" for title, a, b in zip(titles, low.flat, high.flat))]
+    rows = [[image, *(heat(one, image) for one in row)] for image, row in zip(images, scaled)]
+    return contact_sheet(rows, heads, names)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.prompt_pictures",
+                                     description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")
+    add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
+    add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt", help="learned prompts of runs")
+    add("--words", type=Path, help="word list: print the words nearest to each text and prompt")
+    add("--n", type=int, default=5, help="words to print")
+    add("--by", choices=("patches", "windows"), default="patches",
+        help="features of patches, or of the image through soft windows")
+    add("--zoom", type=int, default=2, help="with patches: image enlarged this many times (1: one view)")
+    add("--clip", default="ViT-B/32", help="published name or file; the one the prompts were learned with")
+    add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if there is any")
+    add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if not (args.text or args.prompts) or not (args.image or args.words):
+        raise InputError("name texts (--text, --prompts) and what to compare them with (--image, --words)")
+    if min(args.zoom, args.n) < 1:
+        raise InputError(f"--zoom {args.zoom} --n {args.n}: at least 1 of each")
+    images = [read_image(path) for path in args.image]
+    words = read_words(args.words) if args.words else []
+    device = pick_device(args.device)
+    clip = load_clip(args.clip, device, args.clip_cache)
+    learned = [read_prompts(path, clip.text_projection.shape[1]) for path in args.prompts]
+    try:
+        texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
+    except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
+        raise InputError(f"--text or --words: {error}") from error
+    titles = [*args.text, *(title for names, _ in learned for title in names)]
+    text = F.normalize(torch.cat([texts, *(rows.to(device) for _, rows in learned)]), dim=-1)
+    if words:
+        for title, row in zip(titles, text @ vocabulary.T):
+            found = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
+            print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in found))
+    if images:
+        see = window_features if args.by == "windows" else partial(patch_features, zoom=args.zoom)
+        maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])
+        out = args.out / "prompt_pictures.png"
+        with atomic_path(out) as temporary:
+            draw(images, [path.name for path in args.image], titles,
+                 maps.permute(0, 3, 1, 2).cpu().numpy()).save(temporary, "PNG")
+        print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
