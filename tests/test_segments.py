@@ -17,7 +17,7 @@ def area(size, rows, columns):
 
 def test_a_segment_takes_the_class_of_most_of_it():
     mask = np.zeros((4, 5), np.uint8)
-    mask[:, :2] = 7                                                    # 8 pixels, 6 of them in the segment of 9
+    mask[:, :2] = 7  # 8 pixels, 6 of them in the segment of 9
     snapped = snap(mask, [area((4, 5), slice(0, 3), slice(0, 3))])
     expected = mask.copy()
     expected[:3, :3] = 7
@@ -26,7 +26,7 @@ def test_a_segment_takes_the_class_of_most_of_it():
 
 def test_half_is_not_enough_but_most_of_the_class_is():
     mask = np.zeros((2, 4), np.uint8)
-    mask[0] = 3                                                        # half of the segment, all of class 3
+    mask[0] = 3  # half of the segment, all of class 3
     whole = [np.ones((2, 4), bool)]
     assert (snap(mask, whole) == 3).all()
     assert (snap(mask, whole, cover=1.01) == 0).all()
@@ -35,8 +35,8 @@ def test_half_is_not_enough_but_most_of_the_class_is():
 
 def test_a_small_class_that_lies_inside_wins_over_a_larger_one_that_does_not_qualify():
     mask = np.zeros((10, 10), np.uint8)
-    mask[:, 5:] = 1                                                    # 50 pixels, 12 of them in the segment of 40
-    mask[0:2, 0:3] = 2                                                 # 6 pixels, all in it
+    mask[:, 5:] = 1  # 50 pixels, 20 of them in the segment of 40
+    mask[0:2, 0:3] = 2  # 6 pixels, all in it
     snapped = snap(mask, [area((10, 10), slice(0, 4), slice(0, 10))], inside=0.6)
     assert (snapped[:4] == 2).all() and (snapped[4:] == mask[4:]).all()
 
@@ -45,7 +45,8 @@ def test_overlapping_segments_smaller_over_larger_whatever_their_order():
     mask = np.zeros((6, 6), np.uint8)
     mask[:, :] = 4
     mask[2:4, 2:4] = 1
-    large, small, empty = np.ones((6, 6), bool), area((6, 6), slice(2, 4), slice(2, 4)), np.zeros((6, 6), bool)
+    large, empty = np.ones((6, 6), bool), np.zeros((6, 6), bool)
+    small = area((6, 6), slice(2, 4), slice(2, 4))
     for segments in ([large, small, empty], [empty, small, large]):
         snapped = snap(mask, segments)
         assert (snapped[2:4, 2:4] == 1).all() and (snapped == 4).sum() == 32
