@@ -90,12 +90,41 @@ def test_selected_words_are_written_and_read_back(runs, tmp_path):
     assert again[-2]["loss"] == pytest.approx(first[-2]["loss"], rel=1e-3)
 
 
+def test_candidates_of_a_file_reach_the_loss(runs, tmp_path):
+    flags = ["--method", "pole", "--reselect-every", "0", "--adapter", "none"]
+    name = guide(runs, tmp_path / "name", *flags, "--class-prompt", "name")[-2]
+    path, losses = tmp_path / "words.json", {}
+    for case, row in (("none", []), ("wrong", ["brick", "road"]), ("right", ["ship", "jet", "ewe", "van"])):
+        path.write_text(json.dumps({label: row for label in ("boat", "train", "sheep", "plane", "car", "bottle")}))
+        losses[case] = guide(runs, tmp_path / case, *flags, "--synonyms", str(path))[-2]
+        table = json.loads((tmp_path / case / "prompts.json").read_text())
+        assert all(list(entry["similarity"])[1:] == row for rows in table.values() for entry in rows.values())
+    # Classes without candidates go by their names.
+    assert all(losses["none"][term] == pytest.approx(name[term], rel=1e-4) for term in ("loss", "fg", "bg", "area"))
+    assert abs(losses["right"]["fg"] - name["fg"]) > 0.01 < abs(losses["wrong"]["fg"] - name["fg"])
+    path.write_text('{"boot": ["ship"]}')
+    with pytest.raises(InputError, match="unknown class 'boot'; the classes are boat, train"):
+        guide(runs, tmp_path / "unknown", *flags, "--synonyms", str(path))
+
+
+def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
+    flags = ["--method", "semples", "--match-epochs", "0", "--prompt-epochs", "1"]
+    vectors = {}
+    for case, weights in (("image", ("1", "0")), ("class", ("0", "1")), ("neither", ("0", "0"))):
+        guide(runs, tmp_path / case, *flags, "--w-prompt-image", weights[0], "--w-prompt-class", weights[1])
+        vectors[case] = load_weights(tmp_path / case / "background_prompts.pt")["vectors"]
+    assert vectors["neither"].std() == pytest.approx(0.02, rel=0.1)  # as they were drawn
+    assert all((vectors[case] - vectors["neither"]).abs().max() > 0.01 for case in ("image", "class"))
+    assert (vectors["image"] - vectors["class"]).abs().max() > 0.01
+
+
 def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
     guide(runs, tmp_path / "semples", "--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1")
     stored = tmp_path / "semples" / "background_prompts.pt"
     assert load_weights(stored)["text"].shape[0] == 6
     log = guide(runs, tmp_path / "clims", "--method", "clims", "--background-prompts", str(stored))
-    assert log[-2]["suppress"] > 0
+    alone = guide(runs, tmp_path / "alone", "--method", "clims")
+    assert log[-2]["suppress"] > alone[-2]["suppress"] > 0  # they come beside the list
     torch.save({"text": torch.zeros(3, 4)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="not learned prompts of 6 classes"):
         guide(runs, tmp_path / "bad", "--method", "clims", "--background-prompts", str(tmp_path / "other.pt"))

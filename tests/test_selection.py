@@ -1,0 +1,50 @@
+"""Counting chosen words: own name, true sub-type, wrong word, by hand; bad files named."""
+import json
+
+import pytest
+from PIL import Image
+
+from clipwsss import selection
+from clipwsss.errors import InputError
+from clipwsss.toy import draw_world
+
+
+def entry(word, *candidates):
+    return {"word": word, "similarity": {candidate: 0.5 for candidate in candidates}}
+
+
+TABLE = {"x": {"boat": entry("ship", "boat", "ship"), "car": entry("car", "car", "van")},
+         "y": {"boat": entry("boat", "boat", "ship")}, "z": {"boat": entry("ship", "boat", "ship")}}
+TRUTH = {"x": {"boat": ["ship", "canoe"], "car": ["van"]}, "y": {"boat": ["ship"]}, "z": {"boat": ["canoe"]}}
+
+
+def test_counts_by_hand():
+    assert selection.count_choices([(TABLE, None)]) == {"boat": {"other": 2, "own": 1}, "car": {"own": 1}}
+    assert selection.count_choices([(TABLE, TRUTH)]) == {"boat": {"true": 1, "own": 1, "other": 1}, "car": {"own": 1}}
+    assert selection.count_choices([(TABLE, None), (TABLE, None)])["boat"] == {"other": 4, "own": 2}
+    with pytest.raises(InputError, match="image z of these choices is not in the toy world"):
+        selection.count_choices([(TABLE, {"x": {}, "y": {}})])
+
+
+def test_report_has_shares_and_a_picture(tmp_path):
+    text = selection.report([(TABLE, TRUTH)], tmp_path / "radar.png")
+    assert "| boat | 3 | 33 | 33 | 33 |" in text and "| all | 4 | 50 | 25 | 25 |" in text
+    assert Image.open(tmp_path / "radar.png").mode == "RGB"
+    assert "| boat | 3 | 33 | 67 |" in selection.report([(TABLE, None)], tmp_path / "radar.png")
+
+
+def test_the_command_reads_a_runs_file(tmp_path, capsys):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(TABLE))
+    assert selection.main([str(path)]) == 0 and (tmp_path / "own_names.png").exists()
+    assert "| car | 1 | 100 | 0 |" in capsys.readouterr().out
+    for text in ("[]", "{}", "not json", '{"x": {"boat": 3}}', '{"x": {"boat": {"word": "ship"}}}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="prompts.json"):
+            selection.main([str(path)])
+
+
+def test_truth_of_a_toy_world(tmp_path):
+    draw_world(tmp_path / "world", 0, 4, 1)
+    truth = selection.toy_truth(tmp_path / "world", "train")
+    assert list(truth) == [f"train_0000{i}" for i in range(4)] and all(truth.values())
