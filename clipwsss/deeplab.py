@@ -18,16 +18,31 @@ IGNORE = 255
 NETWORKS = ("deeplabv2", "deeplabv3plus")
 
 
-class DeepLabV2(nn.Module):
+class DeepLab(nn.Module):
+    """What both have: a backbone and the training loss.
+
+    multi_scale: train on the logits at scales 1, 0.75 and 0.5 and on their maximum, as the published V2.
+    """
+
+    def __init__(self, backbone: nn.Module, multi_scale: bool) -> None:
+        super().__init__()
+        self.backbone, self.multi_scale = backbone, multi_scale
+
+    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
+        """Scalar `segmentation_loss` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
+        outputs = multi_scale_logits(self, images) if self.multi_scale else [self(images)]
+        return segmentation_loss(outputs, masks, balanced)
+
+
+class DeepLabV2(DeepLab):
     """A dilated ResNet and the sum of 3x3 convolutions at several rates, each with its bias.
 
     images [B,3,H,W] in [0,1] -> logits [B,n_labels,h,w] at the backbone's stride (8 as published).
     """
-    multi_scale_training = True
 
-    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18, 24)) -> None:
-        super().__init__()
-        self.backbone = backbone
+    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18, 24),
+                 multi_scale: bool = True) -> None:
+        super().__init__(backbone, multi_scale)
         self.aspp = nn.ModuleList(nn.Conv2d(backbone.channels[-1], n_labels, 3, padding=rate, dilation=rate)
                                   for rate in rates)
         for branch in self.aspp:
@@ -39,26 +54,24 @@ class DeepLabV2(nn.Module):
         features = self.backbone(images)
         return sum(branch(features) for branch in self.aspp)
 
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, the ASPP's weights at 10x, its biases at 20x without weight decay."""
         weights, biases = [item.weight for item in self.aspp], [item.bias for item in self.aspp]
         return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
-                {"params": weights, "lr": 10 * lr, "weight_decay": weight_decay},
-                {"params": biases, "lr": 20 * lr, "weight_decay": 0.0}]
+                {"params": weights, "lr": head_ratio * lr, "weight_decay": weight_decay},
+                {"params": biases, "lr": 2 * head_ratio * lr, "weight_decay": 0.0}]
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(DeepLab):
     """A dilated ResNet, ASPP with image pooling, and the decoder that joins it with the first stage's maps.
 
     images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W] (upsampled inside: the loss is at full size).
     Plain convolutions where the paper's Xception has separable ones, as in deeplab-pytorch.
     """
-    multi_scale_training = False
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
-                 width: int = 256) -> None:
-        super().__init__()
-        self.backbone = backbone
+                 multi_scale: bool = False, width: int = 256) -> None:
+        super().__init__(backbone, multi_scale)
         self.aspp = ASPP(backbone.channels[-1], list(rates), width)
         self.reduce = conv_bn_relu(backbone.channels[1], 48, 1)
         self.decoder = nn.Sequential(conv_bn_relu(width + 48, width, 3), conv_bn_relu(width, width, 3),
@@ -72,11 +85,11 @@ class DeepLabV3Plus(nn.Module):
         logits = self.decoder(torch.cat([high, low], 1))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def parameter_groups(self, lr: float, weight_decay: float) -> list[dict]:
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, everything new at 10x."""
         new = [*self.aspp.parameters(), *self.reduce.parameters(), *self.decoder.parameters()]
         return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
-                {"params": new, "lr": 10 * lr, "weight_decay": weight_decay}]
+                {"params": new, "lr": head_ratio * lr, "weight_decay": weight_decay}]
 
 
 def conv_bn_relu(width_in: int, width: int, kernel: int) -> nn.Sequential:
@@ -91,12 +104,14 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
-          frozen_bn: bool = True, rates: Sequence[int] | None = None, caffe: bool = False) -> nn.Module:
+          frozen_bn: bool = True, rates: Sequence[int] | None = None, multi_scale: bool | None = None,
+          caffe: bool = False) -> DeepLab:
     """One of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`; `weights` are the backbone's.
 
     frozen_bn: neither statistics nor scale and shift of the backbone's batch norm learn (deeplab-pytorch).
-    rates: of the ASPP (deeplabv2: 6 12 18 24; deeplabv3plus: 6 12 18, doubled at stride 8). caffe: the layout
-    that deeplab-pytorch's checkpoints need. ValueError lists the valid names.
+    rates: of the ASPP (deeplabv2: 6 12 18 24; deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: of
+    the loss (deeplabv2 yes, deeplabv3plus no). caffe: the layout that deeplab-pytorch's checkpoints need.
+    ValueError lists the valid names.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
@@ -106,8 +121,9 @@ def build(network: str, backbone: str, n_labels: int, output_stride: int, weight
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)
     if network == "deeplabv2":
-        return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24))
-    return DeepLabV3Plus(body, n_labels, rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18)))
+        return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24), multi_scale in (None, True))
+    rates = rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18))
+    return DeepLabV3Plus(body, n_labels, rates, bool(multi_scale))
 
 
 def multi_scale_logits(network: nn.Module, images: Tensor,

@@ -216,12 +216,13 @@ def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int, powe
 def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Tensor]], modules: dict[str, nn.Module],
         optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int,
         device: torch.device, seed: int, clip_norm: float | None = None, label: str = "train",
-        checkpoint: str = "last", precision: str = "fp32", accumulate: int = 1,
+        checkpoint: str = "last", precision: str = "fp32", accumulate: int = 1, steps: int | None = None,
         on_epoch: Callable[[int], None] | None = None) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
     Raises InputError on a non-finite loss, naming the batch's images. `precision` as in pick_precision; bf16 runs
     `step` under autocast. `accumulate` sums gradients of that many batches before each optimiser and scheduler step;
+    after `steps` of those the training ends, within an epoch too;
     `on_epoch` is told each epoch's number.
     """
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
@@ -254,7 +255,9 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
             terms = {name: value.detach() for name, value in terms.items()}
             sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
             progress.update(len(batch.names), **terms)
-        means = {name: float(value) / len(loader) for name, value in sums.items()}
+            if steps is not None and scheduler.last_epoch >= steps:
+                break
+        means = {name: float(value) / (index + 1) for name, value in sums.items()}
         progress.close(**means)
         run.log(label=label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
         run.save(epoch + 1, checkpoint, **stateful)

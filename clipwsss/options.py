@@ -63,7 +63,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     args = parser.parse_args(argv)
     args.out = args.out or stage_folder(args.runs, args.dataset, stage)
     if args.data_root is None:
-        if args.dataset != "toy":
+        if args.dataset != "toy" and not getattr(args, "predict", None):  # a user's own images need no data set
             raise InputError(f"--data-root: say where the {args.dataset} data is")
         args.data_root = args.runs / "toy" / "data"
     return args

@@ -55,6 +55,24 @@ def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
+def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Sequence[str]) -> Image.Image:
+    """The picture over a list of its label map's classes and their shares (names: background first)."""
+    font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
+    shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
+    found = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
+    texts = [f"{names[index]} {100 * shares[index]:.1f} %" for index in found] or ["nothing but background"]
+    result = Image.new("RGB", (picture.width, picture.height + line * len(texts)), "white")
+    result.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(result)
+    for row, text in enumerate(texts):
+        top = picture.height + row * line
+        if found:
+            color = tuple(np.asarray(palette[found[row]]).tolist())
+            draw.rectangle((3, top + 3, TEXT_SIZE + 3, top + line - 3), color, "gray")
+        draw.text((line + 3, top + line / 2), text, "black", font, anchor="lm")
+    return result
+
+
 def heat(cam: NDArray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:
     """A map float [h,w] in [0,1] from dark blue to red; over `image`, resized to it, where one is given."""
     values = np.clip(cam, 0, 1)

@@ -32,6 +32,17 @@ def test_overlay_tints_classes_and_outlines_regions():
         pictures.overlay(Image.new("RGB", (9, 12)), mask, PALETTE)
 
 
+def test_legend_lists_the_classes_by_share():
+    mask = np.zeros((40, 150), np.uint8)
+    mask[:5], mask[5:25] = 1, 2
+    plain, names = Image.new("RGB", (150, 40), "blue"), ["background", "cat", "dog"]
+    picture = pictures.with_legend(plain, mask, PALETTE, names)
+    line = pictures.TEXT_SIZE + 6
+    assert picture.size == (150, 40 + 2 * line) and picture.getpixel((75, 20)) == (0, 0, 255)
+    assert picture.getpixel((9, 40 + line // 2)) == tuple(PALETTE[2])
+    assert picture.getpixel((9, 40 + line + line // 2)) == tuple(PALETTE[1])
+
+
 def test_heat_runs_from_blue_to_red_and_fits_the_image():
     picture = np.array(pictures.heat(np.array([[0.0, 0.2, 1.0, 3.0]])))
     assert np.array_equal(picture[0, [0, 1, 2, 3]], pictures.HEAT[[0, 1, 5, 5]])

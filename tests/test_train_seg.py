@@ -1,0 +1,130 @@
+"""train_seg.py on a small world: learns, predicts a split and own images, submits, exports; bad input."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train_seg as script
+from clipwsss.datasets import voc_palette
+from clipwsss.errors import InputError
+from clipwsss.pictures import write_mask
+
+SMALL = ["--dataset", "folder", "--backbone", "resnet_tiny", "--output-stride", "4", "--weights", "none",
+         "--rates", "1", "2", "--no-frozen-bn", "--no-multi-scale", "--head-ratio", "1",
+         "--optimizer", "adamw", "--lr", "0.005", "--crop-size", "32", "--scales", "1", "1",
+         "--batch-size", "8", "--accumulate", "1",
+         "--test-scales", "1", "--no-crf", "--workers", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Red and green squares on grey, 16 images with tags and masks; the masks again as pseudo masks."""
+    root, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
+    (root / "images").mkdir()
+    (root / "classes.txt").write_text("red\ngreen\n")
+    lines = ["image,labels"]
+    for number in range(16):
+        name, kind = f"scene{number:02d}", number % 2
+        pixels = rng.integers(100, 140, (32, 36, 3)).astype(np.uint8)
+        top, left = rng.integers(2, 14, 2)
+        pixels[top:top + 14, left:left + 16, kind] = 250
+        mask = np.zeros((32, 36), np.uint8)
+        mask[top:top + 14, left:left + 16] = kind + 1
+        Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+        for folder in ("masks", "pseudo"):
+            write_mask(root / folder / f"{name}.png", mask, voc_palette())
+        lines.append(f"{name}.png,{'green' if kind else 'red'}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(world) -> Path:
+    """The run folder of a segmenter trained on the pseudo masks."""
+    out = world / "run"
+    script.main([*SMALL, "--data-root", str(world), "--masks", str(world / "pseudo"), "--epochs", "12",
+                 "--out", str(out)])
+    return out
+
+
+def test_learns_and_writes_palette_predictions(world, trained):
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 12 and log[-1]["loss"] < 0.3 * log[0]["loss"]
+    hits = total = 0
+    for path in sorted((world / "masks").iterdir()):
+        with Image.open(trained / "predictions" / path.name) as file:
+            assert file.mode == "P" and file.size == (36, 32)
+            hits += (np.array(file) == np.array(Image.open(path))).sum()
+        total += 32 * 36
+    assert hits / total > 0.95
+
+
+def test_predicts_own_images_with_overlays_and_without_data(world, trained, tmp_path):
+    photo = tmp_path / "photos" / "turned.jpg"
+    photo.parent.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.open(world / "images" / "scene00.png").save(photo, exif=exif, quality=95)
+    script.main(["--dataset", "folder", "--checkpoint", str(trained / "segmenter.pt"), "--test-scales", "1",
+                 "--out", str(tmp_path / "out"), "--predict", str(photo.parent),
+                 str(world / "images" / "scene01.png")])
+    folder = tmp_path / "out" / "predicted"
+    assert sorted(item.name for item in folder.iterdir()) == [
+        "scene01.png", "scene01_overlay.png", "turned.png", "turned_overlay.png"]
+    labels = np.array(Image.open(folder / "turned.png"))
+    assert labels.shape == (36, 32) and set(np.unique(labels)) == {0, 1}
+    assert (np.array(Image.open(folder / "scene01.png")) == np.array(Image.open(
+        world / "masks" / "scene01.png"))).mean() > 0.9
+    assert Image.open(folder / "scene01_overlay.png").height > 32
+
+
+def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
+    base = ["--dataset", "folder", "--checkpoint", str(trained / "segmenter.pt"),
+            "--out", str(tmp_path / "out")]
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="broken.jpg: not a readable image"):
+        script.main([*base, "--predict", str(tmp_path / "broken.jpg")])
+    assert script.main([*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg")]) == 0
+    with pytest.raises(InputError, match="nowhere.jpg: no such file or folder"):
+        script.main([*base, "--predict", str(tmp_path / "nowhere.jpg")])
+    with pytest.raises(InputError, match="several images are named scene00"):
+        script.main([*base, "--predict", str(world / "images"), str(world / "images" / "scene00.png")])
+    (tmp_path / "bare").mkdir()
+    for name in ("images", "labels.csv", "classes.txt"):
+        (tmp_path / "bare" / name).symlink_to(world / name)
+    with pytest.raises(InputError, match="--masks truth"):
+        script.main([*SMALL, "--data-root", str(tmp_path / "bare"), "--masks", "truth"])
+    (world / "pseudo" / "scene03.png").rename(tmp_path / "scene03.png")
+    try:
+        with pytest.raises(InputError, match="scene03.png: no such mask"):
+            script.main([*SMALL, "--data-root", str(world), "--masks", str(world / "pseudo"),
+                         "--out", str(tmp_path / "out2")])
+    finally:
+        (tmp_path / "scene03.png").rename(world / "pseudo" / "scene03.png")
+
+
+def test_iterations_end_within_a_pass(world, tmp_path, capsys):
+    options = [*SMALL, "--data-root", str(world), "--masks", "truth", "--batch-size", "4",
+               "--accumulate", "2", "--iterations", "5", "--predict-split", ""]
+    script.main([*options, "--out", str(tmp_path / "whole")])
+    assert "5 steps of 2 x 4" in capsys.readouterr().out
+    log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    state = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
+    assert len(log) == 3 and state["scheduler"]["last_epoch"] == 5  # 2 steps a pass, the third pass cut
+
+
+def test_submit_and_export(world, trained, tmp_path):
+    base = [*SMALL, "--data-root", str(world), "--checkpoint", str(trained / "segmenter.pt")]
+    script.main([*base, "--out", str(tmp_path), "--submit", str(tmp_path / "results.tgz")])
+    assert (tmp_path / "results.tgz").is_file()
+    script.main([*base, "--out", str(tmp_path), "--export", str(tmp_path / "model.pt2")])
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    pixels = np.array(Image.open(world / "images" / "scene05.png"))
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    labels = np.array(Image.open(tmp_path / "predictions" / "scene05.png"))
+    flipped = program(image.flip(-1)).softmax(1).flip(-1)
+    assert np.array_equal((program(image).softmax(1) + flipped).argmax(1)[0].numpy(), labels)

@@ -1,0 +1,231 @@
+"""Stage 4: train a segmenter on pseudo masks, write its predictions; segment images of your own with it."""
+import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipwsss.cam import size_batches
+from clipwsss.datasets import TagDataset, build_dataset, collate
+from clipwsss.datasets.base import read_image
+from clipwsss.engine import (Progress, Run, atomic_path, fit, make_loader, make_optimizer, make_scheduler,
+                             pick_device, seed_everything)
+from clipwsss.errors import InputError, run_script
+from clipwsss.export import export_network
+from clipwsss.options import parse, script_parser, stage_folder
+from clipwsss.pictures import overlay, with_legend, write_mask
+from clipwsss.resnet import BACKBONES
+from clipwsss.scoring import print_label_miou
+from clipwsss.segmenter import (NETWORKS, build_segmenter, decide, load_segmenter, probabilities,
+                                save_segmenter)
+from clipwsss.submission import pack
+from clipwsss.transforms import eval_transform, train_transform
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Flags; defaults are deeplab-pytorch's for VOC 2012 (DeepLabV2, 20,000 iterations of 2 x 5 images)."""
+    parser = script_parser(__doc__, training=dict(batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly",
+                                                  weight_decay=5e-4))
+    add = parser.add_argument
+    add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
+    add("--network", choices=NETWORKS, default="deeplabv2", help="mask2former needs the package transformers")
+    add("--backbone", choices=BACKBONES, default="resnet101", help="of DeepLab")
+    add("--weights", default="imagenet", help="start: imagenet, none, generator (train_prompt's), a file of "
+        "torchvision or deeplab-pytorch weights; of mask2former a transformers model")
+    add("--output-stride", type=int, default=8, help="image size over map size")
+    add("--rates", type=int, nargs="+", help="dilations of the ASPP (default: as published)")
+    add("--frozen-bn", action=argparse.BooleanOptionalAction, default=True, help="batch norm does not learn")
+    add("--multi-scale", action=argparse.BooleanOptionalAction, default=None,
+        help="losses at 1, 0.75, 0.5 and their maximum (default: deeplabv2 only)")
+    add("--head-ratio", type=float, default=10.0,
+        help="learning rate of new layers over the backbone's (biases of the V2 ASPP: twice that)")
+    add("--balanced", action="store_true", help="cross entropy: half foreground, half background")
+    add("--crop-size", type=int, default=321, help="side of the training crop")
+    add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
+    add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
+    add("--iterations", type=int, default=20000, help="optimiser steps, where --epochs is not given")
+    add("--accumulate", type=int, default=2, help="batches whose gradients make one step")
+    add("--predict-split", default="val", help="split to write predictions for; '' for none")
+    add("--test-scales", type=float, nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+        help="scales whose probabilities are averaged in predictions")
+    add("--test-flip", action=argparse.BooleanOptionalAction, default=True, help="add the mirror images")
+    add("--test-batch-size", type=int, default=1, help="images of one size per forward pass in predictions")
+    add("--crf", action=argparse.BooleanOptionalAction, default=True, help="dense CRF after prediction")
+    add("--checkpoint", type=Path, help="use this trained segmenter, train nothing")
+    add("--predict", type=Path, nargs="+", metavar="PATH",
+        help="segment these images or folders with OUT's (or --checkpoint's) segmenter, with overlays")
+    add("--submit", type=Path, metavar="FILE", help="pack the split's predictions for the VOC server (.tgz)")
+    add("--export", type=Path, metavar="FILE", help="write the segmenter as .pt2 (torch.export) or .onnx")
+    return parser
+
+
+def train(args: argparse.Namespace, device: torch.device) -> Path:
+    """Train on the masks; the path of the segmenter's file."""
+    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    masks = args.masks or stage_folder(args.runs, args.dataset, "make_pseudo") / "masks"
+    if str(masks) != "truth":
+        dataset = dataset.with_masks(masks, args.skip_bad)
+    elif not dataset.has_masks:
+        raise InputError(f"--masks truth: {args.data_root} has no masks for {args.split}")
+    weights = args.weights
+    if weights == "generator":
+        weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+    run = Run(args.out, vars(args), args.resume, args.overwrite)
+    seed_everything(args.seed)
+    config = dict(network=args.network, backbone=args.backbone, output_stride=args.output_stride,
+                  rates=args.rates, classes=list(dataset.classes))
+    network, config = build_segmenter(config, weights, args.frozen_bn, args.multi_scale)
+    network.to(device, memory_format=torch.channels_last)
+    transform = train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness)
+    loader = make_loader(dataset.with_transform(transform), args.batch_size, args.workers, seed=args.seed,
+                         drop_last=True)
+    per_epoch = -(-len(loader) // args.accumulate)
+    steps = args.epochs * per_epoch if args.epochs is not None else args.iterations
+    print(f"{args.dataset} {args.split}: {len(dataset)} images, masks of {masks}; {args.network}, {steps} "
+          f"steps of {args.accumulate} x {args.batch_size}; writing {run.out}")
+    optimizer = make_optimizer(network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
+                               args.optimizer, args.lr, args.weight_decay, args.momentum)
+    scheduler = make_scheduler(optimizer, args.schedule, steps, warmup=args.warmup)
+
+    def step(batch):
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        return {"loss": network.training_loss(images, batch.masks, args.balanced)}
+
+    fit(run, loader, step, {"network": network}, optimizer, scheduler, -(-steps // per_epoch), device,
+        args.seed, args.clip_norm, "train_seg", precision=args.precision, accumulate=args.accumulate,
+        steps=steps)
+    save_segmenter(network, config, dataset.palette, run.path("segmenter.pt"))
+    return run.path("segmenter.pt")
+
+
+class Predictor:
+    """Segments images with one network: the device computes probabilities, threads decide and write.
+
+    classes: names of all labels, to write overlays too.
+    """
+
+    def __init__(self, network: torch.nn.Module, palette: NDArray, args: argparse.Namespace,
+                 device: torch.device, classes: tuple[str, ...] = ()):
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.palette, self.args, self.device, self.classes = palette, args, device, classes
+
+    def run(self, label: str, total: int, batches: Iterator[tuple[list[Path], torch.Tensor]]) -> None:
+        """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1])."""
+        progress, waiting = Progress(label, total), []
+        with ThreadPoolExecutor(max(1, self.args.workers)) as pool:
+            for paths, images in batches:
+                found = probabilities(self.network, images.to(self.device), self.args.test_scales,
+                                      self.args.test_flip).cpu().numpy()
+                pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+                for item in zip(paths, pixels, found):
+                    waiting.append(pool.submit(self._write, *item))
+                progress.update(len(paths))
+                waiting = self._settle(waiting, 2 * max(1, self.args.workers))
+            self._settle(waiting, 0)
+        progress.close()
+
+    def _settle(self, waiting: list[Future], keep: int) -> list[Future]:
+        """Wait until at most `keep` images are left, so that few probabilities are held at once."""
+        while len(waiting) > keep:
+            waiting.pop(0).result()
+        return waiting
+
+    def _write(self, path: Path, image: NDArray, found: NDArray) -> None:
+        labels = decide(image, found, self.args.crf)
+        write_mask(path, labels, self.palette)
+        if self.classes:
+            picture = overlay(Image.fromarray(image), labels, self.palette)
+            with atomic_path(path.with_name(f"{path.stem}_overlay.png")) as temporary:
+                with_legend(picture, labels, self.palette, self.classes).save(temporary, format="PNG")
+
+
+def predict_split(args: argparse.Namespace, predictor: Predictor, dataset: TagDataset) -> Path:
+    """Write the predictions of a split's images, those that are there already kept when resuming."""
+    folder = args.out / "predictions"
+    plain = dataset.with_transform(eval_transform(), masks=False)
+    batches = size_batches(plain, args.test_batch_size)
+    if args.resume:
+        batches = [[i for i in batch if not (folder / f"{plain.names[i]}.png").exists()] for batch in batches]
+    batches = [batch for batch in batches if batch]
+    loader = torch.utils.data.DataLoader(plain, batch_sampler=batches, num_workers=args.workers,
+                                         collate_fn=collate)
+    paths = (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader)
+    predictor.run(f"predict {args.predict_split}", sum(map(len, batches)), paths)
+    return folder
+
+
+def own_images(paths: list[Path]) -> list[Path]:
+    """The image files of --predict's files and folders; InputError names what is missing."""
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGES)
+            if not inside:
+                raise InputError(f"--predict {path}: no image in this folder ({', '.join(IMAGES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise InputError(f"--predict {path}: no such file or folder")
+    stems = [path.stem for path in found]
+    twice = next((path for path in found if stems.count(path.stem) > 1), None)
+    if twice:
+        raise InputError(f"--predict: several images are named {twice.stem}, their results would overwrite "
+                         "each other")
+    return found
+
+
+def predict_own(args: argparse.Namespace, predictor: Predictor) -> None:
+    """Segment a user's images into OUT/predicted: NAME.png (label map) and NAME_overlay.png."""
+    files, folder, bad = own_images(args.predict), args.out / "predicted", []
+
+    def batches() -> Iterator[tuple[list[Path], torch.Tensor]]:
+        for file in files:
+            try:
+                image = read_image(file, oriented=True)
+            except InputError as error:
+                if not args.skip_bad:
+                    raise
+                bad.append(str(error))
+                continue
+            yield [folder / f"{file.stem}.png"], eval_transform()(image, None)[0][None]
+
+    predictor.run("predict", len(files), batches())
+    for problem in bad:
+        print(f"skipped: {problem}", file=sys.stderr)
+    print(f"{len(files) - len(bad)} label maps and overlays in {folder}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(get_parser(), argv, "train_seg")
+    device = pick_device(args.device)
+    if args.checkpoint or args.predict or args.export:
+        checkpoint = args.checkpoint or args.out / "segmenter.pt"
+    else:
+        checkpoint = train(args, device)
+    network, config, palette = load_segmenter(checkpoint)
+    names = ("background", *config["classes"]) if args.predict else ()
+    predictor = Predictor(network, palette, args, device, names)
+    if args.predict:
+        predict_own(args, predictor)
+    if args.export:
+        export_network(network, args.export)
+    if args.predict_split and not (args.predict or args.export):
+        dataset = build_dataset(args.dataset, args.data_root, args.predict_split, skip_bad=args.skip_bad)
+        if list(dataset.classes) != config["classes"]:
+            raise InputError(f"{checkpoint}: made for other classes than {args.data_root} has")
+        folder = predict_split(args, predictor, dataset)
+        print_label_miou(dataset, folder, f"{args.predict_split} predictions", args.workers)
+        if args.submit:
+            pack(dataset, folder, args.submit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
