@@ -215,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.predict:
         predict_own(args, predictor)
     if args.export:
+        if config["network"] == "mask2former":
+            raise InputError("--export: DeepLab only; save mask2former by transformers' own means")
         export_network(network, args.export)
     if args.predict_split and not (args.predict or args.export):
         dataset = build_dataset(args.dataset, args.data_root, args.predict_split, skip_bad=args.skip_bad)

@@ -1,0 +1,91 @@
+"""Mask2Former through transformers: a tiny configuration learns, predicts, survives its file; bad starts."""
+import sys
+
+import pytest
+import torch
+
+from clipwsss.datasets import voc_palette
+from clipwsss.errors import InputError
+from clipwsss.segmenter import build_segmenter, load_segmenter, probabilities, save_segmenter
+
+CONFIG = dict(network="mask2former", backbone="", output_stride=4, rates=None, classes=["cat", "dog"])
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    """A folder with the configuration of a very small Mask2Former."""
+    transformers = pytest.importorskip("transformers")
+    swin = transformers.SwinConfig(image_size=64, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2],
+                                   window_size=4, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = transformers.Mask2FormerConfig(
+        backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32, encoder_layers=1,
+        decoder_layers=2, dim_feedforward=64, encoder_feedforward_dim=64, num_queries=8,
+        num_attention_heads=2, train_num_points=256)
+    config.save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def squares() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images of a bright square with their masks; a column is ignored."""
+    images, masks = torch.full((2, 3, 64, 48), 0.3), torch.zeros(2, 64, 48, dtype=torch.int64)
+    for index in range(2):
+        images[index, index, 16:48, 8:40] = 1.0
+        masks[index, 16:48, 8:40] = index + 1
+    masks[:, :, 0] = 255
+    return images, masks
+
+
+def test_learns_and_predicts_at_image_size(tiny):
+    torch.manual_seed(0)
+    network, config = build_segmenter(CONFIG, tiny)
+    images, masks = squares()
+    groups = network.parameter_groups(1e-3, 0.05)
+    assert {group["lr"] for group in groups} == {1e-3, 1e-2}
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    optimizer = torch.optim.AdamW(groups)
+    losses = []
+    for _ in range(25):
+        loss = network.train().training_loss(images, masks)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    found = probabilities(network.eval(), images, (1.0, 1.5), flip=True)
+    assert found.shape == (2, 3, 64, 48)
+    assert torch.allclose(found.sum(1), torch.ones(2, 64, 48), atol=1e-4)
+    assert (found.argmax(1) == masks)[:, :, 1:].float().mean() > 0.7
+    empty = torch.full_like(masks, 255)
+    assert torch.isfinite(network.training_loss(images, empty))
+
+
+def test_file_rebuilds_the_network(tiny, tmp_path):
+    network, config = build_segmenter(CONFIG, tiny)
+    save_segmenter(network, config, voc_palette(), tmp_path / "segmenter.pt")
+    loaded, _, _ = load_segmenter(tmp_path / "segmenter.pt")
+    images = squares()[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network.eval()(images))
+    assert loaded.model.class_predictor.out_features == 4  # background, two classes, no object
+    network.model.save_pretrained(tmp_path / "published")
+    other, _ = build_segmenter({**CONFIG, "classes": ["cat"]}, tmp_path / "published")
+    body = "model.pixel_level_module.decoder.mask_projection.weight"
+    assert torch.equal(other.model.state_dict()[body], network.model.state_dict()[body])
+    assert other.model.class_predictor.out_features == 3
+
+
+def test_bad_starts_are_one_clear_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="--weights imagenet: mask2former starts from a model"):
+        build_segmenter(CONFIG, "imagenet")
+    with pytest.raises(InputError, match="nowhere") as caught:
+        build_segmenter(CONFIG, str(tmp_path / "nowhere"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="--balanced"):
+        build_segmenter(CONFIG, tiny)[0].training_loss(*squares(), balanced=True)
+
+
+def test_without_the_package_the_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install transformers"):
+        build_segmenter(CONFIG, "none")
