@@ -174,11 +174,7 @@ class Trainer:
 
         groups = [{"params": list(prompt.parameters()), "lr": args.prompt_lr, "weight_decay": 0.0}]
         self._fit(label, step, {"prompt": prompt}, groups, args.prompt_epochs, args.prompt_lr, "adamw")
-        with torch.no_grad():
-            text = prompt.features()
-        save_atomic({"template": prompt.template, "names": prompt.names, "vectors": prompt.vectors.detach().cpu(),
-                     "text": text.cpu()}, self.run.path(f"{label}.pt"))
-        return FixedPrompt(text)
+        return FixedPrompt(store_text(prompt, self.run.path(f"{label}.pt")))
 
     def _fit(self, label, step, modules, groups, epochs, lr, optimizer, on_epoch=None) -> None:
         args = self.args
@@ -206,6 +202,15 @@ def class_side(args: argparse.Namespace, trainer: Trainer, words, dataset: TagDa
         return FixedPrompt(stored_text(args.prompts, len(dataset.classes), clip))
     prompt = LearnedPrompt(clip, template, words.names, args.ctx_init)
     return prompt if args.joint else trainer.learn("class_prompts", prompt, None)
+
+
+@torch.no_grad()
+def store_text(prompt: LearnedPrompt, path: Path) -> torch.Tensor:
+    """Text features [K,D] of learned prompts, written with their vectors, template and names for later runs."""
+    text = prompt.features()
+    save_atomic({"template": prompt.template, "names": prompt.names, "vectors": prompt.vectors.detach().cpu(),
+                 "text": text.cpu()}, path)
+    return text
 
 
 def stored_text(path: Path, n_classes: int, clip: CLIP) -> torch.Tensor:
@@ -256,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
     save_generator(generator, run.path("generator.pt"), backbone, stride, dataset.classes)
     if isinstance(class_prompt, SelectedPrompt):
         report_selection(class_prompt, run, dataset.classes)
+    if isinstance(class_prompt, LearnedPrompt):  # --joint: learned until now
+        store_text(class_prompt, run.path("class_prompts.pt"))
 
     folder = run.path("cams")
     done = frozenset(list_cams(folder)) if args.resume and folder.is_dir() else frozenset()

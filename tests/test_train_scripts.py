@@ -10,7 +10,7 @@ import train_prompt
 from clipwsss.cam_files import list_cams, read_cam
 from clipwsss.engine import load_weights
 from clipwsss.errors import InputError
-from clipwsss.toy import draw_world
+from clipwsss.toy import CLASSES, draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
 
@@ -66,6 +66,8 @@ def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
     rows = {row["label"]: row for row in log}
     assert {"loss", "fg", "bg", "suppress", "area"} <= set(rows["guide"]) and "miou" in rows["cams"]
     assert len(list_cams(tmp_path / method / "cams")) == 24
+    if method in ("coop", "target", "defo"):  # learned before the generator, or jointly
+        assert load_weights(tmp_path / method / "class_prompts.pt")["names"] == CLASSES
     before = load_weights(runs / "toy/train_cam/generator.pt")["state_dict"]
     after = load_weights(tmp_path / method / "generator.pt")["state_dict"]
     assert any(not torch.equal(before[name], after[name]) for name in before)
