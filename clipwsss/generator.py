@@ -24,8 +24,8 @@ class Generator(nn.Module):
         self.frozen = [module.requires_grad_(False) for module in frozen]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Raw maps [B,K,h,w]."""
-        return self.classifier(self.backbone(images))
+        """Raw maps [B,K,h,w], float32 under autocast too: sigmoids and means of bfloat16 maps saturate."""
+        return self.classifier(self.backbone(images)).float()
 
     def train(self, mode: bool = True) -> "Generator":
         super().train(mode)
