@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         backbone, stride = args.backbone, args.output_stride
         generator = build_generator(backbone, dataset.classes, stride, args.weights, **options)
     generator.to(device, memory_format=torch.channels_last)
-    loader = make_loader(dataset.with_transform(transform), args.batch_size, args.workers, seed=args.seed, drop_last=True)
+    loader = make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers, seed=args.seed,
+                         drop_last=True)
     optimizer = make_optimizer(generator.parameter_groups(args.lr, args.head_ratio), args.optimizer, args.lr,
                                args.weight_decay, args.momentum)
     scheduler = make_scheduler(optimizer, args.schedule, args.epochs * len(loader), warmup=args.warmup)
