@@ -178,7 +178,7 @@ def _power_series(steps: int) -> tuple[float, ...]:
 
 
 def _transition(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[torch.Tensor, ...]:
-    """2 P = scale * (own + pairs): pairs [B, n, h, w], 0 where the partner is outside; own, scale [B, 1, h, w].
+    """2 P = scale * (own + pairs): pairs [B, n, h, w], 0 where a partner is outside; own, scale [B, 1, h, w].
 
     Summed in float64, and `own` takes up what rounding `scale` to float32 left: an error in the sum of a row
     would be multiplied by 256 steps.
