@@ -49,7 +49,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompts", type=Path, help="class prompts of an earlier run (prompts.json or class_prompts.pt)")
     add("--background-prompts", type=Path, help="learned background prompts of an earlier run (background_prompts.pt), "
         "instead of learning some; with --background-prompt list beside the list")
-    add("--reselect-every", type=int, default=0, help="choose words anew every N epochs; 0 never")
+    add("--reselect-every", type=int, default=0, help="choose words with the current generator in epochs 0, N, "
+        "2N, ...; 0 keeps the baseline CAMs' words")
     add("--joint", action="store_true", help="learn class prompts together with the generator, as POLE's variants do")
     add("--clip", default="ViT-B/32", help="published name or file")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")

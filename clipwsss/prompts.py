@@ -108,7 +108,7 @@ class FixedPrompt(Prompt):
 class SelectedPrompt(Prompt):
     """POLE's prompt class learning: per image and class the candidate word nearest to the masked image (eq. 6).
 
-    With `reselect_every` N > 0, in epochs N, 2N, ... each step's own foreground features choose anew: no second pass.
+    With `reselect_every` N > 0, in epochs 0, N, 2N, ... each step's own foreground features choose anew: no second pass.
     """
 
     def __init__(self, clip: CLIP, template: str, candidates: list[list[str]], reselect_every: int = 0):
@@ -122,7 +122,7 @@ class SelectedPrompt(Prompt):
         self.choices: dict[str, dict[int, list[float]]] = {}
 
     def start_epoch(self, epoch: int) -> None:
-        self.refresh = self.reselect_every > 0 and epoch > 0 and epoch % self.reselect_every == 0
+        self.refresh = self.reselect_every > 0 and epoch % self.reselect_every == 0
 
     @torch.no_grad()
     def select(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor) -> None:
