@@ -34,10 +34,9 @@ def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=1024)
 def straight_path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
-    """Pixels of the path from (0, 0) to (dy, dx), ends included: those nearer than 1 to the line (IRN)."""
-    rows = range(min(0, dy), max(0, dy) + 1)
+    """Pixels of the path from (0, 0) to (dy >= 0, dx), with its ends: those nearer than 1 to the line (IRN)."""
     columns = range(min(0, dx), max(0, dx) + 1)
-    return tuple((y, x) for y in rows for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
+    return tuple((y, x) for y in range(dy + 1) for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
 
 
 def _ends(size: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
@@ -69,7 +68,7 @@ def boundary_affinity(boundary: Array, radius: int = 5) -> torch.Tensor:
     return affinities.neg_().add_(1)
 
 
-def color_affinity(image: Array, radius: int = 5, sigma: float = 0.3,
+def color_affinity(image: Array, radius: int = 5, sigma: float = 0.07,
                    size: tuple[int, int] | None = None) -> torch.Tensor:
     """Affinity of each pair from its colour difference against the local contrast: a walk without training.
 

@@ -2,6 +2,7 @@
 import shutil
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,12 @@ SIZES = ((9, 13), (12, 7), (1, 6), (5, 1), (3, 4), (16, 17))
 
 def dense_affinity(boundary: np.ndarray, radius: int) -> np.ndarray:
     """N x N affinities by the definition: every pixel pair within the radius, every pixel near its line."""
-    height, width = boundary.shape
+    return _dense_affinity(boundary.astype(float).tobytes(), *boundary.shape, radius)
+
+
+@lru_cache
+def _dense_affinity(values: bytes, height: int, width: int, radius: int) -> np.ndarray:
+    boundary = np.frombuffer(values).reshape(height, width)
     matrix = np.eye(height * width)
     for first in np.ndindex(height, width):
         for second in np.ndindex(height, width):
@@ -81,7 +87,7 @@ def test_offsets_and_paths_by_hand():
 @pytest.mark.parametrize("sharp", (False, True))
 def test_equals_the_dense_walk(size, classes, beta, exp_times, sharp, monkeypatch):
     cams, boundary = sample(size, classes, sharp=sharp)
-    matrix = dense_affinity(boundary.astype(float), 5)
+    matrix = dense_affinity(boundary, 5)
     expected = dense_walk(cams * (1 - boundary), matrix, beta, 2 ** exp_times)
     walked = propagate(cams, boundary, radius=5, beta=beta, exp_times=exp_times)
     assert walked.dtype == np.float32 and walked.shape == cams.shape
@@ -93,7 +99,7 @@ def test_equals_the_dense_walk(size, classes, beta, exp_times, sharp, monkeypatc
 @pytest.mark.parametrize("radius", (2, 3, 7))
 def test_other_radii(radius):
     cams, boundary = sample((8, 11), 2, seed=3)
-    expected = dense_walk(cams * (1 - boundary), dense_affinity(boundary.astype(float), radius), 10, 256)
+    expected = dense_walk(cams * (1 - boundary), dense_affinity(boundary, radius), 10, 256)
     np.testing.assert_allclose(propagate(cams, boundary, radius=radius), expected, atol=1e-4, rtol=0)
 
 
@@ -189,14 +195,14 @@ def test_inputs_are_left_alone():
 def test_color_affinity_by_hand():
     image = np.zeros((6, 8, 3), np.uint8)
     image[:, 4:] = 200
-    affinities = color_affinity(image, radius=3).numpy()
+    affinities = color_affinity(image, radius=3, sigma=0.3).numpy()
     offsets = pair_offsets(3)
     right = affinities[offsets.index((0, 1))]
     np.testing.assert_array_equal(right[:, [0, 1, 2, 4, 5, 6]], 1)
     spread = 200 * np.sqrt(0.4 * 0.6)      # windows of 5 columns hold 2 of one colour, 3 of the other
     np.testing.assert_allclose(right[:, 3], np.exp(-200 / (0.3 * (spread + 0.2))), rtol=1e-4)
     assert (right[:, 7] == 0).all()                 # the partner lies outside
-    scaled = color_affinity(np.moveaxis(image, 2, 0) / 255, radius=3).numpy()
+    scaled = color_affinity(np.moveaxis(image, 2, 0) / 255, radius=3, sigma=0.3).numpy()
     np.testing.assert_allclose(scaled, affinities, atol=1e-4)
     assert color_affinity(image, radius=3, size=(3, 4)).shape == (len(offsets), 3, 4)
 
