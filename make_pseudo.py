@@ -64,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--label-crf", action=argparse.BooleanOptionalAction, default=True, help="CRF in the training labels")
     add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
-        help="its start: imagenet, none, a file of torchvision weights, or a generator's")
+        help="its start: imagenet, none, generator (train_prompt's), a file of torchvision's or of a generator")
     add("--crop-size", type=int, default=512, help="training crop; irn also pads smaller images to it")
     add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
@@ -146,11 +146,16 @@ def train_affinity(args: argparse.Namespace, run: Run, source: Source, kind: str
     for _ in jobs.run("confident labels", work, missing):
         pass
     seed_everything(args.seed)
-    network, backbone = build_affinity(kind, args.backbone, args.weights)
+    weights = args.weights
+    if weights == "generator":
+        weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+    network, backbone = build_affinity(kind, args.backbone, weights)
     network.to(device)
     data = source.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
+    # Real momentum: the releases hand weight decay to SGD's momentum slot and so have next to none. PSA,
+    # which trains its backbone too, keeps the release's step size at momentum 0.9 by lr 0.01 instead of 0.1.
     optimizer = make_optimizer(network.parameter_groups(args.lr), args.optimizer, args.lr, args.weight_decay,
                                args.momentum)
     scheduler = make_scheduler(optimizer, args.schedule, args.epochs * len(loader), warmup=args.warmup)

@@ -320,6 +320,10 @@ def test_a_generators_file_starts_the_backbone(tmp_path):
     network, backbone = build_affinity("irn", "resnet50", tmp_path / "generator.pt")
     assert backbone == "resnet_tiny"
     assert torch.equal(network.backbone.layer4[0].conv1.weight, body.layer4[0].conv1.weight)
+    with pytest.raises(InputError, match="--weights imagenet: resnet_tiny has no ImageNet weights"):
+        build_affinity("irn", "resnet_tiny", "imagenet")
+    with pytest.raises(InputError, match="--backbone vgg: valid are resnet18"):
+        build_affinity("psa", "vgg", "none")
 
 
 def test_confident_labels_by_hand():

@@ -17,7 +17,7 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     """An untrained network of NETWORKS, and its backbone's name.
 
     weights: imagenet, none, a torchvision state dict, or a generator's file (train_cam, train_prompt), which
-    names its own backbone. ValueError or InputError on unfit weights.
+    names its own backbone. InputError on unfit weights.
     """
     stored = {} if str(weights) in ("imagenet", "none") else load_weights(weights)
     if "state_dict" in stored:
@@ -37,7 +37,11 @@ def _body(kind: str, backbone: str, weights: str | Path) -> nn.Module:
         raise InputError(f"--backbone {backbone}: valid are {', '.join(resnet.BACKBONES)}")
     strides = resnet.SPECS[backbone].output_strides
     wanted = {"irn": 16, "psa": 8}[kind]
-    return resnet.build(backbone, wanted if wanted in strides else strides[-1], weights, dilate=kind == "psa")
+    stride = wanted if wanted in strides else strides[-1]
+    try:
+        return resnet.build(backbone, stride, weights, dilate=kind == "psa")
+    except ValueError as error:
+        raise InputError(f"--weights {weights}: {error}") from error
 
 
 def save_affinity(network: nn.Module, path: Path, kind: str, backbone: str) -> None:

@@ -28,7 +28,7 @@ class IRNet(nn.Module):
 
     `backbone` has `stages(images)`, five maps of widths `channels`; for the published network a ResNet-50 of
     output stride 16 without dilation. Heads have the published names, so that the released `res50_irn.pth`
-    loads (`from_published`). With another backbone its levels are brought to the same grids.
+    loads (`from_published`). Finer levels of other backbones are averaged first.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -53,6 +53,8 @@ class IRNet(nn.Module):
         with torch.no_grad():
             levels = self.backbone.stages(images)
         grid = tuple(math.ceil(side / STRIDE) for side in images.shape[-2:])
+        levels = [F.interpolate(level, grid, mode="area") if level.shape[-2] > grid[0] else level
+                  for level in levels]
         coarse = tuple(levels[2].shape[-2:])
         edges = [F.relu(_regrid(self.get_submodule(f"fc_edge{i}")(level), grid))
                  for i, level in enumerate(levels, 1)]
@@ -162,10 +164,8 @@ def _branch(width: int, out: int, groups: int) -> nn.Sequential:
 
 
 def _regrid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Features on a grid: enlarged bilinearly by a whole factor and cut, as published, or averaged down."""
+    """Features on a finer grid: enlarged bilinearly by a whole factor and cut, as published."""
     factor = round(grid[0] / features.shape[-2])
     if factor > 1:
         features = F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
-    elif features.shape[-2] > grid[0]:
-        features = F.interpolate(features, grid, mode="area")
     return features[..., :grid[0], :grid[1]]

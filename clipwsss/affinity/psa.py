@@ -74,7 +74,10 @@ class AffinityNet(nn.Module):
         return affinities
 
     def losses(self, images: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
-        """`psa_losses` of images [B, 3, H, W] with confident labels [B, H, W]."""
+        """`psa_losses` of images [B, 3, H, W] with confident labels [B, H, W].
+
+        Labels are those at the cells' centres; the release averages the CRF's scores over each cell.
+        """
         features = self(images)
         return psa_losses(features, shrink_labels(labels, features.shape[-2:]), radius)
 
