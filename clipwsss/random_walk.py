@@ -34,7 +34,7 @@ def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=1024)
 def straight_path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
-    """Pixels of the path from (0, 0) to (dy >= 0, dx), ends included: those nearer than 1 to the line (IRN)."""
+    """Pixels of the path from (0, 0) to (dy >= 0, dx) with its ends: those less than 1 off the line (IRN)."""
     columns = range(min(0, dx), max(0, dx) + 1)
     return tuple((y, x) for y in range(dy + 1) for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
 

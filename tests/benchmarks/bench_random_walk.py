@@ -97,7 +97,7 @@ def maps_and_boundary(size: tuple[int, int], classes: int) -> tuple[torch.Tensor
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=2, default=(94, 125), help="height width of the timed maps")
-    parser.add_argument("--equal-size", type=int, nargs=2, default=(47, 62),
+    parser.add_argument("--equal-size", type=int, nargs=2, default=(32, 42),
                         help="height width of the comparison")
     parser.add_argument("--classes", type=int, default=3)
     parser.add_argument("--radius", type=int, default=5)
