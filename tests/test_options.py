@@ -1,4 +1,5 @@
 """The shared command line: presets as defaults, explicit flags win, every preset names real flags."""
+import importlib
 import json
 import subprocess
 import sys
@@ -71,6 +72,15 @@ def test_every_preset_names_real_flags_of_its_script():
 
 
 @pytest.mark.parametrize("script", ["train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"])
-def test_help_shows_defaults(script):
-    done = subprocess.run([sys.executable, ROOT / f"{script}.py", "--help"], capture_output=True, text=True, check=True)
-    assert "--dataset" in done.stdout and "default:" in done.stdout
+def test_help_shows_defaults(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "--dataset" in shown and "default:" in shown
+
+
+def test_a_script_prints_one_line_for_bad_input(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "train_cam.py", "--dataset", "voc12", "--data-root", tmp_path / "none"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "none") in done.stderr
