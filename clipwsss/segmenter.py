@@ -75,12 +75,12 @@ def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = 
                   flip: bool = False) -> Tensor:
     """Mean class probabilities [B,n_labels,H,W] of images [B,3,H,W] over scales and mirror images.
 
-    Each output is added to the running mean before the next is computed, so that memory is bounded by the
-    largest scale, not by the sum of all.
+    Each output is added to the running mean before the next is computed, and the largest scale comes first, so
+    that the others fit into the memory it took.
     """
     size = images.shape[-2:]
     total, passes = None, len(scales) * (2 if flip else 1)
-    for scale in scales:
+    for scale in sorted(scales, reverse=True):
         scaled = images
         if scale != 1:
             target = [max(1, round(side * scale)) for side in size]
