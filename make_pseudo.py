@@ -64,7 +64,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--label-crf", action=argparse.BooleanOptionalAction, default=True, help="CRF in the training labels")
     add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
-        help="its start: imagenet, none, generator (train_prompt's), a file of torchvision's or of a generator")
+        help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
     add("--crop-size", type=int, default=512, help="training crop; irn also pads smaller images to it")
     add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
