@@ -70,11 +70,13 @@ class DeepLabV3Plus(DeepLab):
     """
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
-                 multi_scale: bool = False, width: int = 256) -> None:
+                 multi_scale: bool = False) -> None:
         super().__init__(backbone, multi_scale)
+        width = min(256, backbone.channels[-1])
+        low = width * 48 // 256  # 48 of 256 as published; in proportion for a narrow backbone
         self.aspp = ASPP(backbone.channels[-1], list(rates), width)
-        self.reduce = conv_bn_relu(backbone.channels[1], 48, 1)
-        self.decoder = nn.Sequential(conv_bn_relu(width + 48, width, 3), conv_bn_relu(width, width, 3),
+        self.reduce = conv_bn_relu(backbone.channels[1], low, 1)
+        self.decoder = nn.Sequential(conv_bn_relu(width + low, width, 3), conv_bn_relu(width, width, 3),
                                      nn.Conv2d(width, n_labels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
