@@ -175,7 +175,7 @@ def test_tensors_batches_and_types_agree(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_same_numbers():
     cams, boundary = sample((31, 40), 3)
-    walked = propagate(torch.from_numpy(cams).cuda(), torch.from_numpy(boundary).cuda())
+    walked = propagate(torch.from_numpy(cams).to("cuda"), torch.from_numpy(boundary).to("cuda"))
     assert walked.is_cuda
     np.testing.assert_allclose(walked.cpu().numpy(), propagate(cams, boundary), atol=5e-5)
 
