@@ -25,6 +25,7 @@ from clipwsss.segmenter import (NETWORKS, build_segmenter, decide, load_segmente
 from clipwsss.submission import pack
 from clipwsss.transforms import eval_transform, train_transform
 
+PASS_STEPS = 200
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -83,8 +84,11 @@ def train(args: argparse.Namespace, device: torch.device) -> Path:
     network, config = build_segmenter(config, weights, args.frozen_bn, args.multi_scale)
     network.to(device, memory_format=torch.channels_last)
     transform = train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness)
-    loader = make_loader(dataset.with_transform(transform), args.batch_size, args.workers, seed=args.seed,
-                         drop_last=True)
+    data = dataset.with_transform(transform)
+    if args.epochs is None:  # few images: repeat them, so that a pass and its checkpoint are worth it
+        times = PASS_STEPS * args.accumulate * args.batch_size // len(dataset)
+        data = torch.utils.data.ConcatDataset([data] * max(1, times))
+    loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     per_epoch = -(-len(loader) // args.accumulate)
     steps = args.epochs * per_epoch if args.epochs is not None else args.iterations
     print(f"{args.dataset} {args.split}: {len(dataset)} images, masks of {masks}; {args.network}, {steps} "

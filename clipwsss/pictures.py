@@ -60,7 +60,8 @@ def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Se
     font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
     shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
     found = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
-    texts = [f"{names[index]} {100 * shares[index]:.1f} %" for index in found] or ["nothing but background"]
+    texts = [f"{names[index]} {max(100 * shares[index], 0.1):.1f} %" for index in found]
+    texts = texts or ["nothing but background"]
     result = Image.new("RGB", (picture.width, picture.height + line * len(texts)), "white")
     result.paste(picture, (0, 0))
     draw = ImageDraw.Draw(result)
