@@ -72,7 +72,7 @@ class DeepLabV3Plus(DeepLab):
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
                  multi_scale: bool = False) -> None:
         super().__init__(backbone, multi_scale)
-        width = min(256, backbone.channels[-1])
+        width = min(256, backbone.channels[-1] // 2)
         low = width * 48 // 256  # 48 of 256 as published; in proportion for a narrow backbone
         self.aspp = ASPP(backbone.channels[-1], list(rates), width)
         self.reduce = conv_bn_relu(backbone.channels[1], low, 1)

@@ -20,17 +20,16 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
             raise ValueError(f"{name}: label maps are uint8, not {labels.dtype}")
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction is {_size(prediction)}, the truth {_size(truth)} (height x width)")
-    pairs = truth.astype(np.uint16).ravel()
-    pairs <<= 8
-    pairs |= prediction.ravel()
-    ends = np.append(np.flatnonzero(pairs[1:] != pairs[:-1]), pairs.size - 1)
-    if ends.size * 8 < pairs.size:  # label maps are runs of equal pairs: count those instead of pixels
-        values, counts = pairs[ends], np.diff(ends, prepend=-1)
+    true, predicted = truth.ravel(), prediction.ravel()
+    changes = true[1:] != true[:-1]
+    changes |= predicted[1:] != predicted[:-1]
+    ends = np.append(np.flatnonzero(changes), true.size - 1)
+    if ends.size * 8 < true.size:  # label maps are runs of equal pairs: count those instead of pixels
+        true, predicted, counts = true[ends], predicted[ends], np.diff(ends, prepend=-1)
     else:
-        every = np.bincount(pairs, minlength=1 << 16)
-        values = np.flatnonzero(every)
-        counts = every[values]
-    true, predicted = values >> 8, values & 255
+        every = np.bincount(true.astype(np.uint16) << 8 | predicted, minlength=1 << 16)
+        found = np.flatnonzero(every)
+        true, predicted, counts = found >> 8, found & 255, every[found]
     scored = true != IGNORE
     true, predicted, counts = true[scored].astype(np.int64), predicted[scored], counts[scored]
     if true.size and true.max() >= n:
