@@ -28,6 +28,7 @@ from .errors import InputError, run_script
 from .options import parse
 from .selection import read_choices, report, toy_truth
 from .toy import RECIPE, draw_world
+from .toy_scenes import CO_OCCURRENCE
 
 TABLES = Path(__file__).parent / "assets" / "tables.json"
 STAGES = {"train_cam": train_cam, "train_prompt": train_prompt}
@@ -46,7 +47,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="; ".join(f"{name}: {table['title']}" for name, table in tables.items()).replace("%", "%%"))
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
-    add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate")
+    add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
+    add("--co-occurrence", type=float, default=CO_OCCURRENCE,
+        help="toy: how often a class is on its own background in the worlds that are drawn")
     add("--seeds", type=int, default=3, help="runs of each row, seeds 0, 1, ...")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
     add("--jobs", type=int, default=1, help="seeds run at the same time, each on its share of the processors")
@@ -66,7 +69,9 @@ class Ablation:
     """One table on one data set: what each row's runs are and where they lie."""
 
     def __init__(self, table: dict, args: argparse.Namespace):
-        self.args, self.dataset, self.base = args, args.dataset, args.runs / args.dataset / "ablate"
+        self.args, self.dataset = args, args.dataset
+        world = "" if args.co_occurrence == CO_OCCURRENCE else f"_{args.co_occurrence:g}"
+        self.base = args.runs / args.dataset / f"ablate{world}"
         self.table = {row["name"]: row for row in table["rows"]
                       if args.dataset in row.get("datasets", DATASETS)}
         unknown = [name for name in args.only or () if name not in self.table]
@@ -165,7 +170,7 @@ class Ablation:
         """All rows of one seed, the baseline first; NaN, and one line printed, for a row that failed."""
         own_world = self.dataset == "toy" and self.args.data_root is None
         if own_world and not (self.data_root(seed) / RECIPE).exists():
-            draw_world(self.data_root(seed), seed)
+            draw_world(self.data_root(seed), seed, co_occurrence=self.args.co_occurrence)
         values = []
         for row in (BASELINE, *self.rows):
             try:
@@ -210,6 +215,8 @@ def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]
     part = [*args.flags, *(args.only or ())]
     out = ablation.base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
     extra = f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
+    if args.co_occurrence != CO_OCCURRENCE:
+        extra += f" Worlds of co-occurrence {args.co_occurrence:g}."
     caption = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training "
                f"split, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}.{extra}")
     text = markdown(ablation.rows, table.get("reference"), values, caption)
@@ -233,6 +240,8 @@ def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    if args.co_occurrence != CO_OCCURRENCE and (args.dataset != "toy" or args.data_root):
+        raise InputError("--co-occurrence is of worlds drawn here: only with --dataset toy and without --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
     if min(args.seeds, args.jobs) < 1:

@@ -19,7 +19,7 @@ from .datasets.voc import VocDataset
 from .engine import Progress, save_atomic
 from .errors import InputError, run_script
 from .pictures import colored
-from .toy_scenes import Scene, ScenePainter
+from .toy_scenes import CO_OCCURRENCE, Scene, ScenePainter
 from .toy_shapes import CLASSES, SUBTYPES
 
 IMAGE_SIZE = 96
@@ -54,7 +54,8 @@ class ToyDataset(VocDataset):
         return present
 
 
-def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int = 200) -> None:
+def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int = 200,
+               co_occurrence: float = CO_OCCURRENCE) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 
     JPEGImages/ID.jpg, SegmentationClassAug/ID.png, Annotations/ID.xml (class and sub-type of objects),
@@ -64,21 +65,23 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int 
     root = Path(root)
     if _occupied(root):
         raise InputError(f"{root}: already exists; draw into a new folder")
-    if min(n_train, n_val) < 1 or seed < 0:
-        raise InputError(f"a toy world has at least 1 image in each split and a seed >= 0, "
-                         f"not {n_train}, {n_val} and seed {seed}")
+    if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1:
+        raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in [0, 1], "
+                         f"not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
     partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
     try:
         for folder in ("JPEGImages", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
             (partial / folder).mkdir(parents=True)
         progress = Progress("draw the toy world", n_train + n_val)
         for split, count in (("train", n_train), ("val", n_val)):
-            painter, names = ScenePainter(seed, split, IMAGE_SIZE), [f"{split}_{i:05d}" for i in range(count)]
+            painter = ScenePainter(seed, split, IMAGE_SIZE, co_occurrence)
+            names = [f"{split}_{i:05d}" for i in range(count)]
             for name in names:
                 _write_scene(partial, name, painter.tagged_scene())
                 progress.update(1)
             (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
-        (partial / RECIPE).write_text(json.dumps({"seed": seed, "n_train": n_train, "n_val": n_val}) + "\n")
+        recipe = {"seed": seed, "n_train": n_train, "n_val": n_val, "co_occurrence": co_occurrence}
+        (partial / RECIPE).write_text(json.dumps(recipe) + "\n")
         try:
             os.replace(partial, root)
         except OSError as error:
@@ -124,6 +127,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the world, or of the CLIP")
     parser.add_argument("--n-train", type=int, default=1200, help="training images to draw")
     parser.add_argument("--n-val", type=int, default=200, help="held-out images to draw")
+    parser.add_argument("--co-occurrence", type=float, default=CO_OCCURRENCE,
+                        help="how often a class of the world is on its own background")
     parser.add_argument("--out", type=Path, default=CLIP_ASSET, help="where the CLIP is saved")
     parser.add_argument("--steps", type=int, default=600, help="training steps of the CLIP")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
@@ -134,7 +139,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.draw:
-        draw_world(args.draw, args.seed, args.n_train, args.n_val)
+        draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence)
         return 0
     if args.steps < 1 or args.seed < 0:
         raise InputError(f"--steps {args.steps} --seed {args.seed}: at least 1 step and a seed >= 0")

@@ -141,6 +141,16 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_co_occurrence_is_the_share_of_classes_on_their_own_background(share):
+    painter, own = ScenePainter(0, "train", 32, share), []
+    for _ in range(60):
+        scene = painter.tagged_scene()
+        classes = {toy.CLASS_OF[subtype] for subtype in scene.objects}
+        own += [BACKGROUNDS[toy.CLASSES.index(name)] in scene.backgrounds for name in classes]
+    assert all(own) if share else np.mean(own) < 0.5
+
+
 def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, monkeypatch, world):
     monkeypatch.setattr(toy, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
     assert len(toy.ToyDataset(tmp_path / "new" / "world", "train")) == 3
@@ -158,7 +168,8 @@ def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, m
 def test_command_draws_and_names_bad_options(tmp_path, capsys):
     draw = ["--draw", str(tmp_path / "world"), "--seed", "5", "--n-train", "2", "--n-val", "1"]
     assert run_script(partial(toy.main, draw)) == 0
-    assert json.loads((tmp_path / "world" / "toy.json").read_text()) == {"seed": 5, "n_train": 2, "n_val": 1}
+    recipe = json.loads((tmp_path / "world" / "toy.json").read_text())
+    assert recipe == {"seed": 5, "n_train": 2, "n_val": 1, "co_occurrence": 0.75}
     before = contents(tmp_path)
     assert run_script(partial(toy.main, draw)) == 2
     assert "world: already exists" in capsys.readouterr().err and contents(tmp_path) == before
