@@ -1,16 +1,13 @@
 """Fully connected CRF by mean field over a permutohedral lattice, in numpy and scipy.
 
-Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NIPS 2011,
-with Potts compatibility; the lattice is that of Adams, Baek & Davis, "Fast high-dimensional filtering using
-the permutohedral lattice", Eurographics 2010. Conventions and results are those of pydensecrf's DenseCRF2D.
-
-What makes it fast: the lattice is built by whole arrays; both kernels share one sparse matrix that splats
-pixels onto vertices, and its transpose that slices them back; labels of equal energies are filtered once and
-the last label not at all, since those of a pixel sum to one; unaries of one image share its lattice.
+Krähenbühl & Koltun, NIPS 2011, with Potts compatibility; lattice of Adams, Baek & Davis, Eurographics 2010.
+Conventions and results are those of pydensecrf's DenseCRF2D. What makes it fast: the lattice is built by
+whole arrays; both kernels share one sparse matrix that splats pixels onto vertices, and its transpose that
+slices them back; labels of equal energies are filtered once and the last label not at all, since those of a
+pixel sum to one; unaries of one image share its lattice.
 """
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -20,12 +17,10 @@ BILATERAL = (50.0, 5.0, 10.0)   # standard deviations in pixels and in grey leve
 BLOCK = 16384                   # pixels handled at once: the temporaries of a block stay in the cache
 
 
-def unary_from_labels(labels: np.ndarray, n_labels: int, confidence: float = 0.7,
-                      ignore: int | None = 255) -> np.ndarray:
+def unary_from_labels(labels: np.ndarray, n_labels: int, confidence: float = 0.7) -> np.ndarray:
     """Energies float32 [C, H, W] of integer labels [H, W]: `confidence` for it, the rest for the others.
 
-    Pixels of value `ignore` get equal energies. As pydensecrf's with zero_unsure=False; its zero_unsure=True
-    (labels 1..C, 0 is unsure) is unary_from_labels(np.where(labels == 0, 255, labels - 1), C) here.
+    Pixels of value 255 get equal energies; pydensecrf's zero_unsure=True is labels - 1 with 255 for 0 here.
     ValueError on labels outside 0..C-1 and on a confidence outside (0, 1).
     """
     labels = np.asarray(labels)
@@ -33,10 +28,10 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, confidence: float = 0.7
         raise ValueError(f"labels: need integers [H, W], got {labels.dtype} {list(labels.shape)}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: must lie between 0 and 1, got {confidence!r}")
-    known = np.ones(labels.shape, bool) if ignore is None else labels != ignore
+    known = labels != 255
     outside = labels[known & ((labels < 0) | (labels >= n_labels))]
     if outside.size:
-        raise ValueError(f"labels: must be 0 to {n_labels - 1}, or {ignore} to ignore, found {outside[0]}")
+        raise ValueError(f"labels: must be 0 to {n_labels - 1}, or 255 to ignore, found {outside[0]}")
     other = (1 - confidence) / max(n_labels - 1, 1)
     unary = np.full((n_labels, *labels.shape), -math.log(other), np.float32)
     unary[labels[known], *np.nonzero(known)] = -math.log(confidence)
@@ -44,14 +39,14 @@ def unary_from_labels(labels: np.ndarray, n_labels: int, confidence: float = 0.7
     return unary
 
 
-def unary_from_probabilities(probabilities: np.ndarray, smallest: float = 1e-5) -> np.ndarray:
-    """Energies float32 [C, H, W]: -log of probabilities in [0, 1] (else ValueError), at least `smallest`."""
+def unary_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Energies float32 [C, H, W]: -log of probabilities in [0, 1] (else ValueError), at least 1e-5."""
     probabilities = np.asarray(probabilities)
     low, high = probabilities.min(), probabilities.max()
     if probabilities.ndim != 3 or not (low >= 0 and high <= 1 + 1e-3):
         raise ValueError(f"probabilities: need [C, H, W] in [0, 1], got {list(probabilities.shape)} "
                          f"from {low:g} to {high:g}")
-    return -np.log(np.clip(probabilities, smallest, 1)).astype(np.float32)
+    return -np.log(np.clip(probabilities, 1e-5, 1)).astype(np.float32)
 
 
 def dense_crf(image: np.ndarray, unary: np.ndarray, iterations: int = 10,
@@ -60,34 +55,24 @@ def dense_crf(image: np.ndarray, unary: np.ndarray, iterations: int = 10,
               lattice: "Lattice | None" = None) -> np.ndarray:
     """Mean-field marginals float32 [C, H, W] of a fully connected CRF with Potts compatibility.
 
-    image: uint8 [H, W, 3]; unary: energies (negative log probabilities) [C, H, W], or [U, C, H, W] for
-    several filtered together. gaussian = (sxy, weight) smooths over positions, bilateral = (sxy,
-    srgb, weight) over positions and colours; None leaves a kernel out. lattice: `Lattice(image, gaussian,
-    bilateral)` built before, for several calls. ValueError names what does not fit.
+    image uint8 [H, W, 3]; unary: energies [C, H, W], or [U, C, H, W] for several filtered together; gaussian
+    (sxy, weight) smooths over positions, bilateral (sxy, srgb, weight) over colours too, None leaves either
+    out; lattice: one of the image built before, for several calls. ValueError names what does not fit.
     """
-    size = _image_size(image)
-    unary = np.asarray(unary)
+    size, kernels, unary = np.shape(image)[:2], (gaussian, bilateral), np.asarray(unary)
+    if lattice is None:
+        lattice = Lattice(image, *kernels)
+    elif lattice.size != size or kernels not in (lattice.kernels, (GAUSSIAN, BILATERAL)):
+        raise ValueError(f"lattice: was built for size {lattice.size} and kernels {lattice.kernels}, "
+                         f"not for {size} and {kernels}")
     if unary.ndim not in (3, 4) or unary.shape[-2:] != size or unary.shape[-3] < 1:
         raise ValueError(f"unary: need [C, {size[0]}, {size[1]}] for this image, got {list(unary.shape)}")
     if unary.dtype.kind != "f" or not np.isfinite(unary).all():
         raise ValueError(f"unary: need finite floating point energies, got {unary.dtype}, perhaps with NaN")
     if not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations: need an integer of at least 0, got {iterations!r}")
-    kernels = gaussian, bilateral
-    if lattice is None:
-        lattice = Lattice(image, *kernels)
-    elif lattice.size != size or kernels not in (lattice.kernels, (GAUSSIAN, BILATERAL)):
-        raise ValueError(f"lattice: was built for size {lattice.size} and kernels {lattice.kernels}, "
-                         f"not for {size} and {kernels}")
     energies = unary.astype(np.float32, copy=False).reshape(-1, unary.shape[-3], size[0] * size[1])
     return _mean_field(lattice, energies, iterations).reshape(unary.shape)
-
-
-def _image_size(image: np.ndarray) -> tuple[int, int]:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        what = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"image: need a uint8 array [H, W, 3], got {what}")
-    return image.shape[:2]
 
 
 class Lattice:
@@ -95,7 +80,10 @@ class Lattice:
 
     def __init__(self, image: np.ndarray, gaussian: tuple[float, float] | None = GAUSSIAN,
                  bilateral: tuple[float, float, float] | None = BILATERAL) -> None:
-        self.size, self.kernels = _image_size(image), (gaussian, bilateral)
+        found = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
+        if found[0] != np.uint8 or len(found[1]) != 3 or found[1][2] != 3:
+            raise ValueError(f"image: need a uint8 array [H, W, 3], got {found[0]} {found[1]}")
+        self.size, self.kernels = image.shape[:2], (gaussian, bilateral)
         numbers = [number for kernel in self.kernels if kernel is not None for number in kernel]
         if not numbers or not all(number > 0 for number in numbers):
             raise ValueError(f"gaussian, bilateral: positive numbers and one kernel, got {self.kernels}")
@@ -106,10 +94,10 @@ class Lattice:
             colors = image.reshape(-1, 3).T / np.float32(bilateral[1])
             features = np.concatenate((_positions(*self.size, bilateral[0]), colors))
             parts.append((_kernel(features), bilateral[2]))
-        slicings = [kernel.slicing * np.float32(math.sqrt(weight)) for kernel, weight in parts]
-        starts = np.cumsum([0] + [slicing.shape[1] for slicing in slicings])
-        self.blurs = [(slice(start, start + slicing.shape[1]), kernel.neighbours)
-                      for start, slicing, (kernel, _) in zip(starts, slicings, parts)]
+        ends = np.cumsum([slicing.shape[1] for (slicing, _), _ in parts])
+        self.blurs = [(slice(end - slicing.shape[1], end), neighbours)
+                      for end, ((slicing, neighbours), _) in zip(ends, parts)]
+        slicings = [slicing * np.float32(math.sqrt(weight)) for (slicing, _), weight in parts]
         self.slice = sparse.hstack(slicings, "csr")
         self.splat = self.slice.T
         self.total = self.filter(np.ones((self.slice.shape[0], 1), np.float32))[:, 0]
@@ -163,26 +151,29 @@ def _distinct(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return -energy[first], np.bincount(group).astype(np.float32), np.array(group)
 
 
-class _Kernel(NamedTuple):
-    slicing: sparse.csr_array   # [N, M + 1]: interpolates pixels from the M vertices, normalised
-    neighbours: np.ndarray      # intp [d + 1, 2, M] of the vertices along each axis, M where there is none
-
-
 def _positions(height: int, width: int, deviation: float) -> np.ndarray:
     return np.indices((height, width), np.float32)[::-1].reshape(2, -1) / np.float32(deviation)     # x, y
 
 
 @lru_cache(maxsize=8)
-def _spatial_kernel(height: int, width: int, deviation: float) -> _Kernel:
+def _spatial_kernel(height: int, width: int, deviation: float) -> tuple[sparse.csr_array, np.ndarray]:
     return _kernel(_positions(height, width, deviation))
 
 
-def _kernel(features: np.ndarray) -> _Kernel:
-    """Lattice of features float32 [d, N], given in standard deviations; symmetric normalisation."""
+def _kernel(features: np.ndarray) -> tuple[sparse.csr_array, np.ndarray]:
+    """Lattice of features float32 [d, N] >= 0, given in standard deviations; symmetric normalisation.
+
+    Returns what interpolates pixels from the M vertices, normalised, [N, M + 1], and the vertices' neighbours
+    along each axis, intp [d + 1, 2, M], M where there is none.
+    """
     dim, pixels = features.shape
     corners = dim + 1
     scales = math.sqrt(2 / 3) * corners / np.sqrt(np.arange(1, corners) * np.arange(2, corners + 1))
-    radix = _radix(features, scales)
+    reach = scales * features.max(1)            # coordinate i is -i * reach[i - 1] to the sum of reach[i:]
+    ranges = np.ceil(np.arange(dim) * np.append(0, reach[:-1]) + reach[::-1].cumsum()[::-1]) + 8 * corners
+    if not ranges.prod() < 2 ** 62:
+        raise ValueError("gaussian, bilateral: the standard deviations are too small for this image")
+    radix = np.append(ranges[:0:-1].astype(np.int64).cumprod()[::-1], 1)    # packs coordinates into one sum
     numbering = _Numbering(corners * pixels)
     vertices, weights = (np.empty((pixels, corners), kind) for kind in (np.int32, np.float32))
     for start in range(0, pixels, BLOCK):
@@ -201,7 +192,7 @@ def _kernel(features: np.ndarray) -> _Kernel:
     sums = slicing @ _blur(slicing.T @ np.ones((pixels, 1), np.float32), neighbours)
     alpha = 1 / (1 + 2.0 ** -dim)                           # the lattice's scale, as in pydensecrf
     slicing.data *= np.repeat(np.sqrt(alpha / (alpha * sums + 1e-20)), corners)
-    return _Kernel(slicing, neighbours)
+    return slicing, neighbours
 
 
 def _blur(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
@@ -214,18 +205,6 @@ def _blur(values: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
         one *= np.float32(0.5)
         values[:-1] += one
     return values
-
-
-def _radix(features: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Steps int64 [d] that pack the coordinates of lattice points near these features into distinct sums."""
-    dim = len(features)
-    order, axes = np.arange(dim)[:, None], np.arange(dim)
-    elevation = np.where(order <= axes, 1, np.where(order == axes + 1, -order, 0)) * scales
-    ends = np.stack((elevation * features.min(1), elevation * features.max(1)))
-    ranges = [int(size) for size in np.ceil((ends.max(0) - ends.min(0)).sum(1)) + 8 * (dim + 1)]
-    if math.prod(ranges) >= 2 ** 62:
-        raise ValueError("gaussian, bilateral: the standard deviations are too small for this image")
-    return np.array([math.prod(ranges[axis + 1:]) for axis in range(dim)], np.int64)
 
 
 def _simplices(features: np.ndarray, scales: np.ndarray, radix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,7 @@ matrix of all pixel pairs. But only pairs closer than a small radius have an aff
 with A the powered affinities (1 on the diagonal) and D their sums, one step is P = D^-1 A. P is similar to
 D^-1/2 A D^-1/2, which is symmetric with its spectrum in [-1, 1] for every non-negative A, and there t^steps
 is a short Chebyshev series (its coefficients are binomial probabilities): 256 steps take 70 products with P.
-On the CPU, A is a scipy matrix of diagonals; elsewhere the product is taken by shifted slices, for all
-classes and images at once.
+On the CPU, A is a scipy matrix of diagonals; elsewhere the product is taken by shifted slices.
 """
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
+from scipy import sparse, special
 
 SERIES_TOLERANCE = 1e-5
 Offsets = Sequence[tuple[int, int]]
@@ -41,18 +40,15 @@ def straight_path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
 
 def _ends(size: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Slices of all pixels that have a partner at (dy, dx), dy >= 0, and of those partners."""
-    rows, columns = max(size[0] - dy, 0), max(size[1] - abs(dx), 0)
-    left, right = max(-dx, 0), max(dx, 0)
-    first = slice(0, rows), slice(left, left + columns)
-    return first, (slice(dy, dy + rows), slice(right, right + columns))
+    first = slice(max(size[0] - dy, 0)), slice(max(-dx, 0), max(size[1] - dx, 0))
+    return first, (slice(dy, None), slice(max(dx, 0), max(size[1] + dx, 0)))
 
 
 def boundary_affinity(boundary: Array, radius: int = 5) -> torch.Tensor:
     """IRN's semantic affinity of each pair: 1 - the largest boundary value on the straight path between them.
 
-    boundary: [..., h, w] in [0, 1]. Returns float32 [..., n, h, w] for the n offsets of
-    `pair_offsets(radius)`: entry (y, x) belongs to the pair (y, x), (y + dy, x + dx) and is 0 where the
-    partner lies outside.
+    boundary: [..., h, w] in [0, 1]. Returns float32 [..., n, h, w] for the n `pair_offsets(radius)`: entry
+    (y, x) belongs to the pair (y, x), (y + dy, x + dx) and is 0 where the partner lies outside.
     """
     boundary = _as_tensor(boundary, "boundary")
     if bool(((boundary < 0) | (boundary > 1)).any()):
@@ -72,18 +68,15 @@ def color_affinity(image: Array, radius: int = 5, sigma: float = 0.07,
                    size: tuple[int, int] | None = None) -> torch.Tensor:
     """Affinity of each pair from its colour difference against the local contrast: a walk without training.
 
-    exp(-mean over channels of |I_i - I_j| / (sigma * s_ij)), s_ij the mean of both pixels' standard
-    deviations over their square neighbourhoods: the kernel of PAMR (Araslanov & Roth, CVPR 2020) made
-    symmetric, so that it is a walk. image: [H, W, 3] or [3, H, W], uint8 or float of any scale; `size` = (h,
-    w) averages it down to the maps' size. Returns float32 [n, h, w] as `boundary_affinity` does; walk it with
-    beta=1.
+    exp(-mean over channels of |I_i - I_j| / (sigma * s_ij)), s_ij the mean deviation of both neighbourhoods:
+    the kernel of PAMR (Araslanov & Roth, CVPR 2020) made symmetric. image: [3, H, W], uint8 or float of any
+    scale; `size` = (h, w) averages it down. Returns float32 [n, h, w] as `boundary_affinity`, for beta=1.
     """
     pixels = _as_tensor(image, "image")
-    if pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[-1]):
-        raise ValueError(f"image: need [H, W, 3] or [3, H, W], got {list(pixels.shape)}")
+    if pixels.ndim != 3 or len(pixels) != 3:
+        raise ValueError(f"image: need [3, H, W], got {list(pixels.shape)}")
     if not sigma > 0:
         raise ValueError(f"sigma: need a positive number, got {sigma!r}")
-    pixels = pixels if pixels.shape[0] == 3 else pixels.permute(2, 0, 1)
     if size is not None and tuple(size) != tuple(pixels.shape[1:]):
         pixels = F.interpolate(pixels[None], size, mode="area")[0]
     offsets, size = pair_offsets(radius), pixels.shape[1:]
@@ -104,9 +97,8 @@ def propagate(cams: Array, boundary: Array, radius: int = 5, beta: float = 10, e
     """IRN's random walk with semantic affinities: spreads maps inside the regions that `boundary` encloses.
 
     cams: [K, h, w], or [B, K, h, w] for images of one size; boundary: [h, w] or [B, h, w] in [0, 1]. The maps
-    are multiplied by 1 - boundary, then walk 2^exp_times steps over affinities to the power `beta`; equals
-    the published dense walk to 1e-4 for maps in [0, 1]. Returns float32 maps of the shape, kind (numpy or
-    torch) and device of `cams`. ValueError on shapes, ranges and NaN.
+    times 1 - boundary walk 2^exp_times steps, equal to the published walk to 1e-4 for maps in [0, 1]. Returns
+    float32 of the shape, kind (numpy or torch) and device of `cams`. ValueError on shapes, ranges and NaN.
     """
     maps, edges = _as_tensor(cams, "cams"), _as_tensor(boundary, "boundary")
     expected = maps.shape[:-3] + maps.shape[-2:]
@@ -120,15 +112,13 @@ def propagate(cams: Array, boundary: Array, radius: int = 5, beta: float = 10, e
     return walked if isinstance(cams, torch.Tensor) else walked.numpy()
 
 
-def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_times: int = 8, beta: float = 8,
-                       steps: int | None = None) -> Array:
-    """Random walk over any symmetric pair affinities (PSA: beta 8 and 2^8 steps).
+def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_times: int = 8,
+                       beta: float = 8) -> Array:
+    """Random walk of 2^exp_times steps over any symmetric pair affinities to the power `beta` (PSA: 8, 8).
 
     cams: [K, h, w] or [B, K, h, w]; affinities: [n, h, w] or [B, n, h, w], non-negative, entry (y, x) of map
     i for the pair (y, x), (y + dy, x + dx) with (dy, dx) = offsets[i], ignored where that lies outside; a
-    pixel has affinity 1 to itself. They are raised to `beta`; the walk takes `steps` steps, 2^exp_times when
-    not given. Returns float32 maps of the shape, kind (numpy or torch) and device of `cams`. ValueError on
-    shapes, ranges and NaN.
+    pixel has affinity 1 to itself. Returns and raises as `propagate`.
     """
     maps, weights = _as_tensor(cams, "cams"), _as_tensor(affinities, "affinities")
     expected = (*maps.shape[:-3], len(offsets), *maps.shape[-2:])
@@ -139,7 +129,7 @@ def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_tim
         raise ValueError("offsets: each pair once, as (dy, dx) with dy > 0, or dy = 0 and dx > 0")
     if bool((weights < 0).any()) or not beta > 0:
         raise ValueError(f"affinities: need values >= 0 and beta > 0, got {weights.min():g} and {beta:g}")
-    coefficients = _power_series(2 ** exp_times if steps is None else steps)
+    coefficients = _power_series(exp_times)
     batched = maps if maps.ndim == 4 else maps[None]
     weights = weights.to(maps.device).reshape(len(batched), len(offsets), *maps.shape[-2:])
     walk = _walk_diagonals if maps.device.type == "cpu" else _walk_slices
@@ -161,27 +151,22 @@ def _as_tensor(values: Array, name: str) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _power_series(steps: int) -> tuple[float, ...]:
-    """Chebyshev coefficients of t^steps on [-1, 1], cut where the rest sums to less than the tolerance."""
-    if not isinstance(steps, int) or not 0 <= steps <= 2 ** 20:
-        raise ValueError(f"steps: need an integer from 0 to 2^20, got {steps!r}")
-    coefficients = [0.0] * (steps + 1)
-    for order in range(steps % 2, steps + 1, 2):
-        ups = (steps - order) // 2
-        choices = math.lgamma(steps + 1) - math.lgamma(ups + 1) - math.lgamma(steps - ups + 1)
-        coefficients[order] = math.exp(choices - steps * math.log(2)) * (2 if order else 1)
-    tail = 0.0
-    while len(coefficients) > 1 and tail + coefficients[-1] < SERIES_TOLERANCE:
-        tail += coefficients.pop()
-    return tuple(coefficients)
+def _power_series(exp_times: int) -> tuple[float, ...]:
+    """Chebyshev coefficients of t^(2^exp_times), cut where the rest sums to less than the tolerance."""
+    if exp_times not in range(21):
+        raise ValueError(f"exp_times: need an integer from 0 to 20, got {exp_times!r}")
+    steps = 2 ** int(exp_times)
+    orders = np.arange(steps % 2, steps + 1, 2)
+    ups = (steps - orders) // 2
+    choices = special.gammaln(steps + 1) - special.gammaln(ups + 1) - special.gammaln(steps - ups + 1)
+    coefficients = np.zeros(steps + 1)
+    coefficients[orders] = np.exp(choices - steps * math.log(2)) * np.where(orders, 2, 1)
+    rest = coefficients[::-1].cumsum()[::-1]
+    return tuple(coefficients[rest >= SERIES_TOLERANCE].tolist())
 
 
 def _transition(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[torch.Tensor, ...]:
-    """2 P = scale * (own + pairs): pairs [B, n, h, w], 0 where a partner is outside; own, scale [B, 1, h, w].
-
-    Summed in float64, and `own` takes up what rounding `scale` to float32 left: an error in the sum of a row
-    would be multiplied by 256 steps.
-    """
+    """2 P = scale * (own + pairs): pairs [B, n, h, w], 0 with a partner outside; own, scale [B, 1, h, w]."""
     pairs = torch.zeros_like(weights)
     sums = torch.zeros_like(weights[:, :1], dtype=torch.float64)
     for index, (dy, dx) in enumerate(offsets):
@@ -190,6 +175,7 @@ def _transition(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[t
         pairs[:, index:index + 1, *first] = inside
         sums[..., *first] += inside
         sums[..., *second] += inside
+    # Sums in float64, and `own` takes up what rounding left: the steps multiply an error in the sum of a row.
     scale = (2 / (1 + sums)).float()
     return pairs, (2 / scale.double() - sums).float(), scale
 
