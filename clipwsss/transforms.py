@@ -1,103 +1,71 @@
 """Joint transforms of image and mask by torchvision v2's functions, all chance from torch's generator."""
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 IGNORE = 255
 # Padding is ImageNet's mean colour in 8 bits, so that it is zero after a network's normalisation, as in IRN.
 MEAN_COLOUR = [124, 116, 104]
 Pair = tuple[Tensor, Tensor | None]
+Transform = Callable[[Image.Image, np.ndarray | None], Pair]
 
 
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
                     scales: tuple[float, float] | None = None, flip: bool = True,
-                    brightness: float = 0.0) -> Callable[[Image.Image, np.ndarray | None], Pair]:
-    """IRN's and CLIMS's training transform: random size, horizontal flip, crop; optionally brightness.
+                    brightness: float = 0.0) -> Transform:
+    """IRN's and CLIMS's: (PIL RGB, uint8 mask [H, W] or None) -> (float32 [3, h, w] in [0, 1], int64 or None).
 
-    resize_long draws the long side in pixels (both ends included); scales draws a factor instead. Images are
-    resized by bicubic with antialiasing, masks by nearest. A side shorter than crop_size is padded with the
-    mean colour (mask: 255), the image at a random place, as in IRN; crop_size None neither crops nor pads.
-    brightness b multiplies by U(1 - b, 1 + b) and adds U(-b, b) / 4, clamped to [0, 1].
-    The result maps (PIL RGB image, uint8 mask [H, W] or None) to (float32 [3, h, w] in [0, 1], int64 [h, w]
-    or None).
+    resize_long draws the long side in pixels (both ends included), scales a factor instead: images bicubic
+    with antialiasing, masks nearest. A side below crop_size is padded by the mean colour (mask: 255), the image
+    at a random place; None does not crop. brightness b: times U(1 - b, 1 + b), plus U(-b, b) / 4, clamped.
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")
-    return TrainTransform(crop_size, resize_long, scales, flip, brightness)
+    return partial(_transform, crop_size, resize_long, scales, flip, brightness)  # workers can receive it
 
 
-def eval_transform() -> Callable[[Image.Image, np.ndarray | None], Pair]:
+def eval_transform() -> Transform:
     """The image at its own size as float32 [3, H, W] in [0, 1], the mask as int64 [H, W]."""
-    return _plain
+    return train_transform(None, resize_long=None, flip=False)
 
 
-class TrainTransform:
-    """The transform that `train_transform` describes (a class, so that worker processes can receive it)."""
-
-    def __init__(self, crop_size, resize_long, scales, flip, brightness):
-        self.crop_size, self.resize_long, self.scales = crop_size, resize_long, scales
-        self.flip, self.brightness = flip, brightness
-
-    def __call__(self, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
-        image, mask = _tensors(image, mask)
-        size = self._random_size(*image.shape[-2:])
-        if size != tuple(image.shape[-2:]):
-            image = functional.resize_image(image, size, InterpolationMode.BICUBIC, antialias=True)
-            mask = None if mask is None else functional.resize_mask(mask, size)
-        if self.flip and torch.rand(()) < 0.5:
-            image = functional.horizontal_flip_image(image)
-            mask = None if mask is None else functional.horizontal_flip_mask(mask)
-        if self.crop_size:
-            image, mask = self._random_crop(image, mask)
-        image, mask = _finish(image, mask)
-        if self.brightness:
-            gain, shift = self.brightness * (2 * torch.rand(2) - 1)
-            image = image.mul_(1 + gain).add_(shift / 4).clamp_(0, 1)
-        return image, mask
-
-    def _random_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.resize_long:
-            low, high = self.resize_long
-            factor = int(torch.randint(low, high + 1, ())) / max(height, width)
-        elif self.scales:
-            low, high = self.scales
-            factor = low + (high - low) * float(torch.rand(()))
+def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, float] | None,
+               flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    parts = [tv_tensors.Image(image)]  # bytes until the last step, which is cheapest
+    if mask is not None:
+        parts.append(tv_tensors.Mask(mask))
+    size = parts[0].shape[-2:]
+    if resize_long or scales:
+        if resize_long:
+            factor = int(torch.randint(resize_long[0], resize_long[1] + 1, ())) / max(size)
         else:
-            return height, width
-        return max(1, round(height * factor)), max(1, round(width * factor))
-
-    def _random_crop(self, image: Tensor, mask: Tensor | None) -> Pair:
-        top, height, above, below = self._span(image.shape[-2])
-        left, width, before, after = self._span(image.shape[-1])
-        padding = [before, above, after, below]
-        image = functional.crop_image(image, top, left, height, width)
-        mask = None if mask is None else functional.crop_mask(mask, top, left, height, width)
-        if any(padding):
-            image = functional.pad_image(image, padding, fill=MEAN_COLOUR)
-            mask = None if mask is None else functional.pad_mask(mask, padding, fill=IGNORE)
-        return image, mask
-
-    def _span(self, side: int) -> tuple[int, int, int, int]:
-        """(start, length, padding before, padding after) of the crop along one side."""
-        spare = side - self.crop_size
-        offset = int(torch.randint(abs(spare) + 1, ()))
-        return (offset, self.crop_size, 0, 0) if spare >= 0 else (0, side, offset, -spare - offset)
+            factor = scales[0] + (scales[1] - scales[0]) * float(torch.rand(()))
+        size = [max(1, round(side * factor)) for side in size]
+        parts = [functional.resize(part, size, InterpolationMode.BICUBIC, antialias=True) for part in parts]
+    if flip and torch.rand(()) < 0.5:
+        parts = [functional.horizontal_flip(part) for part in parts]
+    if crop_size:
+        (top, height, above, below), (left, width, before, after) = (_span(side, crop_size) for side in size)
+        parts = [functional.crop(part, top, left, height, width) for part in parts]
+        if (height, width) != (crop_size, crop_size):
+            parts = [functional.pad(part, [before, above, after, below], fill=fill)
+                     for part, fill in zip(parts, (MEAN_COLOUR, IGNORE))]
+    image, *masks = (part.as_subclass(Tensor) for part in parts)
+    image = functional.to_dtype(image, torch.float32, scale=True).contiguous()
+    if brightness:
+        gain, shift = brightness * (2 * torch.rand(2) - 1)
+        image = image.mul_(1 + gain).add_(shift / 4).clamp_(0, 1)
+    return image, masks[0].long() if masks else None
 
 
-def _plain(image: Image.Image, mask: np.ndarray | None = None) -> Pair:
-    return _finish(*_tensors(image, mask))
-
-
-def _tensors(image: Image.Image, mask: np.ndarray | None) -> Pair:
-    """Both as uint8 tensors; they stay bytes until the last step, which is cheapest."""
-    return functional.pil_to_tensor(image), None if mask is None else torch.from_numpy(mask)[None]
-
-
-def _finish(image: Tensor, mask: Tensor | None) -> Pair:
-    image = functional.to_dtype_image(image, torch.float32, scale=True).contiguous()
-    return image, None if mask is None else mask[0].long()
+def _span(side: int, crop_size: int) -> tuple[int, int, int, int]:
+    """(start, length, padding before, padding after) of the random crop along one side."""
+    spare = side - crop_size
+    offset = int(torch.randint(abs(spare) + 1, ()))
+    return (offset, crop_size, 0, 0) if spare >= 0 else (0, side, offset, -spare - offset)

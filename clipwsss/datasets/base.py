@@ -1,7 +1,7 @@
 """What every data set of images and tags shares: samples, batches, a check of all files before training."""
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..transforms import IGNORE, eval_transform
+from ..transforms import IGNORE, Transform, eval_transform
 
 LONG_CHECK = 2000  # from so many images on, the check takes seconds and shows its progress
 EXIF_ORIENTATION = 0x0112
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 Size = tuple[int, int]  # (H, W)
-Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
 
 class Sample(NamedTuple):
@@ -44,12 +43,13 @@ class Batch(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One image on disk: its tags as 0-based classes, its mask's file, and the place that lists it."""
+    """One image on disk: 0-based classes (None: untagged), mask file, place that lists it, size once known."""
     name: str
     image: Path
-    tags: tuple[int, ...]
+    tags: tuple[int, ...] | None
     mask: Path | None
     where: str
+    size: Size | None = None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -93,16 +93,17 @@ def read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def files_of(folder: Path, suffixes: Sequence[str], by_stem: bool = True) -> dict[str, Path]:
-    """Stem (or file name) -> path of a folder's visible files with these suffixes; InputError without it."""
+def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
+    """A folder's visible files with these suffixes in order; InputError without the folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for name in sorted(item.name for item in os.scandir(folder) if not item.name.startswith(".")):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes:
-            files[stem if by_stem else name] = folder / name
-    return files
+    names = sorted(item.name for item in os.scandir(folder))
+    return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+
+
+def masks_of(folder: Path) -> dict[str, Path]:
+    """Image name -> mask of a folder that need not be there."""
+    return {path.stem: path for path in files_of(folder)} if folder.is_dir() else {}
 
 
 def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
@@ -113,34 +114,30 @@ def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
 class TagDataset(Dataset):
     """Images with tags and perhaps masks: a subclass lists entries, this class checks and serves them.
 
-    names, labels [N, K] float32, classes (K names), palette uint8 [256, 3], synonyms (per class), has_masks,
-    splits (the names this data has), skipped and notes (lines to tell the user; `build_dataset` prints them).
-    Every file is decoded once on construction. The first problem becomes an InputError that counts the
-    others; with `skip_bad` bad images are left out and listed in `skipped`.
-    In data that has masks, an image without one counts as ignored (255) throughout.
+    names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms (per class), has_masks, splits (all
+    there are), skipped and notes (lines for the user). All files are decoded once on construction: InputError
+    names the first bad one, with `skip_bad` they are left out. Beside masks, an image without one is all 255.
     """
     classes: Sequence[str] = ()
     palette: np.ndarray = voc_palette()
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
-                 transform: Transform | None = None, skip_bad: bool = False, needs_tags: bool = True,
+                 transform: Transform | None = None, skip_bad: bool = False,
                  synonyms: dict[str, list[str]] | None = None, notes: Sequence[str] = ()):
         self.splits, self.notes, self.synonyms = tuple(splits), list(notes), synonyms or {}
-        self.transform, self.needs_tags = transform or eval_transform(), needs_tags
+        self.transform = transform or eval_transform()
         self._accept(entries, list(problems), skip_bad)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
-        image, mask = self.load_image(index), None
-        if self.has_masks:
-            mask = self.load_mask(index)
-            if mask is None:
-                mask = np.full(image.size[::-1], IGNORE, np.uint8)
-        tensor, mask = self.transform(image, mask)
-        return Sample(self.names[index], tensor, self.labels[index], mask)
+        image, mask = self.load_image(index), self.load_mask(index) if self.has_masks else None
+        if self.has_masks and mask is None:
+            mask = np.full(image.size[::-1], IGNORE, np.uint8)
+        image, mask = self.transform(image, mask)
+        return Sample(self.names[index], image, self.labels[index], mask)
 
     def load_image(self, index: int) -> Image.Image:
         """The image as stored, PIL RGB."""
@@ -153,7 +150,7 @@ class TagDataset(Dataset):
 
     def image_size(self, index: int) -> Size:
         """(H, W) of the stored image, without opening it."""
-        return self.sizes[index]
+        return self.entries[index].size
 
     def with_transform(self, transform: Transform, masks: bool = True) -> "TagDataset":
         """A shallow copy with another transform; `masks=False` spares reading masks."""
@@ -162,73 +159,68 @@ class TagDataset(Dataset):
         return other
 
     def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
-        """A copy whose masks are FOLDER/NAME.png (pseudo masks), one for each image, checked like any other.
-
-        Its `skipped` names what was left out of the copy.
-        """
-        present = files_of(Path(folder), (".png",))
+        """A copy with FOLDER/NAME.png as masks, one for each image, checked; its `skipped` is its own."""
+        present = {path.stem: path for path in files_of(Path(folder))}
         problems = [f"{Path(folder) / name}.png: no such mask" for name in self.names if name not in present]
-        entries = [entry._replace(mask=present[entry.name]) for entry in self.entries
-                   if entry.name in present]
         other = copy.copy(self)
-        other._accept(entries, problems, skip_bad, dict(zip(self.names, self.sizes)))
+        other._accept([entry._replace(mask=present[entry.name]) for entry in self.entries
+                       if entry.name in present], problems, skip_bad)
         return other
 
-    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool,
-                sizes: dict[str, Size] | None = None) -> None:
-        """Check all entries in one pass and keep the good ones; images of known size are not read again."""
-        seen: set[str] = set()
-        fresh = []
+    def _numbers(self, names: Iterable[str], where: Path | str) -> tuple[int, ...]:
+        """0-based classes of these names; InputError for an unknown one."""
+        names = set(names)
+        unknown = sorted(names - set(self.classes))
+        if unknown:
+            raise InputError(f"{where}: unknown class {unknown[0]!r}; valid are {', '.join(self.classes)}")
+        return tuple(sorted(self.classes.index(name) for name in names))
+
+    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
+        """Check all entries in one pass and keep the good ones."""
+        from ..engine import Progress  # the engine imports this module
+        unique: dict[str, Entry] = {}
         for entry in entries:
-            if entry.name in seen:
+            if entry.name in unique:
                 problems.append(f"{entry.where}: image {entry.name} is listed twice")
-            elif self.needs_tags and not entry.tags:
+            elif entry.tags == ():
                 problems.append(f"{entry.where}: image {entry.name} has no tag")
             else:
-                fresh.append(entry)
-            seen.add(entry.name)
-        checked = self._inspect_all(fresh, sizes or {})
-        problems += [problem for _, problem in checked if problem]
-        if problems and not skip_bad:
-            more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
-            raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
-        kept = [(entry, size) for entry, (size, problem) in zip(fresh, checked) if not problem]
-        if not kept:
-            raise InputError(f"no usable image is left of {len(problems)}; the first: {problems[0]}")
-        self.skipped = problems
-        self.entries, self.sizes = [entry for entry, _ in kept], [size for _, size in kept]
-        self.names = [entry.name for entry in self.entries]
-        self.has_masks = any(entry.mask is not None for entry in self.entries)
-        self.labels = torch.zeros(len(kept), len(self.classes))
-        for row, entry in enumerate(self.entries):
-            self.labels[row, list(entry.tags)] = 1
-
-    def _inspect_all(self, entries: Sequence[Entry], sizes: dict[str, Size]) -> list[tuple[Size, str | None]]:
-        """`_inspect` of every entry in threads: Pillow decodes outside the interpreter's lock."""
-        from ..engine import Progress  # the engine imports this module
-        progress = Progress("check files", len(entries)) if len(entries) >= LONG_CHECK else None
-        results = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for result in pool.map(self._inspect, entries, [sizes.get(entry.name) for entry in entries]):
-                results.append(result)
+                unique[entry.name] = entry
+        progress = Progress("check files", len(unique)) if len(unique) >= LONG_CHECK else None
+        self.entries = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+            for checked in pool.map(self._inspect, unique.values()):
+                (problems if isinstance(checked, str) else self.entries).append(checked)
                 if progress:
                     progress.update(1)
         if progress:
             progress.close()
-        return results
+        if problems and not skip_bad:
+            more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
+            raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
+        if not self.entries:
+            raise InputError(f"no usable image is left of {len(problems)}; the first: {problems[0]}")
+        self.skipped = problems
+        self.names = [entry.name for entry in self.entries]
+        self.has_masks = any(entry.mask is not None for entry in self.entries)
+        self.labels = torch.zeros(len(self.entries), len(self.classes))
+        for row, entry in enumerate(self.entries):
+            self.labels[row, list(entry.tags or ())] = 1
 
-    def _inspect(self, entry: Entry, size: Size | None) -> tuple[Size, str | None]:
-        """(the image's size, the first problem or None) of an entry's files, all compressed data read."""
+    def _inspect(self, entry: Entry) -> Entry | str:
+        """The entry with its image's size, or the first problem of its files, all of which are read."""
         try:
-            size = size or self._image_size(entry.image)
+            entry = entry if entry.size else entry._replace(size=self._image_size(entry.image))
+            self._check_mask(entry)
+        except InputError as error:
+            return str(error)
         except FileNotFoundError:
-            return (0, 0), f"{entry.image}: no such image, listed in {entry.where}"
+            return f"{entry.image}: no such image, listed in {entry.where}"
         except UNREADABLE as error:
-            return (0, 0), f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
-        return size, self._mask_problem(entry, size)
+            return f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
+        return entry
 
     def _image_size(self, path: Path) -> Size:
-        """The size of an image whose file is read to its end; one of UNREADABLE if that is not possible."""
         with Image.open(path) as file:
             turned = self.oriented and file.getexif().get(EXIF_ORIENTATION, 1) >= 5  # 5-8 swap the axes
             size = file.size if turned else file.size[::-1]
@@ -238,20 +230,15 @@ class TagDataset(Dataset):
             file.load()
         return size
 
-    def _mask_problem(self, entry: Entry, size: Size) -> str | None:
-        """What is wrong with an entry's mask, for an image of this size."""
+    def _check_mask(self, entry: Entry) -> None:
+        """InputError for a mask that does not fit the image or the classes."""
         if entry.mask is None:
-            return None
-        try:
-            mask = read_mask(entry.mask)
-        except InputError as error:
-            return str(error)
-        if mask.shape != size:
-            return (f"{entry.mask}: mask is {mask.shape[0]} x {mask.shape[1]} (H x W), its image "
-                    f"{size[0]} x {size[1]}")
-        n_classes = len(self.classes)
+            return
+        mask, n_classes = read_mask(entry.mask), len(self.classes)
+        if mask.shape != entry.size:
+            raise InputError(f"{entry.mask}: mask is {mask.shape[0]} x {mask.shape[1]} (H x W), its image "
+                             f"{entry.size[0]} x {entry.size[1]}")
         strange = mask[(mask > n_classes) & (mask < IGNORE)]
         if strange.size:
-            return (f"{entry.mask}: value {strange.min()} in the mask; valid are 0 (background), "
-                    f"1..{n_classes} and {IGNORE} (ignore)")
-        return None
+            raise InputError(f"{entry.mask}: value {strange.min()} in the mask; valid are 0 (background), "
+                             f"1..{n_classes} and {IGNORE} (ignore)")

@@ -1,6 +1,5 @@
 """MS COCO 2014: tags and masks from its instance annotations."""
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +7,20 @@ import numpy as np
 from ..errors import InputError
 from ..transforms import IGNORE
 from .base import Entry, Size, TagDataset, Transform, split_error
-from .coco_masks import check, decode
+from .coco_masks import Region, draw, parse
 
 SPLITS = ("train", "val")
-Region = tuple[int, bool, list | dict]  # class from 1, crowd, segmentation
+Drawn = tuple[int, bool, Region]  # class from 1, crowd
+LISTS = {"categories": {"id", "name"}, "images": {"id", "file_name", "height", "width"},
+         "annotations": {"image_id", "category_id", "segmentation"}}
 
 
 class CocoDataset(TagDataset):
     """COCO 2014 below `root`: annotations/instances_{train,val}2014.json, {train,val}2014/ (or in images/).
 
-    Classes are the file's categories in the order of their ids (80, contiguous). Tags are all annotations of
-    an image, crowds among them, as in the CLIMS release. Masks are drawn from the annotations: crowds first
-    as 255, then the instances in the file's order, later ones on top, as CLIMS draws them (which leaves
-    crowds background). Images without any annotation have no tag; they are left out and counted in `notes`.
+    Classes are the file's categories by id. Tags are all annotations of an image, crowds too, as in the CLIMS
+    release. Masks: crowds first as 255 (CLIMS: background), then the instances in the file's order, later ones
+    on top. Images without any annotation have no tag; they are left out and counted in `notes`.
     """
 
     def __init__(self, root: Path | str, split: str, transform: Transform | None = None,
@@ -31,69 +31,65 @@ class CocoDataset(TagDataset):
         if split not in splits:
             raise InputError(f"{files[split]}: no such file") if split in SPLITS else \
                 split_error(split, splits, root)
-        path, images = files[split], image_folder(root, split)
+        path, places = files[split], (root / f"{split}2014", root / "images" / f"{split}2014")
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise InputError(f"--data-root {root}: neither {split}2014 nor images/{split}2014 is there")
         content = read_annotations(path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
         numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
-        regions: dict[int, list[Region]] = {image["id"]: [] for image in content["images"]}
-        problems = list(collect(content["annotations"], numbers, regions, path))
-        self._regions: dict[str, list[Region]] = {}
-        self._stated: dict[str, Size] = {}
-        entries = []
+        owned: dict[int, list[tuple[int, dict]]] = {image["id"]: [] for image in content["images"]}
+        problems, entries = [], []
+        for index, item in enumerate(content["annotations"]):
+            if item["image_id"] in owned:
+                owned[item["image_id"]].append((index, item))
+            else:
+                unknown = f"image {item['image_id']} is not among the file's images"
+                problems.append(f"{path}: annotations[{index}]: {unknown}")
+        self._drawn: dict[str, tuple[Size, list[Drawn]]] = {}  # with the size that the file states
         for image in sorted(content["images"], key=lambda image: image["id"]):
-            own, name = regions[image["id"]], Path(image["file_name"]).stem
-            if own:
-                self._regions[name], self._stated[name] = own, (image["height"], image["width"])
-                tags = tuple(sorted({number - 1 for number, _, _ in own}))
-                where = f"{path} (image {image['id']})"
-                entries.append(Entry(name, images / image["file_name"], tags, None, where))
-        empty, total = len(regions) - len(entries), len(regions)
-        notes = [f"{path}: {empty} of {total} images have no annotation and are left out"] if empty else []
-        super().__init__(entries, problems, splits, transform, skip_bad, notes=notes)
+            name, where = Path(image["file_name"]).stem, f"{path} (image {image['id']})"
+            size = image["height"], image["width"]
+            try:
+                drawn = read_regions(owned[image["id"]], numbers, size, where)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if drawn:
+                self._drawn[name] = size, sorted(drawn, key=lambda region: not region[1])
+                tags = tuple(sorted({number - 1 for number, _, _ in drawn}))
+                entries.append(Entry(name, folder / image["file_name"], tags, None, where))
+        empty = sum(not items for items in owned.values())
+        note = f"{path}: {empty} of {len(owned)} images have no annotation and are left out"
+        super().__init__(entries, problems, splits, transform, skip_bad, notes=[note] if empty else [])
         self.has_masks = True
 
     def load_mask(self, index: int) -> np.ndarray:
         """The mask drawn from the annotations, uint8 [H, W] (or the file of `with_masks`)."""
         if self.entries[index].mask is not None:
             return super().load_mask(index)
-        mask = np.zeros(self.sizes[index], np.uint8)
-        for number, crowd, region in sorted(self._regions[self.names[index]], key=lambda item: not item[1]):
-            mask[decode(region, mask.shape)] = IGNORE if crowd else number
+        size, regions = self._drawn[self.names[index]]
+        mask = np.zeros(size, np.uint8)
+        for number, crowd, region in regions:
+            mask[draw(region, size)] = IGNORE if crowd else number
         return mask
 
-    def _mask_problem(self, entry: Entry, size: Size) -> str | None:
-        if entry.mask is not None:
-            return super()._mask_problem(entry, size)
-        stated = self._stated[entry.name]
-        if stated != size:
-            return (f"{entry.image}: {size[0]} x {size[1]} (H x W), but {entry.where} says "
-                    f"{stated[0]} x {stated[1]}")
-        try:
-            for _, _, region in self._regions[entry.name]:
-                check(region, size)
-        except (TypeError, ValueError) as error:
-            return f"{entry.where}: {error}"
-        return None
-
-
-def image_folder(root: Path, split: str) -> Path:
-    """The folder of a split's images; InputError where there is none."""
-    for folder in (root / f"{split}2014", root / "images" / f"{split}2014"):
-        if folder.is_dir():
-            return folder
-    raise InputError(f"--data-root {root}: neither {split}2014 nor images/{split}2014 is there")
+    def _check_mask(self, entry: Entry) -> None:
+        height, width = self._drawn[entry.name][0]
+        if entry.size != (height, width):
+            raise InputError(f"{entry.image}: {entry.size[0]} x {entry.size[1]} (H x W), but {entry.where} "
+                             f"says {height} x {width}")
+        super()._check_mask(entry)
 
 
 def read_annotations(path: Path) -> dict:
     """The annotation file's content; InputError if it is damaged or lacks one of its lists."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable annotation file ({error})") from error
-    for key, fields in (("categories", {"id", "name"}), ("images", {"id", "file_name", "height", "width"}),
-                        ("annotations", {"image_id", "category_id", "segmentation"})):
+    for key, fields in LISTS.items():
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise InputError(f"{path}: no list {key!r}; expected COCO's instances_*.json")
@@ -103,20 +99,16 @@ def read_annotations(path: Path) -> dict:
     return content
 
 
-def collect(annotations: list[dict], numbers: dict[int, int], regions: dict[int, list[Region]],
-            path: Path) -> Iterator[str]:
-    """Sort annotations by image into `regions`, polygons as arrays (4x smaller); yields what is wrong."""
-    for index, item in enumerate(annotations):
-        where, region = f"{path}: annotations[{index}]", item["segmentation"]
-        if item["category_id"] not in numbers:
-            yield f"{where}: category {item['category_id']} is not among the file's categories"
-        elif item["image_id"] not in regions:
-            yield f"{where}: image {item['image_id']} is not among the file's images"
-        else:
-            try:
-                if isinstance(region, list):
-                    region = [np.asarray(polygon, np.float64) for polygon in region]
-                number, crowd = numbers[item["category_id"]], bool(item.get("iscrowd"))
-                regions[item["image_id"]].append((number, crowd, region))
-            except (TypeError, ValueError):
-                yield f"{where}: a polygon is not a list of numbers"
+def read_regions(items: list[tuple[int, dict]], numbers: dict[int, int], size: Size,
+                 where: str) -> list[Drawn]:
+    """The regions of an image's (position, annotation) pairs; InputError names the first bad one."""
+    drawn = []
+    for index, item in items:
+        try:
+            if item["category_id"] not in numbers:
+                raise ValueError(f"category {item['category_id']} is not among the file's categories")
+            region = parse(item["segmentation"], size)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: annotations[{index}]: {error}") from error
+        drawn.append((numbers[item["category_id"]], bool(item.get("iscrowd")), region))
+    return drawn

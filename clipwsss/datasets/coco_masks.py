@@ -2,38 +2,51 @@
 import numpy as np
 
 UPSCALED = 5  # COCO's polygon outlines are followed on a grid 5 times finer than the pixels
+Region = np.ndarray | list[np.ndarray]  # run lengths [n], or the corners [n, 2] of polygons
 
 
 def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """A region as bool [H, W], equal to pycocotools' pixel by pixel; ValueError for what `check` refuses.
+    """A region as bool [H, W], equal to pycocotools' pixel by pixel; ValueError or TypeError for a bad one.
 
     It is a list of polygons [x0, y0, x1, ...] (their union), or run lengths {"size": [H, W], "counts": ...}.
     """
-    if isinstance(segmentation, dict):
-        return decode_runs(_counts(segmentation, size), size)
-    mask = np.zeros(size, bool)
-    for polygon in segmentation:
-        mask |= fill_polygon(polygon, size)
-    return mask
+    return draw(parse(segmentation, size), size)
 
 
-def check(segmentation: list | dict, size: tuple[int, int]) -> None:
-    """ValueError or TypeError for a region that `decode` would refuse, without drawing it."""
-    if isinstance(segmentation, dict):
-        _counts(segmentation, size)
-    elif isinstance(segmentation, list):
-        for polygon in segmentation:
-            _corners(polygon)
-    else:
+def parse(segmentation: list | dict, size: tuple[int, int]) -> Region:
+    """A checked region of an image (H, W) as arrays; ValueError or TypeError for a bad one."""
+    if isinstance(segmentation, list):
+        polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
+        for flat in polygons:
+            if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not np.isfinite(flat).all():
+                raise ValueError("a polygon is a list of at least three points x, y")
+        return [flat.reshape(-1, 2) for flat in polygons]
+    if not isinstance(segmentation, dict):
         raise ValueError(f"a region is a list of polygons or run lengths, not {type(segmentation).__name__}")
+    counts, pixels = segmentation.get("counts"), size[0] * size[1]
+    if list(segmentation.get("size", ())) != list(size):
+        raise ValueError(f"run lengths are for size {segmentation.get('size')}, the image is {list(size)}")
+    counts = parse_counts(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts)
+    if counts.ndim != 1 or counts.dtype.kind != "i" or (counts < 0).any() or counts.sum() != pixels:
+        raise ValueError(f"run lengths do not add up to the image's {pixels} pixels")
+    return counts
+
+
+def draw(region: Region, size: tuple[int, int]) -> np.ndarray:
+    """A parsed region as bool [H, W]; run lengths alternate between 0 and 1 down the columns."""
+    if isinstance(region, np.ndarray):
+        return np.repeat(np.arange(len(region)) % 2 == 1, region).reshape(size[::-1]).T
+    mask = np.zeros(size, bool)
+    for corners in region:
+        mask |= _fill(corners, size)
+    return mask
 
 
 def parse_counts(text: str | bytes) -> np.ndarray:
     """Run lengths from COCO's compressed string, int64.
 
     Each number is a series of 6-bit characters from "0" on, low bits first: 5 bits of value; bit 5 says that
-    more follow; bit 4 of the last one is the sign. From the fourth number on it is the difference to the
-    number two before.
+    more follow; bit 4 of the last one is the sign. From the fourth on it is the difference to two before.
     """
     counts: list[int] = []
     value = shift = 0
@@ -53,19 +66,14 @@ def parse_counts(text: str | bytes) -> np.ndarray:
     return np.array(counts, np.int64)
 
 
-def decode_runs(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Alternate runs of 0 and 1 down the columns, which add up to the image -> bool [H, W]."""
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(size[::-1]).T
-
-
-def fill_polygon(polygon: list[float] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The inside of one polygon [x0, y0, x1, y1, ...] in pixels as bool [H, W].
+def _fill(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The inside of one polygon, corners [n, 2] as x, y in pixels -> bool [H, W].
 
     COCO's rule: the outline is walked in steps of a fifth of a pixel; wherever it crosses the middle line of
     a column, the pixels of that column from there on change between outside and inside.
     """
     height, width = size
-    x, y = _outline((UPSCALED * _corners(polygon) + 0.5).astype(np.int64))
+    x, y = _outline((UPSCALED * corners + 0.5).astype(np.int64))
     crossing = np.flatnonzero(np.diff(x))
     left = np.minimum(x[crossing], x[crossing + 1])
     upper = np.minimum(y[crossing], y[crossing + 1])
@@ -82,40 +90,20 @@ def fill_polygon(polygon: list[float] | np.ndarray, size: tuple[int, int]) -> np
     return flat.reshape(width, height).T
 
 
-def _counts(segmentation: dict, size: tuple[int, int]) -> np.ndarray:
-    """The run lengths of a region, checked against the image's size."""
-    counts = segmentation.get("counts")
-    if list(segmentation.get("size", ())) != list(size):
-        raise ValueError(f"run lengths are for size {segmentation.get('size')}, the image is {list(size)}")
-    counts = parse_counts(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts)
-    pixels = size[0] * size[1]
-    if counts.ndim != 1 or counts.dtype.kind != "i" or (counts < 0).any() or counts.sum() != pixels:
-        raise ValueError(f"run lengths do not add up to the image's {pixels} pixels")
-    return counts
-
-
-def _corners(polygon: list[float] | np.ndarray) -> np.ndarray:
-    corners = np.asarray(polygon, np.float64)
-    if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
-        raise ValueError("a polygon is a list of at least three points x, y")
-    return corners.reshape(-1, 2)
-
-
-def _outline(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every grid point on the closed outline, in order; a step is along the longer axis of its edge."""
-    begin, end = corners, np.roll(corners, -1, axis=0)
-    reach = np.abs(end - begin)
-    along_x = reach[:, 0] >= reach[:, 1]
-    length = reach.max(axis=1)
+def _outline(corners: np.ndarray) -> np.ndarray:
+    """x and y [2, points] of the grid points on the closed outline, a step along the longer axis of an edge."""
+    edges = np.stack([corners, np.roll(corners, -1, axis=0)])
+    reach = np.abs(edges[1] - edges[0])
+    steep = reach[:, 1] > reach[:, 0]
+    begin, end = np.where(steep[:, None], edges[..., ::-1], edges)  # the longer axis first
     # An edge is sampled from the end that is lower on its longer axis, whichever way it is walked.
-    main = np.where(along_x, 0, 1)
-    edges = np.arange(len(corners))
-    backwards = begin[edges, main] > end[edges, main]
-    low, high = np.where(backwards[:, None], end, begin), np.where(backwards[:, None], begin, end)
-    slope = (high - low)[edges, 1 - main] / np.maximum(length, 1)
-    edge = np.repeat(edges, length + 1)
+    backwards = begin[:, 0] > end[:, 0]
+    low, high = np.where(backwards[:, None], [end, begin], [begin, end])
+    length = high[:, 0] - low[:, 0]
+    slope = (high - low)[:, 1] / np.maximum(length, 1)
+    edge = np.repeat(np.arange(len(corners)), length + 1)
     step = np.arange(len(edge)) - np.repeat(np.cumsum(length + 1) - length - 1, length + 1)
     step = np.where(backwards[edge], length[edge] - step, step)
-    longer = low[edge, main[edge]] + step
-    shorter = (low[edge, 1 - main[edge]] + slope[edge] * step + 0.5).astype(np.int64)
-    return np.where(along_x[edge], longer, shorter), np.where(along_x[edge], shorter, longer)
+    shorter = (low[edge, 1] + slope[edge] * step + 0.5).astype(np.int64)
+    points = np.stack([low[edge, 0] + step, shorter])
+    return np.where(steep[edge], points[::-1], points)

@@ -3,22 +3,19 @@ import csv
 from pathlib import Path
 
 from ..errors import InputError
-from .base import Entry, TagDataset, Transform, files_of, split_error
-from .voc import masks_of
+from .base import Entry, TagDataset, Transform, files_of, masks_of, split_error
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST_CLASSES = 254  # masks are 8-bit: 0 is background and 255 ignored
-Row = tuple[str, str, str, str]  # image, labels, split, "file:line"
+Row = tuple[str, set[str], str, str]  # image, classes, split, "file:line"
 
 
 class FolderDataset(TagDataset):
     """Images tagged in a table below `root`.
 
-    images/*: any common format, turned as the EXIF tag says; names are the file names without extension.
-    labels.csv: header `image,labels` (and `split`, if wanted), labels separated by `;`, extensions optional.
-    classes.txt: one class a line in the order of their numbers, or `class: synonym, synonym`; no comments.
-    masks/NAME.png, for as many images as there are: palette or grey, 0 background, 1..K, 255 ignore.
-    Without a split column the only split is `train`, all rows; with it the splits are that column's values.
+    images/*: turned as the EXIF tag says; names are file names without extension. labels.csv: header
+    `image,labels` (and `split`: its values are the splits, else `train`), labels separated by `;`.
+    classes.txt: `class` or `class: synonym, synonym` a line, in the order of the numbers. masks/NAME.png.
     """
     oriented = True
 
@@ -33,27 +30,28 @@ class FolderDataset(TagDataset):
         splits = sorted({row[2] for row in rows})
         if split not in splits:
             raise split_error(split, splits, root / "labels.csv")
-        stored, masks = files_of(root / "images", SUFFIXES, by_stem=False), masks_of(root / "masks")
-        by_stem: dict[str, list[str]] = {}
-        for file in stored:
-            by_stem.setdefault(Path(file).stem, []).append(file)
+        stored, masks = files_of(root / "images", SUFFIXES), masks_of(root / "masks")
+        places: dict[str, list[Path]] = {}  # by name with extension and without
+        for path in stored:
+            places.setdefault(path.stem, []).append(path)
+        places = {path.name: places[path.stem] for path in stored} | places
         entries = []
         for image, labels, _, where in (row for row in rows if row[2] == split):
+            found = places.get(image, [])
             try:
-                file, tags = find_image(image, stored, by_stem, where), self._tags(labels, where)
-                entries.append(Entry(Path(file).stem, stored[file], tags, masks.get(Path(file).stem), where))
+                if not found:
+                    raise InputError(f"{where}: image {image!r} is not in the folder images "
+                                     f"({', '.join(SUFFIXES)})")
+                if len(found) > 1:
+                    raise InputError(f"{where}: {' and '.join(path.name for path in found)} share one name, "
+                                     "which results are saved by")
+                name, tags = found[0].stem, self._numbers(labels, where)
+                entries.append(Entry(name, found[0], tags, masks.get(name), where))
             except InputError as error:
                 problems.append(str(error))
-        lost = sorted(masks.keys() - by_stem.keys())
+        lost = sorted(masks.keys() - {path.stem for path in stored})
         notes = [f"{masks[lost[0]]}: belongs to no image, not used ({len(lost)} such masks)"] if lost else []
-        super().__init__(entries, problems, splits, transform, skip_bad, synonyms=synonyms, notes=notes)
-
-    def _tags(self, labels: str, where: str) -> tuple[int, ...]:
-        names = {name.strip() for name in labels.split(";")} - {""}
-        unknown = sorted(names - set(self.classes))
-        if unknown:
-            raise InputError(f"{where}: unknown class {unknown[0]!r}; valid are {', '.join(self.classes)}")
-        return tuple(sorted(self.classes.index(name) for name in names))
+        super().__init__(entries, problems, splits, transform, skip_bad, synonyms, notes)
 
 
 def read_classes(path: Path) -> dict[str, list[str]]:
@@ -61,17 +59,17 @@ def read_classes(path: Path) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         name, _, rest = (part.strip() for part in line.partition(":"))
-        problem = None
-        if not name or ";" in name or "," in name or name.startswith("#"):
+        if not line.strip():
+            continue
+        if not name or name.startswith("#") or ";" in name or "," in name:
             problem = f"{line.strip()!r} is no class; write `class` or `class: synonym, synonym`"
         elif name == "background":
             problem = "background is not to be listed: it is number 0 by itself"
-        elif name in classes:
-            problem = f"{name} is listed twice"
-        if line.strip() and problem:
+        else:
+            problem = f"{name} is listed twice" if name in classes else None
+        if problem:
             raise InputError(f"{path}:{number}: {problem}")
-        if line.strip():
-            classes[name] = [word.strip() for word in rest.split(",") if word.strip()]
+        classes[name] = [word.strip() for word in rest.split(",") if word.strip()]
     if not 0 < len(classes) <= MOST_CLASSES:
         raise InputError(f"{path}: {len(classes)} classes; 1 to {MOST_CLASSES} are possible")
     return classes
@@ -88,31 +86,22 @@ def read_rows(path: Path) -> tuple[list[Row], list[str]]:
                              f"it is {','.join(header)!r}")
         for fields in reader:
             where = f"{path}:{reader.line_num}"
-            row = dict(zip(header, (field.strip() for field in fields)))
-            if not any(row.values()):
+            row = {"split": "train"} | dict(zip(header, (field.strip() for field in fields)))
+            if not any(field.strip() for field in fields):
                 continue
             if len(fields) != len(header):
                 problems.append(f"{where}: {len(fields)} fields, the header has {len(header)}; "
                                 "separate labels by ;")
-            elif not row.get("split", "train"):
+            elif not row["split"]:
                 problems.append(f"{where}: image {row['image']} has no split")
             else:
-                rows.append((row["image"], row["labels"], row.get("split", "train"), where))
+                labels = {name.strip() for name in row["labels"].split(";")} - {""}
+                rows.append((row["image"], labels, row["split"], where))
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: {error}") from error
     if not rows:
         raise InputError(problems[0] if problems else f"{path}: no image is listed")
     return rows, problems
-
-
-def find_image(image: str, stored: dict[str, Path], by_stem: dict[str, list[str]], where: str) -> str:
-    """The stored file that a row names with or without extension; InputError if none or several fit."""
-    found = by_stem.get(Path(image).stem if image in stored else image, [])
-    if len(found) > 1:
-        raise InputError(f"{where}: {' and '.join(found)} share one name, which results are saved by")
-    if not found:
-        raise InputError(f"{where}: image {image!r} is not in the folder images ({', '.join(SUFFIXES)})")
-    return found[0]
 
 
 def read_text(path: Path) -> str:
