@@ -97,7 +97,7 @@ def test_archive_with_code_is_refused(archive, tmp_path, function, named):
     mark = tmp_path / "executed"
     arguments = (f"__import__('os').mkdir({str(mark)!r})",) if function is eval else (str(mark),)
     altered = with_pickle(archive, pickle.dumps({"weights": Gadget(function, *arguments)}, protocol=2))
-    message = f"^{re.escape(str(altered))}: its pickle asks for {named}, .*refused"
+    message = f"^{re.escape(str(altered))}: .*its pickle asks for {named}, .*refused"
     with pytest.raises(clip.CheckpointError, match=message):
         clip.load(altered)
     assert not mark.exists()
@@ -115,10 +115,10 @@ def test_archive_cannot_reach_outside_its_storages(archive):
 def test_state_dict_with_code_is_refused(tmp_path):
     mark, path = tmp_path / "executed", tmp_path / "bad.pt"
     torch.save({"weights": Gadget(os.mkdir, str(mark))}, path)
-    with pytest.raises(clip.CheckpointError, match=f"^{re.escape(str(path))} is no CLIP checkpoint"):
+    with pytest.raises(clip.CheckpointError, match=f"^{re.escape(str(path))}: no CLIP checkpoint"):
         clip.load(path)
     path.write_bytes(pickle.dumps({"weights": Gadget(os.mkdir, str(mark))}, protocol=2))
-    with pytest.raises(clip.CheckpointError, match=f"^{re.escape(str(path))} is no CLIP checkpoint"):
+    with pytest.raises(clip.CheckpointError, match=f"^{re.escape(str(path))}: no CLIP checkpoint"):
         clip.load(str(path))
     assert not mark.exists()
 
@@ -134,11 +134,11 @@ def test_state_dicts(tmp_path, wrapped):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"", "is no CLIP checkpoint or is damaged"),
-    (b"not a checkpoint", "is no CLIP checkpoint or is damaged"),
+    (b"", "no CLIP checkpoint or a damaged one"),
+    (b"not a checkpoint", "no CLIP checkpoint or a damaged one"),
     (torch.zeros(3), "holds no state dict"), ({"state_dict": {"epoch": 3}}, "holds no state dict"),
     ({"weight": torch.zeros(3)}, "no CLIP weights: tensor 'visual.layer1.0.conv1.weight' is missing"),
-    ({"state_dict": {**tiny_clip().state_dict(), "head": torch.zeros(3)}}, "1 unexpected tensors: head")])
+    ({"state_dict": {**tiny_clip().state_dict(), "head": torch.zeros(3)}}, 'Unexpected key.* "head"')])
 def test_wrong_files(tmp_path, content, message):
     path = tmp_path / "wrong.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -153,7 +153,7 @@ def test_truncated_files(archive, tmp_path, share):
     for path in (archive, tmp_path / "plain.pt"):
         content = path.read_bytes()
         path.write_bytes(content[:int(share * len(content))])
-        with pytest.raises(clip.CheckpointError, match="is no CLIP checkpoint or is damaged") as caught:
+        with pytest.raises(clip.CheckpointError, match="no CLIP checkpoint or a damaged one") as caught:
             clip.load(path)
         assert "\n" not in str(caught.value)
 
@@ -163,7 +163,7 @@ def test_missing_file_lists_the_names(tmp_path):
         clip.load("ViT-B32")
     with pytest.raises(ValueError, match="is neither a file"):
         clip.load(tmp_path)
-    assert len(clip.available()) == 9
+    assert len(checkpoint.PUBLISHED) == 9
 
 
 class FileServer:

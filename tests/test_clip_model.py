@@ -60,7 +60,7 @@ def test_features_and_image_gradients_equal_open_clip(open_clip, name):
     calibrate(theirs, pixels)
     ours = clip.CLIP.from_state_dict(theirs.state_dict()).requires_grad_(False)
     assert ours.input_resolution == 224 and ours.context_length == 77
-    assert (ours.text_width, ours.vocab_size) == (512, 49408)
+    assert ours.token_embedding.weight.shape == (49408, ours.text_width) == (49408, 512)
 
     one, other = (pixels.clone().requires_grad_() for _ in range(2))
     mine, expected = ours.encode_image(one, normalised=True), theirs.encode_image(other)
@@ -233,11 +233,11 @@ def test_wrong_resolution(size):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda state: state.pop("visual.layer2.0.bn1.bias"), "1 missing tensors: visual.layer2.0.bn1.bias"),
+    (lambda state: state.pop("visual.layer2.0.bn1.bias"), r'Missing key.* "visual.layer2.0.bn1.bias"\.$'),
     (lambda state: state.update({f"extra{i}": torch.ones(1) for i in range(5)}),
-     r"5 unexpected tensors: extra0, extra1, extra2, \.\.\.$"),
+     r'Unexpected key.* "extra0", "extra1", "extra2", '),
     (lambda state: state.update({"ln_final.bias": torch.ones(3)}),
-     r"1 wrongly shaped tensors: ln_final.bias \[3\] instead of \[64\]"),
+     r"size mismatch for ln_final.bias: .*\(\[3\]\) from checkpoint.*\(\[64\]\)"),
     (lambda state: state.pop("text_projection"), "no CLIP weights: tensor 'text_projection' is missing"),
     (lambda state: state.clear(), "no CLIP weights: tensor 'visual.layer1.0.conv1.weight' is missing")])
 def test_wrong_weights(change, message):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clipwsss.clip import decode, tokenize
+from clipwsss.clip import tokenize
 from clipwsss.clip import tokenizer as tokenizer_module
+from clipwsss.clip.tokenizer import decode
 
 START, END = 49406, 49407
 
@@ -98,7 +99,7 @@ def test_folder_works_alone(tmp_path):
                     ignore=shutil.ignore_patterns("__pycache__"))
     code = ("import sys, clip; from clip.tokenizer import byte_pairs; "
             "assert not byte_pairs.cache_info().currsize, 'table read at import'; "
-            "print(clip.tokenize('a dog')[0, :4].tolist(), 'clipwsss' in sys.modules, clip.available()[0])")
+            "print(clip.tokenize('a dog')[0, :4].tolist(), 'clipwsss' in sys.modules, clip.CLIP.__name__)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
                           capture_output=True, text=True)
-    assert done.stdout.strip() == f"[{START}, 320, 1929, {END}] False RN50", done.stderr
+    assert done.stdout.strip() == f"[{START}, 320, 1929, {END}] False CLIP", done.stderr

@@ -1,6 +1,6 @@
 """CLIP: images and texts in one space; `load` a model, `tokenize` texts. The folder works alone."""
-from .checkpoint import CheckpointError, available, load
+from .checkpoint import CheckpointError, load
 from .model import CLIP
-from .tokenizer import decode, tokenize
+from .tokenizer import tokenize
 
-__all__ = ["CLIP", "CheckpointError", "available", "decode", "load", "tokenize"]
+__all__ = ["CLIP", "CheckpointError", "load", "tokenize"]

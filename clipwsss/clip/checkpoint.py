@@ -1,4 +1,5 @@
 """CLIP weights by published name or from a file, read as tensors alone: no stored code ever runs."""
+import functools
 import hashlib
 import http.client
 import os
@@ -38,20 +39,14 @@ class CheckpointError(ValueError):
     """Weights cannot be had or read; the message is one line that names the file and what would be right."""
 
 
-def available() -> tuple[str, ...]:
-    """Names that `load` finds by itself."""
-    return tuple(PUBLISHED)
-
-
 def load(name_or_path: str | Path, device: str | torch.device = "cpu",
          cache: str | Path | None = None) -> CLIP:
     """A frozen CLIP (float32, eval, no gradients to its weights) by published name or from a file.
 
-    A name is downloaded once into `cache` (default: checkpoints/ in torch's hub folder), and its SHA-256 is
-    checked at every load. A file is OpenAI's TorchScript archive or a state dict of the same names, bare or
-    under "state_dict", with or without "module." before each name; its network must have been trained with
-    QuickGELU, as OpenAI's were. Raises CheckpointError, in one line, where the file is missing, damaged or
-    something else.
+    A name is downloaded once into `cache` (default: checkpoints/ in torch's hub folder), its SHA-256 checked
+    at every load. A file is OpenAI's TorchScript archive or a state dict of the same names, bare or under
+    "state_dict", with or without "module." before each; trained with QuickGELU, as OpenAI's were.
+    CheckpointError, in one line, where the file is missing, damaged or something else.
     """
     name = str(name_or_path)
     if name in PUBLISHED:
@@ -61,11 +56,10 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu",
         if not path.is_file():
             raise CheckpointError(f"{path} is neither a file nor a published CLIP ({', '.join(PUBLISHED)})")
     try:
-        return CLIP.from_state_dict(read_tensors(path)).requires_grad_(False).to(device)
-    except CheckpointError:
-        raise
+        model = CLIP.from_state_dict(read_tensors(path))
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from error
+    return model.requires_grad_(False).to(device)
 
 
 def fetch(name: str, folder: Path) -> Path:
@@ -123,7 +117,7 @@ def _download(url: str, part: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """State dict of a TorchScript archive or a file of plain tensors; CheckpointError for anything else."""
+    """State dict of a TorchScript archive or a file of plain tensors; ValueError for anything else."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -131,14 +125,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 if any(name.endswith("/constants.pkl") for name in names):
                     return _read_archive(archive, names[0].split("/")[0])
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:120]
-        raise CheckpointError(f"{path} is no CLIP checkpoint or is damaged ({reason})") from error
+        raise ValueError(f"no CLIP checkpoint or a damaged one ({reason})") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict (names to tensors)")
+        raise ValueError("holds no state dict (names to tensors)")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
@@ -169,7 +161,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
             return lambda storage, offset, size, stride, *_: StoredTensor(*storage, offset, size, stride)
         if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
             return lambda value, *_: value
-        raise CheckpointError(f"its pickle asks for {module}.{name}, which no weights need: refused")
+        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which no weights need: refused")
 
     def persistent_load(self, pid: tuple) -> tuple[str, torch.dtype]:
         _, dtype, key, *_ = pid
@@ -178,19 +170,16 @@ class _ArchiveUnpickler(pickle.Unpickler):
 
 def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     """Names and tensors of a TorchScript archive, by walking its modules' attributes."""
-    storages: dict[str, Tensor] = {}
-
-    def tensor(at: StoredTensor) -> Tensor:
-        if at.key not in storages:
-            content = bytearray(archive.read(f"{root}/data/{at.key}"))
-            storages[at.key] = torch.frombuffer(content, dtype=at.dtype)
-        return storages[at.key].as_strided(at.size, at.stride, at.offset)
+    @functools.cache
+    def storage(key: str, dtype: torch.dtype) -> Tensor:
+        return torch.frombuffer(bytearray(archive.read(f"{root}/data/{key}")), dtype=dtype)
 
     def walk(module: object, prefix: str) -> dict[str, Tensor]:
         found = {}
         for name, value in vars(module).items():
             if isinstance(value, StoredTensor):
-                found[prefix + name] = tensor(value)
+                flat = storage(value.key, value.dtype)
+                found[prefix + name] = flat.as_strided(value.size, value.stride, value.offset)
             elif type(value).__name__ == "Attributes":
                 found.update(walk(value, f"{prefix}{name}."))
         return found

@@ -21,9 +21,8 @@ class CLIP(nn.Module):
     """Image and text encoders into one space of D dimensions; features are not normalised to unit length.
 
     `vision_layers` is a ViT's depth (int) or a ResNet's four block counts (with `vision_patch_size` None).
-    `token_ids` (rising int64 [vocab_size]) makes a small model: its rows are these ids of CLIP's vocabulary;
-    texts are still tokenised by `tokenize`. Its `token_ids` and any text heads other than width / 64 travel
-    in the state dict, so `CLIP.from_state_dict(model.state_dict())` always rebuilds the model.
+    `token_ids` (rising int64 [vocab_size]) makes a small model, whose rows are these ids of CLIP's
+    vocabulary. They and text heads other than width / 64 travel in the state dict, which rebuilds the model.
     """
 
     def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int | tuple[int, ...],
@@ -56,7 +55,7 @@ class CLIP(nn.Module):
     def from_state_dict(cls, state: dict[str, Tensor]) -> "CLIP":
         """The model that the tensors' shapes tell, with a float32 copy of the weights, in eval mode.
 
-        Raises ValueError (one line, first few names) for missing, unexpected or wrongly shaped tensors.
+        Raises ValueError (one line, first names) for missing, unexpected or wrongly shaped tensors.
         """
         state = {name: value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
                  for name, value in state.items() if name.rsplit(".", 1)[-1] not in NOT_WEIGHTS}
@@ -66,16 +65,11 @@ class CLIP(nn.Module):
             raise ValueError(f"these are no CLIP weights: tensor {missing} is missing") from None
         with torch.device("meta"):
             model = cls(**sizes)
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
-        missing = [name for name in wanted if name not in state]
-        extra = [name for name in state if name not in wanted]
-        misshaped = [f"{name} {list(state[name].shape)} instead of {list(shape)}"
-                     for name, shape in wanted.items() if name in state and state[name].shape != shape]
-        for what, names in (("missing", missing), ("unexpected", extra), ("wrongly shaped", misshaped)):
-            if names:
-                first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                raise ValueError(f"CLIP weights with {len(names)} {what} tensors: {first}")
-        model.load_state_dict(state, assign=True)
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()).partition(": ")[2][:200]
+            raise ValueError(f"unfit CLIP weights: {reason}") from None
         return model.eval()
 
     @property
@@ -86,19 +80,12 @@ class CLIP(nn.Module):
     def text_width(self) -> int:
         return self.positional_embedding.shape[1]
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.token_embedding.weight)
-
     def normalise(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [0,1] to CLIP's zero mean and unit deviation."""
         return (images - self.pixel_mean) / self.pixel_std
 
     def encode_image(self, images: Tensor, normalised: bool = False) -> Tensor:
-        """Images [B,3,R,R] in [0,1] (or already through `normalise`) -> [B,D].
-
-        Raises ValueError unless R is `input_resolution`.
-        """
+        """Images [B,3,R,R] in [0,1] (or through `normalise`) -> [B,D]; ValueError unless R fits."""
         return self.visual(self._ready(images, normalised))
 
     def encode_patches(self, images: Tensor, normalised: bool = False) -> Tensor:
@@ -118,20 +105,18 @@ class CLIP(nn.Module):
         return self.encode_text_embeddings(self.embed_tokens(tokens[:, :int(eot_index.max()) + 1]), eot_index)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [N,L] -> embeddings [N,L,W], no positions added.
-
-        Raises ValueError for words that a small model does not know.
-        """
+        """Tokens [N,L] -> embeddings [N,L,W] without positions; ValueError for words unknown to a small one."""
         return self.token_embedding(tokens if self.token_ids is None else self._rows(tokens))
 
     def _rows(self, tokens: Tensor) -> Tensor:
         """Rows of a small model's embedding; zeros behind the end of text are padding and may be any row."""
-        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=self.vocab_size - 1)
+        known = len(self.token_ids)
+        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=known - 1)
         behind = torch.arange(tokens.shape[1], device=tokens.device) > tokens.argmax(dim=-1, keepdim=True)
         unknown = tokens[(self.token_ids[rows] != tokens) & ~(behind & (tokens == 0))].unique().tolist()
         if unknown:
             words = ", ".join(f"{decode([token]).strip()!r} (token {token})" for token in unknown[:5])
-            raise ValueError(f"this small CLIP knows {self.vocab_size} tokens, and not {words}")
+            raise ValueError(f"this small CLIP knows {known} tokens, and not {words}")
         return rows
 
     def encode_text_embeddings(self, embeddings: Tensor, eot_index: Tensor) -> Tensor:
