@@ -37,12 +37,8 @@ class ToyDataset(VocDataset):
 
     def __init__(self, root: Path | str, split: str, transform: Transform | None = None,
                  skip_bad: bool = False):
-        root = Path(root)
-        if not _occupied(root):
+        if not (Path(root) / RECIPE).is_file():
             draw_world(root)
-        elif not (root / RECIPE).is_file():
-            raise InputError(f"--data-root {root}: no toy world here (no {RECIPE}); "
-                             "name a drawn one or a new folder")
         super().__init__(root, split, transform, skip_bad)
 
     def subtypes(self, index: int) -> dict[str, list[str]]:
@@ -58,16 +54,16 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int 
                co_occurrence: float = CO_OCCURRENCE) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 
-    JPEGImages/ID.jpg, SegmentationClassAug/ID.png, Annotations/ID.xml (class and sub-type of objects),
-    ImageSets/Segmentation/{train,val}.txt. A smaller world is the beginning of a larger one of the same seed.
-    InputError where `root` is taken or a number out of range.
+    Annotations name each object's class and sub-type. `co_occurrence` in [0, 1]: how often a class is on its
+    own background. A smaller world is the beginning of a larger one of the same seed. InputError where `root`
+    is taken or a number out of range.
     """
     root = Path(root)
-    if _occupied(root):
-        raise InputError(f"{root}: already exists; draw into a new folder")
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
     if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1:
-        raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in [0, 1], "
-                         f"not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
+        raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in "
+                         f"[0, 1], not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
     partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
     try:
         for folder in ("JPEGImages", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
@@ -92,47 +88,32 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int 
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _occupied(root: Path) -> bool:
-    return root.exists() and not (root.is_dir() and not any(root.iterdir()))
-
-
 def _write_scene(root: Path, name: str, scene: Scene) -> None:
     """One scene's image, mask and annotation; objects that others hide wholly are not in it."""
-    height, width = scene.instances.shape
-    annotation = ElementTree.Element("annotation")
-    ElementTree.SubElement(annotation, "filename").text = f"{name}.jpg"
-    size = ElementTree.SubElement(annotation, "size")
-    for key, value in (("width", width), ("height", height), ("depth", 3)):
-        ElementTree.SubElement(size, key).text = str(value)
-    mask = np.zeros((height, width), np.uint8)
+    mask, lines = np.zeros_like(scene.instances), []
     for number, subtype in enumerate(scene.objects, 1):
-        shape = scene.instances == number
-        if shape.any():
-            mask[shape] = 1 + CLASSES.index(CLASS_OF[subtype])
-            item = ElementTree.SubElement(annotation, "object")
-            ElementTree.SubElement(item, "name").text = CLASS_OF[subtype]
-            ElementTree.SubElement(item, "subtype").text = subtype
-    ElementTree.indent(annotation)
+        if (scene.instances == number).any():
+            mask[scene.instances == number] = 1 + CLASSES.index(CLASS_OF[subtype])
+            lines.append(f"  <object><name>{CLASS_OF[subtype]}</name><subtype>{subtype}</subtype></object>\n")
     Image.fromarray(scene.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
     colored(mask, voc_palette()).save(root / "SegmentationClassAug" / f"{name}.png")
-    ElementTree.ElementTree(annotation).write(root / "Annotations" / f"{name}.xml")
+    (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>\n{''.join(lines)}</annotation>\n")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the world, or of the CLIP")
-    parser.add_argument("--n-train", type=int, default=1200, help="training images to draw")
-    parser.add_argument("--n-val", type=int, default=200, help="held-out images to draw")
-    parser.add_argument("--co-occurrence", type=float, default=CO_OCCURRENCE,
-                        help="how often a class of the world is on its own background")
-    parser.add_argument("--out", type=Path, default=CLIP_ASSET, help="where the CLIP is saved")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of the CLIP")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
-                        help="bf16 is faster on processors that compute in it")
+    add("--seed", type=int, default=0, help="seed of the world, or of the CLIP")
+    add("--n-train", type=int, default=1200, help="training images to draw")
+    add("--n-val", type=int, default=200, help="held-out images to draw")
+    add("--co-occurrence", type=float, default=CO_OCCURRENCE,
+        help="how often a class of the world is on its own background")
+    add("--out", type=Path, default=CLIP_ASSET, help="where the CLIP is saved")
+    add("--steps", type=int, default=600, help="training steps of the CLIP")
     return parser
 
 
@@ -143,8 +124,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.steps < 1 or args.seed < 0:
         raise InputError(f"--steps {args.steps} --seed {args.seed}: at least 1 step and a seed >= 0")
-    from .toy_clip import CLIP, draw_scenes, half_weights, train_clip, zero_shot
-    weights = half_weights(train_clip(args.steps, args.seed, precision=args.precision)[0])
+    from .toy_clip import CLIP, draw_scenes, train_clip, zero_shot
+    trained, _ = train_clip(args.steps, args.seed)
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in trained.state_dict().items()}
     save_atomic({"state_dict": weights}, args.out)
     right = zero_shot(CLIP.from_state_dict(weights), draw_scenes(1000, 0, "clip_val"))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; of 1000 held-out scenes named right: "

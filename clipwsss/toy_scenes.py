@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from .toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 
-CO_OCCURRENCE = 0.75  # default share of a class's objects on its own background; in a trial .95 left CAMs at 14 mIoU
+CO_OCCURRENCE = 0.75  # how often a class is on its own background; in a trial .95 left CAMs at 14 mIoU
 STREAMS = {"train": 0, "val": 1, "clip": 2, "clip_val": 3}  # each draws its own textures and objects
 
 
@@ -22,10 +22,7 @@ class Scene(NamedTuple):
 
 
 class ScenePainter:
-    """An endless stream of scenes that depends on (seed, stream) alone, with 24 tiles of each texture.
-
-    `co_occurrence` in [0,1]: how often a tagged scene has a class on its own background.
-    """
+    """An endless stream of scenes that depends on the arguments alone, with 24 tiles of each texture."""
 
     def __init__(self, seed: int, stream: str, size: int, co_occurrence: float = CO_OCCURRENCE):
         self.source, self.size, self.co_occurrence = (seed, STREAMS[stream]), size, co_occurrence
@@ -38,9 +35,8 @@ class ScenePainter:
         n_objects = rng.choice([1, 2, 3], p=[.55, .38, .07])
         n_classes = 1 if n_objects == 1 or rng.random() < .25 else 2
         present = [CLASSES[i] for i in rng.choice(len(CLASSES), n_classes, replace=False)]
-        own = [BACKGROUNDS[CLASSES.index(name)] for name in present]
-        grounds = [ground if rng.random() < self.co_occurrence else str(rng.choice(BACKGROUNDS))
-                   for ground in own]
+        grounds = [BACKGROUNDS[CLASSES.index(name)] if rng.random() < self.co_occurrence
+                   else str(rng.choice(BACKGROUNDS)) for name in present]
         if n_classes == 1 and rng.random() < .45:
             grounds.append(str(rng.choice(BACKGROUNDS[len(CLASSES):] if rng.random() < .85 else BACKGROUNDS)))
         regions = [i % n_classes for i in range(n_objects)]
@@ -67,10 +63,18 @@ class ScenePainter:
         if len(grounds) == 2:
             pixels = np.where(regions[..., None] == 1, self._crop(grounds[1]), pixels)
         canvas, instances = Image.fromarray(np.ascontiguousarray(pixels)), Image.new("L", (size, size))
+        brush, marker = ImageDraw.Draw(canvas), ImageDraw.Draw(instances)
         placed: list[tuple[float, float, float]] = []
         for number, (subtype, region) in enumerate(objects, 1):
-            placed.append(self._place(regions == region, placed, radii, alone=len(objects) == 1))
-            self._draw(canvas, instances, number, subtype, *placed[-1])
+            x, y, radius = self._place(regions == region, placed, radii, alone=len(objects) == 1)
+            placed.append((x, y, radius))
+            mirror, turn, stretch = rng.choice([-1, 1]), rng.normal(0, .12), rng.uniform(.85, 1.15, 2)
+            cos, sin = math.cos(turn), math.sin(turn)
+            matrix = np.array([[cos, sin], [-sin, cos]]) * radius  # row vectors times this are turned
+            for corners, colour in coloured_parts(subtype, rng):
+                outline = (corners * stretch * (mirror, 1) @ matrix + (x, y)).ravel().tolist()
+                brush.polygon(outline, fill=colour)
+                marker.polygon(outline, fill=number)
         pixels = np.asarray(canvas) * rng.uniform(.85, 1.1) + rng.normal(0, 4, (size, size, 1))
         return Scene(np.clip(pixels, 0, 255).astype(np.uint8), np.asarray(instances), regions,
                      [subtype for subtype, _ in objects], grounds)
@@ -97,15 +101,3 @@ class ScenePainter:
             if score == 0:
                 break
         return best
-
-    def _draw(self, canvas: Image.Image, instances: Image.Image, number: int, subtype: str,
-              x: float, y: float, radius: float) -> None:
-        rng = self.rng
-        mirror, turn, stretch = rng.choice([-1, 1]), rng.normal(0, .12), rng.uniform(.85, 1.15, 2)
-        cos, sin = math.cos(turn), math.sin(turn)
-        matrix = np.array([[cos, sin], [-sin, cos]]) * radius  # row vectors times this are turned
-        brush, marker = ImageDraw.Draw(canvas), ImageDraw.Draw(instances)
-        for corners, colour in coloured_parts(subtype, rng):
-            outline = (corners * stretch * (mirror, 1) @ matrix + (x, y)).ravel().tolist()
-            brush.polygon(outline, fill=colour)
-            marker.polygon(outline, fill=number)

@@ -1,7 +1,5 @@
 """What the toy world is made of: six classes of three sub-types as polygons, eight textured backgrounds."""
 import colorsys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,17 +15,13 @@ ALL_SUBTYPES = [word for words in SUBTYPES.values() for word in words]
 FIXED_COLOURS = {"black": (35, 35, 40), "glass": (205, 225, 240), "steel": (180, 180, 180),
                  "grey": (120, 120, 120), "paper": (235, 230, 215), "horn": (170, 140, 80)}
 
-
-class Part(NamedTuple):
-    """One filled polygon: a colour's name, corners [n, 2] (x right, y down, about -1..1), a factor on it."""
-    fill: str
-    corners: np.ndarray
-    shade: float = 1.0
+# A filled polygon: its colour's name, corners [n, 2] (x right, y down, about -1..1), a factor on the colour.
+Part = tuple[str, np.ndarray, float]
 
 
 def poly(fill: str, *coordinates: float, shade: float = 1.0) -> Part:
     """A polygon from x, y, x, y, ..."""
-    return Part(fill, np.array(coordinates, float).reshape(-1, 2), shade)
+    return fill, np.reshape(coordinates, (-1, 2)), shade
 
 
 def box(fill: str, left: float, top: float, right: float, bottom: float, shade: float = 1.0) -> Part:
@@ -39,7 +33,7 @@ def disc(fill: str, x: float, y: float, width: float, height: float, corners: in
          shade: float = 1.0) -> Part:
     """An ellipse of half-axes width and height."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return Part(fill, np.stack([x + width * np.cos(angle), y + height * np.sin(angle)], 1), shade)
+    return fill, np.stack([x + width * np.cos(angle), y + height * np.sin(angle)], 1), shade
 
 
 def wheels(at: tuple[float, ...], y: float, radius: float, hub: float = 0.0,
@@ -121,7 +115,7 @@ def sheep_parts(kind: str, rng: np.random.Generator) -> list[Part]:
             for step in (-.6, -.3, .3, .6)]
     angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     curl = 1 + .13 * np.cos(9 * angle + rng.random() * 6)
-    fleece = Part("wool", np.stack([x + width * curl * np.cos(angle), y + height * curl * np.sin(angle)], 1))
+    fleece = "wool", np.stack([x + width * curl * np.cos(angle), y + height * curl * np.sin(angle)], 1), 1.0
     tufts = [disc("wool", x + width * .5 * right, y + height * .5 * down, .09, .07, 7, shade=.8)
              for right, down in rng.uniform(-1, 1, (5, 2))]
     face = [disc("face", head_x, head_y, head * .8, head, 10),
@@ -145,96 +139,58 @@ def coloured_parts(subtype: str, rng: np.random.Generator) -> list[tuple[np.ndar
     Each sub-type prefers one of 18 hues (spread .06), which a tiny network learns soon; sheep are grey.
     """
     hue = ALL_SUBTYPES.index(subtype) * 7 % 18 / 18 + rng.normal(0, .06)
-    colours = {"main": hsv(hue, rng.uniform(.5, .95), rng.uniform(.5, .95)),
+    colours = {**FIXED_COLOURS, "main": hsv(hue, rng.uniform(.5, .95), rng.uniform(.5, .95)),
                "second": hsv(rng.random(), rng.uniform(.1, .8), rng.uniform(.5, 1))}
     if subtype in SHEEP:
         light = np.array([1, .97, .9]) * rng.uniform(150, 245)
         dark = np.array([1, .9, .8]) * rng.uniform(30, 120)
         colours["wool"], colours["face"] = (light * .35, light) if rng.random() < .3 else (light, dark)
     parts = sheep_parts(subtype, rng) if subtype in SHEEP else SHAPES[subtype]
-    colours = FIXED_COLOURS | colours
-    shaded = (np.clip(np.multiply(colours[part.fill], part.shade), 0, 255).astype(int) for part in parts)
-    return [(part.corners, tuple(colour.tolist())) for part, colour in zip(parts, shaded)]
+    return [(corners, tuple(np.clip(np.multiply(colours[fill], shade), 0, 255).astype(int).tolist()))
+            for fill, corners, shade in parts]
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """[size, size] float, about 0..1: random values on a coarse grid, interpolated."""
-    coarse = rng.random((cells, cells)).astype(np.float32)
-    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
-
-
-class Ground(NamedTuple):
-    """What textures are woven of, [n, n] float: coordinates, noise N(0, 1), smooth noise; a brightness."""
-    y: np.ndarray
-    x: np.ndarray
-    noise: np.ndarray
-    hills: np.ndarray
-    light: float
-
-
-def _mix(colour: np.ndarray, *layers: np.ndarray) -> np.ndarray:
-    """[n, n, 3]: a colour plus grey layers [n, n]."""
-    return colour + sum(layers)[..., None]
-
-
-def _paint(image: np.ndarray, where: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    return np.where(where[..., None], colour, image)
-
-
-def _water(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    bend = np.sin(g.x * rng.uniform(.08, .16) + g.hills * 6)
-    waves = np.sin(rng.uniform(.5, .8) * (g.y + 3 * bend))
-    return _mix(hsv(rng.uniform(.52, .6), rng.uniform(.5, .8), .6) * g.light, waves * 22, g.noise * 5)
-
-
-def _rails(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    pitch, gauge = rng.uniform(9, 13), rng.uniform(26, 36)
-    gravel = hsv(rng.uniform(.05, .1), .35, .5) * g.light
-    image = _paint(_mix(gravel, g.noise * 14), g.y % pitch < pitch * .45, gravel * .55)
-    return _paint(image, g.x % gauge < 3, np.array([170, 170, 180]) * g.light)
-
-
-def _grass(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    n = len(g.noise)
-    blades = np.asarray(Image.fromarray(g.noise).resize((n, n * 3), Image.Resampling.BILINEAR))[:n]
-    return _mix(hsv(rng.uniform(.24, .34), rng.uniform(.5, .8), .5) * g.light, blades * 34)
-
-
-def _sky(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    blue = hsv(rng.uniform(.53, .62), rng.uniform(.2, .45), .85) * min(g.light, 1.05)
-    clouds = np.clip((smooth_noise(rng, len(g.y), int(rng.integers(5, 9))) - .5) * 3, 0, 1)
-    return _mix(blue, g.noise * 2) + clouds[..., None] * (245 - blue)
-
-
-def _road(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    asphalt = _mix(np.array([105, 105, 110]) * g.light, g.noise * 10)
-    return _paint(asphalt, (g.y % rng.uniform(30, 44) < 4) & (g.x % 24 < 14), np.array([225, 225, 200]))
-
-
-def _table(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    grain = np.sin(.35 * g.x + 6 * g.hills + .03 * g.y)
-    wood = _mix(hsv(rng.uniform(.06, .1), rng.uniform(.5, .7), .7) * g.light, grain * 20, g.noise * 4)
-    return _paint(wood, g.y % rng.uniform(34, 50) < 1.5, wood * .5)
-
-
-def _sand(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    return _mix(hsv(rng.uniform(.1, .14), .35, .85) * g.light, g.noise * 14, (g.hills - .5) * 40)
-
-
-def _brick(rng: np.random.Generator, g: Ground) -> np.ndarray:
-    wall = _mix(hsv(rng.uniform(.98, 1.04), .55, .6) * g.light, g.noise * 9, (g.hills - .5) * 30)
-    mortar = (g.y % 9 < 1.6) | ((g.x + 8 * (g.y // 9 % 2)) % 17 < 1.6)
-    return _paint(wall, mortar, np.array([190, 185, 180]) * g.light)
-
-
-TEXTURES: dict[str, Callable[[np.random.Generator, Ground], np.ndarray]] = {
-    "water": _water, "rails": _rails, "grass": _grass, "sky": _sky, "road": _road, "table": _table,
-    "sand": _sand, "brick": _brick}
+    """[size, size, 1] float, about 0..1: random values on a coarse grid, interpolated."""
+    coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))[..., None]
 
 
 def texture(background: str, rng: np.random.Generator, size: int = 160) -> np.ndarray:
     """A random tile [size, size, 3] uint8 of one of BACKGROUNDS."""
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    ground = Ground(y, x, rng.normal(0, 1, (size, size)).astype(np.float32),
-                    smooth_noise(rng, size, int(rng.integers(4, 9))), rng.uniform(.75, 1.1))
-    return np.clip(TEXTURES[background](rng, ground), 0, 255).astype(np.uint8)
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)[..., None]
+    noise = rng.normal(0, 1, (size, size, 1)).astype(np.float32)
+    hills = smooth_noise(rng, size, int(rng.integers(4, 9)))
+    light = rng.uniform(.75, 1.1)
+    if background == "water":
+        bend = np.sin(x * rng.uniform(.08, .16) + hills * 6)
+        waves = np.sin(rng.uniform(.5, .8) * (y + 3 * bend))
+        image = hsv(rng.uniform(.52, .6), rng.uniform(.5, .8), .6) * light + (waves * 22 + noise * 5)
+    elif background == "rails":
+        pitch, gauge = rng.uniform(9, 13), rng.uniform(26, 36)
+        gravel = hsv(rng.uniform(.05, .1), .35, .5) * light
+        image = np.where(y % pitch < pitch * .45, gravel * .55, gravel + noise * 14)
+        image = np.where(x % gauge < 3, np.array([170, 170, 180]) * light, image)
+    elif background == "grass":
+        tall = Image.fromarray(noise[..., 0]).resize((size, size * 3), Image.Resampling.BILINEAR)
+        blades = np.asarray(tall)[:size, :, None]
+        image = hsv(rng.uniform(.24, .34), rng.uniform(.5, .8), .5) * light + blades * 34
+    elif background == "sky":
+        blue = hsv(rng.uniform(.53, .62), rng.uniform(.2, .45), .85) * min(light, 1.05)
+        clouds = np.clip((smooth_noise(rng, size, int(rng.integers(5, 9))) - .5) * 3, 0, 1)
+        image = blue + noise * 2 + clouds * (245 - blue)
+    elif background == "road":
+        asphalt = np.array([105, 105, 110]) * light + noise * 10
+        dashes = (y % rng.uniform(30, 44) < 4) & (x % 24 < 14)
+        image = np.where(dashes, np.array([225, 225, 200]), asphalt)
+    elif background == "table":
+        grain = np.sin(.35 * x + 6 * hills + .03 * y)
+        wood = hsv(rng.uniform(.06, .1), rng.uniform(.5, .7), .7) * light + (grain * 20 + noise * 4)
+        image = np.where(y % rng.uniform(34, 50) < 1.5, wood * .5, wood)
+    elif background == "sand":
+        image = hsv(rng.uniform(.1, .14), .35, .85) * light + (noise * 14 + (hills - .5) * 40)
+    else:
+        wall = hsv(rng.uniform(.98, 1.04), .55, .6) * light + (noise * 9 + (hills - .5) * 30)
+        mortar = (y % 9 < 1.6) | ((x + 8 * (y // 9 % 2)) % 17 < 1.6)
+        image = np.where(mortar, np.array([190, 185, 180]) * light, wall)
+    return np.clip(image, 0, 255).astype(np.uint8)

@@ -50,7 +50,7 @@ def test_splits_are_disjoint_and_differ(world):
 def test_tags_sizes_and_subtypes_agree_with_the_masks(world, split):
     dataset = build_dataset("toy", world, split)
     assert dataset.classes == CLASSES and dataset.has_masks and not dataset.skipped
-    for index, name in enumerate(dataset.names):
+    for index in range(len(dataset)):
         image, mask = dataset.load_image(index), dataset.load_mask(index)
         assert image.size == (96, 96) and mask.shape == (96, 96) == dataset.image_size(index)
         tags = {k + 1 for k in dataset.labels[index].nonzero().flatten().tolist()}
@@ -58,8 +58,6 @@ def test_tags_sizes_and_subtypes_agree_with_the_masks(world, split):
         subtypes = dataset.subtypes(index)
         assert {CLASSES.index(label) + 1 for label in subtypes} == tags
         assert all(set(words) <= set(SUBTYPES[label]) for label, words in subtypes.items())
-        annotation = ElementTree.parse(world / "Annotations" / f"{name}.xml")
-        assert annotation.findtext("filename") == f"{name}.jpg" and annotation.findtext("size/width") == "96"
 
 
 def test_masks_carry_the_palette_and_images_keep_their_colours(world):
@@ -122,7 +120,6 @@ def test_a_wholly_hidden_object_is_no_tag(tmp_path):
     toy._write_scene(tmp_path, "x", scene)
     annotation = ElementTree.parse(tmp_path / "Annotations" / "x.xml")
     assert [item.findtext("subtype") for item in annotation.iter("object")] == ["van"]
-    assert annotation.findtext("size/height") == "8" and annotation.findtext("size/width") == "6"
     with Image.open(tmp_path / "SegmentationClassAug" / "x.png") as mask:
         assert np.array_equal(np.unique(mask), [0, 1 + CLASSES.index("car")])
 
@@ -158,7 +155,7 @@ def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, m
     assert len(toy.ToyDataset(tmp_path / "empty", "val")) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="mine: no toy world here"):
+    with pytest.raises(InputError, match="mine: already exists.*toy.json"):
         toy.ToyDataset(tmp_path / "mine", "train")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     with pytest.raises(InputError, match="test.*train, val"):
