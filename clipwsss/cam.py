@@ -1,6 +1,6 @@
 """Multi-scale class activation maps of a generator, and their files for a whole split."""
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import torch
@@ -8,30 +8,31 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .cam_files import write_cam
+from .cam_files import FORMATS, STRIDE, write_cam
 from .datasets import TagDataset, collate
 from .engine import Progress, rank, world_size
 
-STRIDE = 4  # CAM files hold maps at a quarter of the image's size, as IRN's do
+SCALES = (1.0, 0.5, 1.5, 2.0)
 
 
 @torch.inference_mode()
-def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0),
+def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequence[float] = SCALES,
                      flip: bool = True) -> list[torch.Tensor]:
     """Rectified maps [B,K,h,w] of each scale, image and mirror image added, of images [B,3,H,W] in [0,1].
 
     Source: IRN's make_cam (bicubic resizing; image and flip in one batch).
     """
-    height, width = images.shape[-2:]
     outputs = []
     for scale in scales:
-        size = (round(height * scale), round(width * scale))
-        scaled = images if scale == 1 else F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        size = [round(side * scale) for side in images.shape[-2:]]
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        maps = F.relu(generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled))
         if flip:
-            maps, mirrored = F.relu(generator(torch.cat([scaled, scaled.flip(-1)]))).chunk(2)
-            outputs.append(maps + mirrored.flip(-1))
-        else:
-            outputs.append(F.relu(generator(scaled)))
+            maps, mirrored = maps.chunk(2)
+            maps = maps + mirrored.flip(-1)
+        outputs.append(maps)
     return outputs
 
 
@@ -42,27 +43,29 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
     """
     height, width = size
     padded = [math.ceil(side / multiple) * multiple for side in size]
-    total = sum(F.interpolate(maps.float(), padded, mode="bilinear", align_corners=False) for maps in outputs)
+    total = sum(F.interpolate(maps, padded, mode="bilinear", align_corners=False) for maps in outputs)
     total = total[..., :height, :width]
     return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
-def size_batches(dataset: TagDataset, batch_size: int) -> list[list[int]]:
-    """Index batches of images of one size each, so that CAMs of many images are one forward pass."""
+def size_loader(dataset: TagDataset, batch_size: int, workers: int = 0,
+                done: Container[str] = ()) -> DataLoader:
+    """This rank's images but those in `done`, in batches of one size each (one forward pass for many)."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index in range(rank(), len(dataset), world_size()):
-        groups.setdefault(dataset.image_size(index), []).append(index)
-    return [group[i:i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+        if dataset.names[index] not in done:
+            groups.setdefault(dataset.image_size(index), []).append(index)
+    batches = [group[i:i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 
 
 def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path, device: torch.device,
-               scales: Sequence[float] = (1.0, 0.5, 1.5, 2.0), flip: bool = True, batch_size: int = 1, workers: int = 0,
-               fmt: str = "npz", skip: frozenset[str] = frozenset()) -> None:
-    """Write the CAM file of every image of the split, of the classes its tags name; names in `skip` are left."""
-    batches = [[i for i in batch if dataset.names[i] not in skip] for batch in size_batches(dataset, batch_size)]
-    batches = [batch for batch in batches if batch]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
-    progress = Progress("CAMs", sum(map(len, batches)))
+               scales: Sequence[float] = SCALES, flip: bool = True, batch_size: int = 1, workers: int = 0,
+               fmt: str = "npz", resume: bool = False) -> None:
+    """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay."""
+    done = {name for name in dataset.names if resume and (folder / f"{name}{FORMATS[fmt]}").exists()}
+    loader = size_loader(dataset, batch_size, workers, done)
+    progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
     generator.eval()
     for batch in loader:
         height, width = batch.images.shape[-2:]
@@ -70,11 +73,10 @@ def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path, device: 
         cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)))
         for row, name in enumerate(batch.names):
             keys = batch.labels[row].nonzero()[:, 0]
-            here = keys.to(device)
-            high = None
+            present, high = keys.to(device), None
             if fmt == "irn":
-                present = [maps[row:row + 1, here] for maps in outputs]
-                high = merge_scales(present, (height, width), multiple=16)[0].cpu().numpy()
-            write_cam(folder, name, keys.numpy(), cams[row, here].cpu().numpy(), fmt, high)
+                maps = [output[row:row + 1, present] for output in outputs]
+                high = merge_scales(maps, (height, width), multiple=16)[0].cpu()
+            write_cam(folder, name, keys, cams[row, present].cpu(), fmt, high)
         progress.update(len(batch.names))
     progress.close()

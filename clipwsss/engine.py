@@ -1,4 +1,4 @@
-"""The training engine: run folders, atomic files, and one fit loop that logs, stops on bad losses and resumes exactly."""
+"""The training engine: run folders, atomic files, one fit loop that logs and resumes exactly."""
 import json
 import math
 import os
@@ -34,23 +34,23 @@ def world_size() -> int:
 
 def pick_device(name: str) -> torch.device:
     """`auto` (CUDA where there is one), `cpu` or `cuda`; InputError when CUDA is asked for and absent."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    present = torch.cuda.is_available()
+    if name == "cuda" and not present:
         raise InputError("--device cuda: no CUDA device is visible; use --device cpu or auto")
-    return torch.device(name)
+    return torch.device("cuda" if present and name != "cpu" else "cpu")
 
 
-def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it (CUDA, or a processor with such instructions), else fp32."""
-    if name != "auto":
-        return name
-    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-    return "bf16" if able else "fp32"
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16; `auto` does where the device itself computes in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
-    """Seed torch, numpy and random from (seed, epoch): an epoch begins alike whether or not the run was resumed."""
+    """Seed torch, numpy and random from (seed, epoch), so that a resumed run's epochs begin alike."""
     mixed = (seed * 1_000_003 + epoch) % 2**32
     random.seed(mixed)
     np.random.seed(mixed)
@@ -82,42 +82,44 @@ def write_json(value: object, path: Path | str) -> None:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def load_weights(path: Path | str, device: torch.device | str = "cpu") -> dict:
-    """A checkpoint's contents, tensors and plain values only (no code runs); InputError names a missing or bad file."""
+def load_weights(path: Path | str) -> dict:
+    """A checkpoint's dictionary of tensors and plain values (no code runs); InputError names a bad file."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        stored = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({str(error).splitlines()[0][:120]})") from error
+        reason = str(error).partition("\n")[0][:120]
+        raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: not a checkpoint but a {type(stored).__name__}")
+    return stored
 
 
 class Run:
     """One script's run folder: args.json, log.jsonl, checkpoints and outputs.
 
-    A folder that already holds a run is refused unless `resume` (same settings, goes on) or `overwrite` (starts anew).
+    A folder that holds a run needs `resume` (same settings, goes on) or `overwrite` (starts anew).
     """
 
     def __init__(self, out: Path | str, config: dict, resume: bool = False, overwrite: bool = False):
         self.out, self.resume = Path(out), resume
         config = json.loads(json.dumps(config, default=str))
         stored = self.out / "args.json"
-        if stored.exists() and not (resume or overwrite):
-            raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
-                             "--out chooses another folder")
         if stored.exists() and resume:
             before = json.loads(stored.read_text())
-            changed = sorted(key for key in config.keys() | before.keys()
-                             if key not in FREE_TO_CHANGE and config.get(key) != before.get(key))
-            if changed:
-                key = changed[0]
-                raise InputError(f"--resume: --{key.replace('_', '-')} was {before.get(key)} in {stored} and is "
-                                 f"{config.get(key)} now; use the same value or --overwrite")
-        self.out.mkdir(parents=True, exist_ok=True)
-        if overwrite and not resume and rank() == 0:
-            for old in (self.out / "log.jsonl", *self.out.glob("last*.pt")):
-                old.unlink(missing_ok=True)
+            for key in sorted((config.keys() | before.keys()) - FREE_TO_CHANGE):
+                if config.get(key) != before.get(key):
+                    raise InputError(f"--resume: --{key.replace('_', '-')} was {before.get(key)} in {stored} "
+                                     f"and is {config.get(key)} now; use the same value or --overwrite")
+        elif stored.exists() and not overwrite:
+            raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
+                             "--out chooses another folder")
         if rank() == 0:
+            if overwrite and not resume:
+                for pattern in ("log.jsonl", "last*.pt", "cams/*.np[yz]"):
+                    for old in self.out.glob(pattern):
+                        old.unlink()
             write_json(config, stored)
 
     def path(self, *parts: str) -> Path:
@@ -150,10 +152,10 @@ class Run:
 class Progress:
     """One terminal line with loss terms, rate and time left; without a terminal only `close` prints."""
 
-    def __init__(self, label: str, total: int, unit: str = "images", stream=sys.stderr):
-        self.label, self.total, self.unit, self.stream = label, total, unit, stream
+    def __init__(self, label: str, total: int, unit: str = "images"):
+        self.label, self.total, self.unit = label, total, unit
         self.done, self.begin, self.shown = 0, time.perf_counter(), 0.0
-        self.live = stream.isatty() and rank() == 0
+        self.live = sys.stderr.isatty() and rank() == 0
 
     def update(self, count: int, **terms: float) -> None:
         """Advance by `count`; `terms` may be tensors: they are read only when the line is drawn."""
@@ -161,13 +163,12 @@ class Progress:
         now = time.perf_counter()
         if self.live and now - self.shown > 0.2:
             self.shown = now
-            self.stream.write(f"\r\x1b[K{self._line(terms)}")
-            self.stream.flush()
+            print(f"\r\x1b[K{self._line(terms)}", end="", file=sys.stderr, flush=True)
 
     def close(self, **terms: float) -> None:
         """Finish with one plain line."""
         if self.live:
-            self.stream.write("\r\x1b[K")
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         if rank() == 0:
             print(self._line(terms), flush=True)
 
@@ -177,14 +178,15 @@ class Progress:
         left = (self.total - self.done) / max(rate, 1e-9)
         shown = "  ".join(f"{name} {float(value):.4f}" for name, value in terms.items())
         clock = f"{left:.0f} s left" if self.done < self.total else f"{spent:.1f} s"
-        return f"{self.label}  {self.done}/{self.total} {self.unit}  {shown}  {rate:.1f} {self.unit}/s  {clock}"
+        done = f"{self.label}  {self.done}/{self.total} {self.unit}"
+        return f"{done}  {shown}  {rate:.1f} {self.unit}/s  {clock}"
 
 
 def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bool = True, seed: int = 0,
                 drop_last: bool = False) -> DataLoader:
     """A loader of `Batch`es whose order depends on (seed, epoch) alone; ranks take disjoint parts.
 
-    Workers start anew each epoch: persistent ones would carry their random state across it, and resuming be inexact.
+    Workers start anew each epoch: persistent ones would carry their random state over it and break resuming.
     """
     sampler = DistributedSampler(dataset, world_size(), rank(), shuffle=shuffle, seed=seed)
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate,
@@ -203,30 +205,29 @@ def make_optimizer(groups: list[dict], name: str, lr: float, weight_decay: float
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int, power: float = 0.9,
+def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
                    warmup: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
-    """Per-step learning-rate factor: `poly` (1 - t)^power, `cosine` to zero, or `constant`, after a linear warm-up."""
-    shapes = {"poly": lambda t: (1 - t) ** power, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),
-              "constant": lambda t: 1.0}
-    shape = shapes[name]
+    """Learning rate per step: `poly` (1 - t)^0.9, `cosine` to zero or `constant`, after a linear warm-up."""
+    shape = {"poly": lambda t: (1 - t) ** 0.9, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),
+             "constant": lambda t: 1.0}[name]
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)) * shape(min(step / max(steps, 1), 1.0)))
 
 
-def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Tensor]], modules: dict[str, nn.Module],
-        optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int,
-        device: torch.device, seed: int, clip_norm: float | None = None, label: str = "train",
-        checkpoint: str = "last", precision: str = "fp32", accumulate: int = 1, steps: int | None = None,
+def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Tensor]],
+        modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler, epochs: int, device: torch.device, seed: int,
+        clip_norm: float | None = None, label: str = "train", checkpoint: str = "last",
+        precision: str = "fp32", accumulate: int = 1, steps: int | None = None,
         on_epoch: Callable[[int], None] | None = None) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
-    Raises InputError on a non-finite loss, naming the batch's images. `precision` as in pick_precision; bf16 runs
-    `step` under autocast. `accumulate` sums gradients of that many batches before each optimiser and scheduler step;
-    after `steps` of those the training ends, within an epoch too;
-    `on_epoch` is told each epoch's number.
+    `precision` as in use_bf16, by autocast. `accumulate` sums the gradients of that many batches for each
+    step of optimiser and scheduler; after `steps` of those training ends, within an epoch too. `on_epoch` is
+    told each epoch's number. InputError on a loss that is not finite names the batch's images.
     """
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
-    low = pick_precision(precision, device) == "bf16"
+    low = use_bf16(precision, device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for epoch in range(run.restore(checkpoint, **stateful), epochs):
         seed_everything(seed, epoch)
@@ -235,18 +236,17 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
             on_epoch(epoch)
         for module in modules.values():
             module.train()
-        progress = Progress(f"{label} {epoch + 1}/{epochs}", min(len(loader) * loader.batch_size, len(loader.sampler)))
-        sums: dict[str, torch.Tensor] = {}
-        for index, batch in enumerate(loader):
-            batch = batch.to(device)
+        total = min(len(loader) * loader.batch_size, len(loader.sampler))
+        progress, sums = Progress(f"{label} {epoch + 1}/{epochs}", total), {}
+        for count, batch in enumerate(loader, 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=low):
-                terms = step(batch)
+                terms = step(batch.to(device))
             if not torch.isfinite(terms["loss"]):
                 shown = {name: round(value.item(), 4) for name, value in terms.items()}
-                raise InputError(f"{label}: the loss is not finite ({shown}) on images {', '.join(batch.names)}; "
-                                 "lower --lr or look at these images")
+                raise InputError(f"{label}: the loss is not finite ({shown}) on images "
+                                 f"{', '.join(batch.names)}; lower --lr or look at these images")
             (terms["loss"] / accumulate).backward()
-            if (index + 1) % accumulate == 0 or index + 1 == len(loader):
+            if count % accumulate == 0 or count == len(loader):
                 if clip_norm:
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimizer.step()
@@ -257,7 +257,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[Batch], dict[str, torch.Te
             progress.update(len(batch.names), **terms)
             if steps is not None and scheduler.last_epoch >= steps:
                 break
-        means = {name: float(value) / (index + 1) for name, value in sums.items()}
+        means = {name: float(value) / count for name, value in sums.items()}
         progress.close(**means)
         run.log(label=label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
         run.save(epoch + 1, checkpoint, **stateful)

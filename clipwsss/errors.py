@@ -8,7 +8,7 @@ class InputError(ValueError):
 
 
 def run_script(main: Callable[[], int | None]) -> int:
-    """Run a script's `main`; an InputError or a missing file or package becomes one line on stderr and exit status 2."""
+    """Run a script's `main`; an InputError, missing file or package is one line and exit status 2."""
     try:
         return main() or 0
     except (InputError, FileNotFoundError, ModuleNotFoundError) as error:

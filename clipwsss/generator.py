@@ -12,14 +12,15 @@ from .errors import InputError
 class Generator(nn.Module):
     """Maps images [B,3,H,W] in [0,1] to raw class maps W^T Z [B,K,h,w] (POLE sec. 3.1).
 
-    Their mean over positions is the classifier's logit (global average pooling commutes with the 1x1 convolution).
-    `backbone` maps images to features [B,C,h,w] and has `channels`; `frozen` are those of its modules that are not
-    trained and whose batch norm stays as it is.
+    Their mean over positions is the classifier's logit (average pooling commutes with the 1x1 convolution).
+    `backbone` maps images to features [B,C,h,w] and has `channels`; `frozen` are its modules that are not
+    trained and whose batch norm stays as it is; `config` is written with the weights, to rebuild it by.
     """
 
-    def __init__(self, backbone: nn.Module, n_classes: int, frozen: tuple[nn.Module, ...] = ()):
+    def __init__(self, backbone: nn.Module, n_classes: int, frozen: tuple[nn.Module, ...] = (),
+                 config: dict | None = None):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.config = backbone, config
         self.classifier = nn.Conv2d(backbone.channels[-1], n_classes, 1, bias=False)
         self.frozen = [module.requires_grad_(False) for module in frozen]
 
@@ -36,29 +37,33 @@ class Generator(nn.Module):
     def parameter_groups(self, lr: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at `lr`, the new classifier at `head_ratio` times it (IRN, CLIMS)."""
         body = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [{"params": body, "lr": lr}, {"params": list(self.classifier.parameters()), "lr": lr * head_ratio}]
+        return [{"params": body, "lr": lr}, {"params": [self.classifier.weight], "lr": lr * head_ratio}]
 
 
 def build_generator(backbone: str, classes: list[str], output_stride: int = 16, weights: str = "imagenet",
                     freeze_stages: int = 1, frozen_bn: bool = False) -> Generator:
-    """A ResNet generator; the first `freeze_stages` of stem, layer1, layer2, ... are frozen with their batch norm.
+    """A ResNet generator; the first `freeze_stages` of stem, layer1, ... are frozen with their batch norm.
 
-    `frozen_bn` keeps all batch norm statistics (IRN's classifier; CLIMS' generator trains with batch statistics).
+    `frozen_bn` keeps all batch norm statistics (IRN's classifier; CLIMS' generator trains with the batch's).
+    InputError on a stride or weights that do not fit.
     """
-    body = resnet.build(backbone, output_stride, weights, frozen_bn=frozen_bn)
+    try:
+        body = resnet.build(backbone, output_stride, weights, frozen_bn=frozen_bn)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
-    return Generator(body, len(classes), tuple(module for stage in stages[:freeze_stages] for module in stage))
+    config = {"backbone": backbone, "output_stride": output_stride, "classes": list(classes)}
+    return Generator(body, len(classes), sum(stages[:freeze_stages], ()), config)
 
 
-def save_generator(generator: Generator, path: Path, backbone: str, output_stride: int, classes: list[str]) -> None:
+def save_generator(generator: Generator, path: Path) -> None:
     """Weights with what is needed to rebuild the network."""
-    save_atomic({"backbone": backbone, "output_stride": output_stride, "classes": list(classes),
-                 "state_dict": generator.state_dict()}, path)
+    save_atomic({**generator.config, "state_dict": generator.state_dict()}, path)
 
 
 def load_generator(path: Path, classes: list[str], backbone: str = "resnet50", output_stride: int = 16,
-                   freeze_stages: int = 1, frozen_bn: bool = False) -> tuple[Generator, str, int]:
-    """A generator from our own file or from IRN's and CLIMS' `res50_*.pth`; with its backbone name and output stride.
+                   freeze_stages: int = 1, frozen_bn: bool = False) -> Generator:
+    """A generator from our own file or from IRN's and CLIMS' `res50_*.pth`.
 
     `backbone` and `output_stride` serve files that do not say theirs. InputError on other classes or weights.
     """
@@ -69,14 +74,14 @@ def load_generator(path: Path, classes: list[str], backbone: str = "resnet50", o
         if list(stored["classes"]) != list(classes):
             raise InputError(f"{path}: made for the classes {', '.join(stored['classes'])}; this data has "
                              f"{', '.join(classes)}")
-    elif any(name.startswith("resnet50.") for name in state):  # the reference aliases each layer under several names
+    else:  # the references name the same layers several times, by stages and groups
         state = {name.replace("resnet50.", "backbone.", 1): value for name, value in state.items()
                  if name.startswith(("resnet50.", "classifier.")) and ".fc." not in name}
     generator = build_generator(backbone, classes, output_stride, "none", freeze_stages, frozen_bn)
     try:
         generator.load_state_dict(state)
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        reason = str(error).splitlines()[:2][-1].strip()
         raise InputError(f"{path}: not the weights of a {backbone} generator of {len(classes)} classes "
                          f"({reason[:160]})") from error
-    return generator, backbone, output_stride
+    return generator

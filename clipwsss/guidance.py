@@ -22,14 +22,14 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
         raise InputError(str(error)) from error
 
 
-def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor],
+def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor,
+                   pairs: tuple[torch.Tensor, torch.Tensor],
                    with_background: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Features of X*P_k and X*(1 - P_k) for N (image, class) pairs, through CLIP at its own resolution in one batch.
+    """Normalised features [N,D] of X*P_k and X*(1 - P_k) for N pairs (image index [N], class index [N]).
 
-    images [B,3,H,W] in [0,1], probabilities P [B,K,h,w] in [0,1], pairs (image index [N], class index [N]); returns
-    foreground and background features [N,D], normalised. The mask multiplies the normalised image, so that a masked
-    pixel has the mean colour. Source: CLIMS eq. 3, POLE sec. 3.2, SemPLeS eq. 1. Deviation from the CLIMS release:
-    pixels carry CLIP's own normalisation, and images shrink with antialiasing on the half-pixel grid.
+    images [B,3,H,W] and probabilities P [B,K,h,w] in [0,1] go through CLIP at its own resolution in one
+    batch; P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3, POLE
+    sec. 3.2, SemPLeS eq. 1). Not as CLIMS' release: CLIP's own normalisation, antialiasing, half-pixel grid.
     """
     size = (clip.input_resolution, clip.input_resolution)
     image_index, class_index = pairs
@@ -43,21 +43,18 @@ def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor
 
 
 class Adapter(nn.Module):
-    """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, after CLIP-Adapter).
+    """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, CLIP-Adapter).
 
-    W1 has D/4 columns; r starts at 0.2. kind `fixed` keeps r that scalar, `learnable` learns one r per dimension,
-    `none` returns x. The paper leaves r's shape open: a vector lets it differ per dimension.
+    W1 has D/4 columns; r starts at 0.2. kind `fixed` keeps r that scalar, `learnable` learns one r per
+    dimension (the paper leaves its shape open), `none` returns x.
     """
 
-    def __init__(self, dim: int, kind: str = "learnable", ratio: float = 0.2):
+    def __init__(self, dim: int, kind: str):
         super().__init__()
         self.kind = kind
         if kind != "none":
             self.down, self.up = nn.Linear(dim, dim // 4, bias=False), nn.Linear(dim // 4, dim, bias=False)
-        if kind == "learnable":
-            self.ratio = nn.Parameter(torch.full((dim,), ratio))
-        else:
-            self.ratio = ratio
+        self.ratio = nn.Parameter(torch.full((dim,), 0.2)) if kind == "learnable" else 0.2
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Adapted features, not normalised."""
@@ -66,14 +63,15 @@ class Adapter(nn.Module):
         return self.ratio * self.up(F.relu(self.down(features))) + (1 - self.ratio) * features
 
 
-def guidance_terms(foreground: torch.Tensor, background: torch.Tensor, text: torch.Tensor, suppressed: torch.Tensor,
-                   probabilities: torch.Tensor, adapters: tuple[nn.Module, nn.Module], weights: dict[str, float],
-                   threshold: float, reduction: str) -> dict[str, torch.Tensor]:
-    """The terms that train the generator and their weighted sum `loss`.
+def guidance_terms(foreground: torch.Tensor, background: torch.Tensor, text: torch.Tensor,
+                   suppressed: torch.Tensor, probabilities: torch.Tensor,
+                   adapters: tuple[nn.Module, nn.Module], weights: dict[str, float], threshold: float,
+                   reduction: str) -> dict[str, torch.Tensor]:
+    """The terms that train the generator and their sum `loss`, weighted by `weights` of each term's name.
 
-    foreground, background and text [N,D], suppressed [N,M,D] (M may be 0), probabilities: the maps the area term
-    averages; adapters (image side, text side); weights of `fg`, `bg`, `suppress`, `area`. fg and bg are CLIMS' OTM and
-    BTM, POLE eq. 5, SemPLeS eq. 1; suppress is CLIMS' CBS or SemPLeS eq. 3; area is CLIMS' REG.
+    foreground, background, text [N,D]; suppressed [N,M,D], M may be 0; probabilities: what the area term
+    averages; adapters: (image side, text side). fg and bg are CLIMS' OTM and BTM, POLE eq. 5, SemPLeS eq. 1;
+    suppress is CLIMS' CBS or SemPLeS eq. 3; area is CLIMS' REG.
     """
     image_side, text_side = adapters
     adapted = text_side(text)

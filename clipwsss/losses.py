@@ -2,18 +2,16 @@
 import torch
 import torch.nn.functional as F
 
-SIMILARITY_FLOOR = 1e-4
-
 
 def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Cosine of paired features, clamped to [1e-4, 1 - 1e-4] so that both logarithms stay finite.
 
-    image [N,D] and text [N,D] give [N]; text [N,M,D] gives [N,M]. Computed in float32, under autocast too: bfloat16
+    image [N,D] and text [N,D] give [N]; text [N,M,D] gives [N,M]. In float32 under autocast too: bfloat16
     cannot tell 0.996 from 1. Source: CLIMS' release.
     """
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     cosine = (image * text if text.dim() == 2 else image[:, None] * text).sum(dim=-1)
-    return cosine.clamp(SIMILARITY_FLOOR, 1 - SIMILARITY_FLOOR)
+    return cosine.clamp(1e-4, 1 - 1e-4)
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -38,7 +36,7 @@ def repel(similarities: torch.Tensor) -> torch.Tensor:
 
 
 def suppress(similarities: torch.Tensor, threshold: float, reduction: str = "sum") -> torch.Tensor:
-    """-log(1 - s) of the foreground regions' similarities s [N,M] to M background prompts where s > threshold.
+    """-log(1 - s) of foreground regions' similarities s [N,M] to M background prompts where s > threshold.
 
     reduction `sum` over pairs and prompts (CLIMS' CBS) or `mean` over pairs of the sum over prompts
     (SemPLeS eq. 3 has M = 1 and threshold 0).

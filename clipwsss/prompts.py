@@ -1,4 +1,4 @@
-"""What stands for a class or for its background: words from JSON, and prompts that answer one call with text features."""
+"""What stands for a class or its background: words from JSON, prompts that give text features in one call."""
 import json
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import clip as clip_package
-from .clip import CLIP
+from .clip import CLIP, tokenize
+from .clip.tokenizer import encode
 from .errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"
@@ -18,7 +18,7 @@ MARK = re.compile(r"\[([SC])\*(\d+)\]")
 
 
 class Words(NamedTuple):
-    """Per class its prompt name and its candidates (the name first, then synonyms), and the background words."""
+    """Each class's prompt name and candidates (the name first, then synonyms), and the background words."""
     names: list[str]
     candidates: list[list[str]]
     background: list[str]
@@ -28,30 +28,33 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
                synonyms_file: Path | str | None = None, n_synonyms: int | None = None) -> Words:
     """Words of a data set: its JSON asset where it has one, else the class names with `synonyms`.
 
-    `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces the
-    candidates of the classes it names; `n_synonyms` caps them. Without an asset the background words are CLIMS' VOC
+    `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces
+    candidates of the classes it names; `n_synonyms` caps them. Without an asset the background is CLIMS' VOC
     list less the classes' own words. InputError on a file that is no such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
-    known = json.loads((asset if asset.exists() else ASSETS / "prompts_voc12.json").read_text())
-    names = known["names"] if asset.exists() else {name: name for name in classes}
-    candidates = {**(known["synonyms"] if asset.exists() else {}), **(synonyms or {})}
+    if asset.exists():
+        known = json.loads(asset.read_text())
+    else:
+        known = json.loads((ASSETS / "prompts_voc12.json").read_text())
+        known |= {"names": {name: name for name in classes}, "synonyms": synonyms or {}}
+    names, candidates = [known["names"][name] for name in classes], known["synonyms"]
     if synonyms_file is not None:
-        candidates.update(_read_synonyms(Path(synonyms_file), corpora(dataset), classes))
-    rows = [list(dict.fromkeys([names[name], *candidates.get(name, [])[:n_synonyms]])) for name in classes]
-    taken = {word for row in rows for word in row}
-    return Words([names[name] for name in classes], rows, [word for word in known["background"] if word not in taken])
+        candidates |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
+    rows = [list(dict.fromkeys([name, *candidates.get(label, [])[:n_synonyms]]))
+            for name, label in zip(names, classes)]
+    taken = sum(rows, [])
+    return Words(names, rows, [word for word in known["background"] if word not in taken])
 
 
 def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:
-    """The built-in lists of candidates of a data set by name, the default one first: name -> class -> words."""
-    files = [path for path in (ASSETS / f"prompts_{dataset}.json", *sorted(ASSETS.glob(f"synonyms_{dataset}_*.json")))
-             if path.exists()]
+    """A data set's built-in lists of candidates by name, the default one first: name -> class -> words."""
+    files = [*ASSETS.glob(f"prompts_{dataset}.json"), *sorted(ASSETS.glob(f"synonyms_{dataset}_*.json"))]
     tables = [json.loads(path.read_text()) for path in files]
     return {table.get("corpus", "default"): table["synonyms"] for table in tables}
 
 
-def _read_synonyms(path: Path, built_in: dict[str, dict[str, list[str]]], classes: list[str]) -> dict[str, list[str]]:
+def _read_synonyms(path: Path, built_in: dict[str, dict], classes: list[str]) -> dict[str, list[str]]:
     if not path.is_file():
         if str(path) in built_in:
             return built_in[str(path)]
@@ -61,9 +64,10 @@ def _read_synonyms(path: Path, built_in: dict[str, dict[str, list[str]]], classe
         table = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(table, dict) or not all(isinstance(row, list) and all(isinstance(word, str) for word in row)
-                                              for row in table.values()):
-        raise InputError(f'{path}: expected an object of lists of words, such as {{"{classes[0]}": ["word", "word"]}}')
+    rows = table.values() if isinstance(table, dict) else [None]
+    if not all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in rows):
+        raise InputError(f"{path}: expected an object of lists of words, "
+                         f'such as {{"{classes[0]}": ["word", "word"]}}')
     for name in table:
         if name not in classes:
             raise InputError(f"{path}: unknown class {name!r}; the classes are {', '.join(classes)}")
@@ -72,53 +76,51 @@ def _read_synonyms(path: Path, built_in: dict[str, dict[str, list[str]]], classe
 
 @torch.no_grad()
 def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> torch.Tensor:
-    """Normalised text features [len(words), D] of `template` with {} replaced by each word; [0, D] for no words."""
-    device = next(clip.parameters()).device
+    """Normalised text features [len(words),D] of `template` with each word for its {}; [0,D] for no words."""
+    device = clip.text_projection.device
     if not words:
         return torch.empty(0, clip.text_projection.shape[1], device=device)
     try:
-        tokens = clip_package.tokenize([template.replace("{}", word) for word in words])
+        tokens = tokenize([template.replace("{}", word) for word in words])
         return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
     except ValueError as error:  # a text too long, or a word that a small CLIP does not know
         raise InputError(f"template {template!r}: {error}") from error
 
 
 class Prompt(nn.Module):
-    """What every prompt answers: `prompt(names, classes, regions)`, so that the training loop knows no methods."""
+    """What every prompt answers, so that the training loop knows no methods.
+
+    `prompt(names, classes, regions)` gives text features [N,D] (or [N,M,D] of M prompts a class) for N pairs
+    of images (their `names`) and classes [N]; `regions` [N,D] are the pairs' foreground features, if at hand.
+    """
 
     def start_epoch(self, epoch: int) -> None:
         """Told each epoch's number before it begins."""
 
 
 class FixedPrompt(Prompt):
-    """Constant text features, encoded once: text [K,D] (one prompt a class) or [K,M,D] (M prompts; M may be 0)."""
+    """Constant text features, encoded once: text [K,D] (one prompt a class) or [K,M,D] (M may be 0)."""
 
     def __init__(self, text: torch.Tensor):
         super().__init__()
         self.register_buffer("text", text.detach())
 
-    def forward(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        """Text features of N (image, class) pairs: `names` of their images, `classes` [N], foreground features [N,D].
-
-        Returns [N,D] or [N,M,D].
-        """
+    def forward(self, names: Sequence[str], classes: torch.Tensor,
+                regions: torch.Tensor | None = None) -> torch.Tensor:
         return self.text[classes]
 
 
 class SelectedPrompt(Prompt):
-    """POLE's prompt class learning: per image and class the candidate word nearest to the masked image (eq. 6).
+    """POLE's prompt class learning: per image and class the candidate nearest to the masked image (eq. 6).
 
-    With `reselect_every` N > 0, in epochs 0, N, 2N, ... each step's own foreground features choose anew: no second pass.
+    With `reselect_every` N > 0, each step's own foreground features choose anew in epochs 0, N, 2N, ...
     """
 
     def __init__(self, clip: CLIP, template: str, candidates: list[list[str]], reselect_every: int = 0):
         super().__init__()
-        longest = max(map(len, candidates))
-        text = torch.stack([F.pad(encode_words(clip, template, row), (0, 0, 0, longest - len(row)))
-                            for row in candidates])
-        self.register_buffer("text", text)
-        self.candidates = candidates
-        self.reselect_every, self.refresh = reselect_every, False
+        text = [encode_words(clip, template, row) for row in candidates]
+        self.register_buffer("text", nn.utils.rnn.pad_sequence(text, batch_first=True))
+        self.candidates, self.reselect_every, self.refresh = candidates, reselect_every, False
         self.choices: dict[str, dict[int, list[float]]] = {}
 
     def start_epoch(self, epoch: int) -> None:
@@ -126,7 +128,7 @@ class SelectedPrompt(Prompt):
 
     @torch.no_grad()
     def select(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor) -> None:
-        """Record the cosine of each pair's region features [N,D] with all its candidates; the highest is its word."""
+        """Record the cosine of each pair's region features [N,D] with all candidates; the highest wins."""
         cosines = (F.normalize(regions.float(), dim=-1)[:, None] * self.text[classes]).sum(dim=-1)
         for name, k, row in zip(names, classes.tolist(), cosines.tolist()):
             self.choices.setdefault(name, {})[k] = row[:len(self.candidates[k])]
@@ -139,8 +141,8 @@ class SelectedPrompt(Prompt):
         row = self.choices[name][k]
         return row.index(max(row))
 
-    def forward(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        """As FixedPrompt.forward; in re-selecting epochs the words follow `regions`."""
+    def forward(self, names: Sequence[str], classes: torch.Tensor,
+                regions: torch.Tensor | None = None) -> torch.Tensor:
         if self.refresh and regions is not None:
             self.select(names, classes, regions)
         picks = [self.chosen(name, k) for name, k in zip(names, classes.tolist())]
@@ -148,18 +150,21 @@ class SelectedPrompt(Prompt):
 
     def report(self, classes: list[str]) -> dict:
         """Readable table: image -> class -> chosen word and the similarity of every candidate."""
-        return {name: {classes[k]: {"word": self.candidates[k][self.chosen(name, k)],
-                                    "similarity": {word: round(value, 4) for word, value
-                                                   in zip(self.candidates[k], row)}}
-                       for k, row in sorted(rows.items())} for name, rows in sorted(self.choices.items())}
+        table = {}
+        for name, rows in sorted(self.choices.items()):
+            for k, row in sorted(rows.items()):
+                similarity = {word: round(value, 4) for word, value in zip(self.candidates[k], row)}
+                word = self.candidates[k][self.chosen(name, k)]
+                table.setdefault(name, {})[classes[k]] = {"word": word, "similarity": similarity}
+        return table
 
     def load_report(self, table: dict, classes: list[str]) -> None:
-        """Take choices from such a table (a --prompts file); InputError where it does not fit these candidates."""
+        """Take choices from such a table (--prompts); InputError where it has other candidates."""
         for name, rows in table.items():
             for label, entry in rows.items():
                 if label not in classes or list(entry["similarity"]) != self.candidates[classes.index(label)]:
-                    raise InputError(f"--prompts: image {name}, class {label!r} was selected from other candidates; "
-                                     "select again without --prompts")
+                    raise InputError(f"--prompts: image {name}, class {label!r} was selected from other "
+                                     "candidates; select again without --prompts")
                 self.choices.setdefault(name, {})[classes.index(label)] = list(entry["similarity"].values())
 
     def get_extra_state(self) -> dict:
@@ -170,61 +175,54 @@ class SelectedPrompt(Prompt):
 
 
 class LearnedPrompt(Prompt):
-    """Prompts with learned vectors: one template language says which positions are words and which are learned.
+    """Prompts with learned vectors; `template` says which positions are words and which are learned.
 
-    In `template`, [S*n] is n vectors shared by all classes, [C*n] n vectors of each class's own, {} the class's name,
-    all else literal words: "[S*16] {}." is CoOp (IJCV 2022), "a photo of [C*1]." POLE's target-only row, "[S*16] [C*1]."
-    DeFo (arXiv 2210.04287), "[C*30]" SemPLeS' background prompt (sec. 3.3). `init` gives words that [S*n] starts from;
-    otherwise vectors are drawn from N(0, std^2). Gradients reach `vectors` alone: CLIP is frozen.
+    [S*n] is n vectors shared by all classes, [C*n] n vectors of each class's own, {} the class's name, all
+    else literal words: "[S*16] {}." is CoOp (IJCV 2022), "a photo of [C*1]." POLE's target-only row,
+    "[S*16] [C*1]." DeFo (arXiv 2210.04287), "[C*30]" SemPLeS' background prompt (sec. 3.3). [S*n] starts from
+    words of `init`, other vectors are drawn from N(0, 0.02^2). Gradients reach `vectors` alone.
     """
 
-    def __init__(self, clip: CLIP, template: str, names: list[str], init: str = "", std: float = 0.02):
+    def __init__(self, clip: CLIP, template: str, names: list[str], init: str = ""):
         super().__init__()
         self.template, self.names = template, list(names)
-        parts = MARK.split(template)
-        n_shared = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "S")
-        n_class = sum(int(n) for kind, n in zip(parts[1::3], parts[2::3]) if kind == "C")
-        if n_shared + n_class == 0:
-            raise InputError(f"--template {template!r}: nothing to learn; write [S*n] (shared) or [C*n] (per class)")
-        rows = [self._layout(template, name, k, n_shared, n_class) for k, name in enumerate(names)]
-        length = max(len(row) for row in rows)
-        if length > clip.context_length:
-            raise InputError(f"--template {template!r}: {length} tokens with its start and end, but this CLIP reads "
-                             f"{clip.context_length}")
-        table = torch.tensor([row + [(0, -1)] * (length - len(row)) for row in rows])
-        device = next(clip.parameters()).device
-        start = torch.tensor([row[0][0] for row in rows])
-        tokens = torch.where(torch.arange(length) < torch.tensor([[len(row)] for row in rows]), table[..., 0],
-                             start[:, None])
-        with torch.no_grad():
-            words = clip.embed_tokens(tokens.to(device))
-        self.register_buffer("words", words, persistent=False)
-        self.register_buffer("slots", table[..., 1].to(device), persistent=False)
-        self.register_buffer("ends", torch.tensor([len(row) - 1 for row in rows], device=device), persistent=False)
-        vectors = torch.randn(n_shared + n_class * len(names), words.shape[-1]) * std
-        if init:
-            given = clip.embed_tokens(clip_package.tokenize(init)[:, 1:].to(device))[0][:n_shared]
-            count = min(n_shared, len(clip_package.tokenize(init)[0].nonzero()) - 2)
-            vectors[:count] = given[:count].cpu()
-        self.vectors = nn.Parameter(vectors.to(device))
         self.clip = [clip]  # in a list: CLIP's weights are not this module's
+        # [S*0] ends the last text, so that each is followed by a mark.
+        texts, kinds, counts = (MARK.split(template + "[S*0]")[part:-1:3] for part in range(3))
+        counts = [int(count) for count in counts]
+        n_shared, n_own = (sum(n for n, kind in zip(counts, kinds) if kind == wanted) for wanted in "SC")
+        if n_shared + n_own == 0:
+            raise InputError(f"--template {template!r}: nothing to learn; "
+                             "write [S*n] (shared) or [C*n] (per class)")
+        start, end = tokenize("")[0, :2].tolist()
+        rows = []  # of each class: (token, slot) by position; slot is -1 for a word, else a row of `vectors`
+        for k, name in enumerate(names):
+            row, slot = [(start, -1)], {"S": 0, "C": n_shared + k * n_own}
+            for text, kind, count in zip(texts, kinds, counts):
+                row += [(token, -1) for token in encode(text.replace("{}", name))]
+                row += [(start, slot[kind] + i) for i in range(count)]
+                slot[kind] += count
+            rows.append([*row, (end, -1)])
+        length = max(map(len, rows))
+        if length > clip.context_length:
+            raise InputError(f"--template {template!r}: {length} tokens with its start and end, "
+                             f"but this CLIP reads {clip.context_length}")
+        table = torch.tensor([row + [(start, -1)] * (length - len(row)) for row in rows])
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        words = self._embed(table[..., 0])
+        vectors = 0.02 * torch.randn(n_shared + n_own * len(names), words.shape[-1])
+        if given := encode(init)[:n_shared]:
+            vectors[:len(given)] = self._embed(torch.tensor([given]))[0].cpu()
+        self.vectors = nn.Parameter(vectors.to(words.device))
+        for name, value in (("words", words), ("slots", table[..., 1]), ("ends", ends)):
+            self.register_buffer(name, value.to(words.device), persistent=False)
 
-    @staticmethod
-    def _layout(template: str, name: str, k: int, n_shared: int, n_class: int) -> list[tuple[int, int]]:
-        """(token, slot) of each position of one class's prompt; slot is -1 for a word, else a row of `vectors`."""
-        start, *_ = clip_package.tokenize("")[0].tolist()
-        end = clip_package.tokenize("")[0].max().item()
-        row, shared, own = [(start, -1)], 0, n_shared + k * n_class
-        parts = MARK.split(template)
-        for index in range(0, len(parts), 3):
-            ids = clip_package.tokenize(parts[index].replace("{}", name))[0].tolist()
-            row += [(token, -1) for token in ids[1:ids.index(end)]]
-            if index + 1 < len(parts):
-                count = int(parts[index + 2])
-                first = shared if parts[index + 1] == "S" else own
-                row += [(start, first + i) for i in range(count)]
-                shared, own = (shared + count, own) if parts[index + 1] == "S" else (shared, own + count)
-        return row + [(end, -1)]
+    @torch.no_grad()
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.clip[0].embed_tokens(tokens.to(self.clip[0].text_projection.device))
+        except ValueError as error:  # a word that a small CLIP does not know
+            raise InputError(f"template {self.template!r}: {error}") from error
 
     def features(self) -> torch.Tensor:
         """Normalised text features [K,D] of the present vectors."""
@@ -232,6 +230,6 @@ class LearnedPrompt(Prompt):
         embeddings = torch.where(self.slots[..., None] >= 0, learned, self.words)
         return F.normalize(self.clip[0].encode_text_embeddings(embeddings, self.ends), dim=-1)
 
-    def forward(self, names: Sequence[str], classes: torch.Tensor, regions: torch.Tensor | None = None) -> torch.Tensor:
-        """As FixedPrompt.forward, with gradients to the vectors."""
+    def forward(self, names: Sequence[str], classes: torch.Tensor,
+                regions: torch.Tensor | None = None) -> torch.Tensor:
         return self.features()[classes]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clipwsss.cam import merge_scales, multi_scale_maps, size_batches, write_cams
+from clipwsss.cam import merge_scales, multi_scale_maps, size_loader, write_cams
 from clipwsss.cam_files import list_cams, read_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.generator import build_generator
@@ -19,7 +19,8 @@ def make_folder(root, sizes=((40, 56), (40, 56), (56, 40), (33, 47))):
     rng = np.random.default_rng(0)
     lines = ["image,labels"]
     for i, (height, width) in enumerate(sizes):
-        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(root / "images" / f"i{i}.png")
+        pixels = rng.integers(0, 255, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"i{i}.png")
         lines.append(f"i{i}.png,{'cat;dog' if i == 1 else 'cat'}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
     (root / "classes.txt").write_text("cat: kitty\ndog\n")
@@ -50,8 +51,7 @@ def test_an_all_zero_map_stays_zero():
 
 def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     dataset = make_folder(tmp_path / "data")
-    batches = size_batches(dataset, 8)
-    assert sorted(map(sorted, batches)) == [[0, 1], [2], [3]]
+    assert sorted(map(sorted, size_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
     generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
     for folder, size in (("batched", 8), ("single", 1)):
         write_cams(generator, dataset, tmp_path / folder, CPU, (1.0, 2.0), batch_size=size)
@@ -73,8 +73,14 @@ def test_irn_files_carry_high_resolution_maps(tmp_path):
     assert found.high_res.max() <= 1 and abs(found.high_res.max() - 1) < 1e-3
 
 
-def test_written_files_are_skipped_when_asked(tmp_path):
+def test_written_files_stay_when_resuming(tmp_path):
     dataset = make_folder(tmp_path / "data")
     generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
-    write_cams(generator, dataset, tmp_path / "cams", CPU, (1.0,), skip=frozenset({"i0", "i2"}))
-    assert list_cams(tmp_path / "cams") == ["i1", "i3"]
+    cams = tmp_path / "cams"
+    cams.mkdir()  # an interrupted run can leave it empty
+    for name in ("i0.npz", "i2.npz"):
+        (cams / name).write_bytes(b"old")
+    write_cams(generator, dataset, cams, CPU, (1.0,), resume=True)
+    assert list_cams(cams) == ["i0", "i1", "i2", "i3"] and (cams / "i2.npz").read_bytes() == b"old"
+    write_cams(generator, dataset, cams, CPU, (1.0,))
+    assert read_cam(cams, "i2").cam.shape[0] == 1

@@ -30,10 +30,11 @@ def test_frozen_stages_stay_and_groups_hold_the_rest():
 
 def test_file_round_trip_and_wrong_classes(tmp_path):
     generator = build_generator("resnet_tiny", CLASSES, 4, "none", 0).eval()
-    save_generator(generator, tmp_path / "g.pt", "resnet_tiny", 4, CLASSES)
-    loaded, backbone, stride = load_generator(tmp_path / "g.pt", CLASSES)
+    save_generator(generator, tmp_path / "g.pt")
+    loaded = load_generator(tmp_path / "g.pt", CLASSES)
     images = torch.rand(1, 3, 32, 32)
-    assert (backbone, stride) == ("resnet_tiny", 4) and torch.equal(loaded.eval()(images), generator(images))
+    assert loaded.config == {"backbone": "resnet_tiny", "output_stride": 4, "classes": CLASSES}
+    assert torch.equal(loaded.eval()(images), generator(images))
     with pytest.raises(InputError, match="made for the classes a, b, c; this data has a, b"):
         load_generator(tmp_path / "g.pt", CLASSES[:2])
 
@@ -49,7 +50,16 @@ def test_reference_names_load(tmp_path):
             state[name.replace("backbone.layer2.", "backbone.1.0.")] = value
     state["newly_added.0.weight"] = state["classifier.weight"]
     torch.save(state, tmp_path / "res50_cam.pth")
-    loaded, _, _ = load_generator(tmp_path / "res50_cam.pth", CLASSES, "resnet18", 16)
-    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.state_dict().items())
+    loaded = load_generator(tmp_path / "res50_cam.pth", CLASSES, "resnet18", 16).state_dict()
+    assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.items())
     with pytest.raises(InputError, match="not the weights of a resnet50 generator of 3 classes"):
         load_generator(tmp_path / "res50_cam.pth", CLASSES, "resnet50", 16)
+
+
+def test_unfit_backbone_options_are_input_errors(tmp_path):
+    (tmp_path / "torn.pth").write_bytes(b"torn")
+    unfit = ((4, "imagenet", "resnet_tiny has no ImageNet weights"), (7, "none", "output stride 7"),
+             (4, str(tmp_path / "torn.pth"), "torn.pth: not a readable state dict"))
+    for stride, weights, message in unfit:
+        with pytest.raises(InputError, match=message):
+            build_generator("resnet_tiny", CLASSES, stride, weights)
