@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from clipwsss.affinity import build_affinity, confident_labels, load_affinity, save_affinity
 from clipwsss.cam_files import CamFile, list_cams, read_cam, resize_cam
@@ -33,10 +34,9 @@ def background_rule(text: str) -> float | str:
     """--threshold: a number in [0, 1), auto or alpha."""
     if text in ("auto", "alpha"):
         return text
-    value = float(text)
-    if not 0 <= value < 1:
+    if not 0 <= float(text) < 1:
         raise ValueError(text)
-    return value
+    return float(text)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -56,12 +56,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--radius", type=int, default=5, help="pixels closer than this have an affinity")
     add("--beta", type=float, default=10.0, help="power of the affinities")
     add("--exp-times", type=int, default=8, help="the walk takes 2 to this many steps")
-    add("--sigma", type=float, default=0.07, help="contrast of the colour walk")
     add("--color-stride", type=int, default=4, help="image size over the grid of the colour walk")
     add("--confident", type=float, nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
         help="background scores that sure foreground exceeds and sure background does not (CLIMS 0.3 0.1); "
         "psa: the two exponents of its background map")
-    add("--label-crf", action=argparse.BooleanOptionalAction, default=True, help="CRF in the training labels")
     add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
         help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
@@ -69,11 +67,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
     add("--train-radius", type=int, default=10, help="radius of the pairs that training looks at")
-    add("--crf-iterations", type=int, default=10, help="mean-field steps")
-    add("--crf-confidence", type=float, default=0.7, help="probability of the label that the CRF starts from")
-    add("--crf-gaussian", type=float, nargs=2, default=(3, 3), metavar=("SXY", "W"), help="spatial kernel")
-    add("--crf-bilateral", type=float, nargs=3, default=(50, 5, 10), metavar=("SXY", "SRGB", "W"),
-        help="colour kernel")
     add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) to snap masks to")
     add("--segment-inside", type=float, default=0.5,
         help="a class takes a segment of which it has more than this share")
@@ -103,11 +96,10 @@ class Source(NamedTuple):
         return np.asarray(self.dataset.load_image(index)), file
 
 
-def write_labels(source: Source, folder: Path, kind: str, confident: tuple[float, float], crf: bool,
-                 index: int) -> None:
+def write_labels(source: Source, folder: Path, kind: str, confident: tuple[float, float], index: int) -> None:
     """Write one image's confident labels, which an affinity network learns from."""
     image, file = source.read(index)
-    labels = confident_labels(image, resize_cam(file, image.shape[:2]), file.keys, *confident, kind, crf)
+    labels = confident_labels(image, resize_cam(file, image.shape[:2]), file.keys, *confident, kind)
     write_mask(folder / f"{source.dataset.names[index]}.png", labels, source.dataset.palette)
 
 
@@ -119,12 +111,11 @@ def threshold_tables(source: Source, refiner: Refiner, index: int) -> np.ndarray
                      for maps in (refiner.maps(image, file), resize_cam(file, truth.shape))])
 
 
-def write_pseudo(source: Source, refiner: Refiner, cam_threshold: float | str, folder: Path,
-                 index: int) -> Scored:
-    """Write one image's pseudo mask unless it is there, and score it."""
+def write_pseudo(source: Source, refiner: Refiner, plain: Refiner, folder: Path, index: int) -> Scored:
+    """Write one image's pseudo mask unless it is there, and score it beside the `plain` mask of its CAMs."""
     dataset, path = source.dataset, folder / f"{source.dataset.names[index]}.png"
     image, file = source.read(index)
-    before = refiner.cam_mask(file, image.shape[:2], cam_threshold)
+    before = plain.mask(image, file)
     if path.exists():
         after = read_mask(path)
     else:
@@ -142,9 +133,8 @@ def train_affinity(args: argparse.Namespace, run: Run, source: Source, kind: str
     if args.affinity_checkpoint or path.exists():
         return load_affinity(args.affinity_checkpoint or path, kind)
     missing = [i for i, name in enumerate(source.dataset.names) if not (labels / f"{name}.png").exists()]
-    work = partial(write_labels, source, labels, kind, tuple(args.confident), args.label_crf)
-    for _ in jobs.run("confident labels", work, missing):
-        pass
+    work = partial(write_labels, source, labels, kind, tuple(args.confident))
+    list(jobs.run("confident labels", work, missing))
     seed_everything(args.seed)
     weights = args.weights
     if weights == "generator":
@@ -208,15 +198,14 @@ def report(run: Run, results: list[Scored]) -> None:
     write_json(values, run.path("report.json"))
 
 
-def draw(run: Run, source: Source, refiner: Refiner, cam_threshold: float | str, indices: list[int]) -> None:
+def draw(run: Run, source: Source, plain: Refiner, indices: list[int]) -> None:
     """pictures.png: image, strongest CAM, mask of the CAMs, pseudo mask and, where there is one, truth."""
     dataset, rows = source.dataset, []
     for index in indices:
         image, file = source.read(index)
-        size = image.shape[:2]
-        masks = (refiner.cam_mask(file, size, cam_threshold),
-                 read_mask(run.path("masks", f"{dataset.names[index]}.png")), dataset.load_mask(index))
-        rows.append([dataset.load_image(index), heat(resize_cam(file, size).max(0)),
+        masks = (plain.mask(image, file), read_mask(run.path("masks", f"{dataset.names[index]}.png")),
+                 dataset.load_mask(index))
+        rows.append([Image.fromarray(image), heat(resize_cam(file, image.shape[:2]).max(0)),
                      *(None if mask is None else colored(mask, dataset.palette) for mask in masks)])
     sheet = contact_sheet(rows, ("image", "CAM", "mask of CAMs", "pseudo mask", "truth"),
                           [dataset.names[index] for index in indices])
@@ -245,22 +234,20 @@ def main(argv: list[str] | None = None) -> int:
     jobs.leave_out(absent)
     walk = args.refine.split("+")[0].replace("crf", "none")
     network = train_affinity(args, run, source, walk, jobs, device).cpu() if walk in ("irn", "psa") else None
+    plain = Refiner(threshold=args.threshold, alpha=args.alpha)  # the CAMs alone
     refiner = Refiner(walk, network, device, args.threshold, args.alpha, args.radius, args.beta,
-                      args.exp_times, args.sigma, args.color_stride, args.crop_size,
-                      args.refine.endswith("crf"), args.crf_iterations, args.crf_confidence,
-                      args.crf_gaussian, args.crf_bilateral, args.segments, args.segment_inside,
-                      args.segment_cover)
-    cam_threshold = args.threshold
+                      args.exp_times, args.color_stride, args.crop_size, args.refine.endswith("crf"),
+                      args.segments, args.segment_inside, args.segment_cover)
     if args.threshold == "auto":
-        refiner.threshold, cam_threshold = best_thresholds(run, source, refiner, jobs)
-    work = partial(write_pseudo, source, refiner, cam_threshold, run.path("masks"))
+        refiner.threshold, plain.threshold = best_thresholds(run, source, refiner, jobs)
+    work = partial(write_pseudo, source, refiner, plain, run.path("masks"))
     results = list(jobs.run("pseudo masks", work, range(len(dataset))))
     if not results:
         raise InputError(f"{source.cams}: no usable CAM file for any image of {args.split}")
     report(run, results)
     if args.pictures:
         good = [i for i in range(len(dataset)) if i not in jobs.failures]
-        draw(run, source, refiner, cam_threshold, good[:args.pictures])
+        draw(run, source, plain, good[:args.pictures])
     if jobs.failures or dataset.skipped:
         print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
     return 1 if jobs.failures or dataset.skipped else 0

@@ -33,6 +33,13 @@ class DeepLab(nn.Module):
         outputs = multi_scale_logits(self, images) if self.multi_scale else [self(images)]
         return segmentation_loss(outputs, masks, balanced)
 
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
+        """The backbone at 1x, everything new at 10x."""
+        body = [item for item in self.backbone.parameters() if item.requires_grad]
+        new = [item for name, item in self.named_parameters() if not name.startswith("backbone.")]
+        return [{"params": body, "lr": lr, "weight_decay": weight_decay},
+                {"params": new, "lr": head_ratio * lr, "weight_decay": weight_decay}]
+
 
 class DeepLabV2(DeepLab):
     """A dilated ResNet and the sum of 3x3 convolutions at several rates, each with its bias.
@@ -50,15 +57,14 @@ class DeepLabV2(DeepLab):
             nn.init.zeros_(branch.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,n_labels,h,w]."""
         features = self.backbone(images)
         return sum(branch(features) for branch in self.aspp)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, the ASPP's weights at 10x, its biases at 20x without weight decay."""
+        body, head = super().parameter_groups(lr, weight_decay, head_ratio)
         weights, biases = [item.weight for item in self.aspp], [item.bias for item in self.aspp]
-        return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
-                {"params": weights, "lr": head_ratio * lr, "weight_decay": weight_decay},
+        return [body, {**head, "params": weights},
                 {"params": biases, "lr": 2 * head_ratio * lr, "weight_decay": 0.0}]
 
 
@@ -80,29 +86,17 @@ class DeepLabV3Plus(DeepLab):
                                      nn.Conv2d(width, n_labels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B,n_labels,H,W]."""
         maps = self.backbone.stages(images)
         low = self.reduce(maps[1])
         high = F.interpolate(self.aspp(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
         logits = self.decoder(torch.cat([high, low], 1))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
-    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
-        """The backbone at 1x, everything new at 10x."""
-        new = [*self.aspp.parameters(), *self.reduce.parameters(), *self.decoder.parameters()]
-        return [{"params": trainable(self.backbone), "lr": lr, "weight_decay": weight_decay},
-                {"params": new, "lr": head_ratio * lr, "weight_decay": weight_decay}]
-
 
 def conv_bn_relu(width_in: int, width: int, kernel: int) -> nn.Sequential:
     """Convolution, batch norm and ReLU at one resolution."""
     return nn.Sequential(nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False),
                          nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that learn."""
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
@@ -118,26 +112,22 @@ def build(network: str, backbone: str, n_labels: int, output_stride: int, weight
     if network not in NETWORKS:
         raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
     body = resnet.build(backbone, output_stride, weights, frozen_bn, dilate=True, caffe=caffe)
-    if frozen_bn:
-        for module in body.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
+    for module in body.batch_norms() if frozen_bn else ():
+        module.requires_grad_(False)
     if network == "deeplabv2":
         return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24), multi_scale in (None, True))
     rates = rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18))
     return DeepLabV3Plus(body, n_labels, rates, bool(multi_scale))
 
 
-def multi_scale_logits(network: nn.Module, images: Tensor,
-                       scales: Sequence[float] = (0.75, 0.5)) -> list[Tensor]:
-    """Logits of the images, of each smaller copy, and the maximum of all at the first's size.
+def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits of the images, of copies at scales 0.75 and 0.5, and the maximum of all at the first's size.
 
     The published V2 trains on every item of this list (each with its own loss) and tests with the last.
     """
-    outputs = [network(images)]
-    for scale in scales:
-        smaller = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-        outputs.append(network(smaller))
+    smaller = [F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+               for scale in (0.75, 0.5)]
+    outputs = [network(item) for item in (images, *smaller)]
     size = outputs[0].shape[-2:]
     resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
@@ -159,52 +149,30 @@ def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool =
     return total
 
 
-def from_deeplab_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for deeplab-pytorch's deeplabv2_resnet101_msc-*.pth and deeplabv1_resnet101-coco.pth.
-
-    Its first convolution sees BGR: the channels are turned round. V1 has no ASPP, its `fc` is left out.
-    ValueError for any other name. Use with `build(..., caffe=True)`.
-    """
-    parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
-    renamed = {}
-    for name, value in state.items():
-        short = name.removeprefix("base.")
-        if short.startswith("fc."):
-            continue
-        if found := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", short):
-            value = value.flip(1) if found[1] == "conv" else value
-            short = f"backbone.{found[1]}1.{found[2]}"
-        elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", short):
-            stage, block, part, kind, field = found.groups()
-            inner = f"downsample.{'01'[kind == 'bn']}" if part == "shortcut" else kind + parts.get(part, "?")
-            short = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
-        elif found := re.fullmatch(r"aspp\.c(\d)\.(weight|bias)", short):
-            short = f"aspp.{found[1]}.{found[2]}"
-        else:
-            raise ValueError(f"'{name}' is not a name of a deeplab-pytorch checkpoint")
-        renamed[short] = value
-    return renamed
-
-
 def is_deeplab_pytorch(state: dict) -> bool:
     """Whether a state dict has deeplab-pytorch's names."""
     return any(name.removeprefix("base.") == "layer1.conv1.conv.weight" for name in state)
 
 
-def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor]) -> bool:
-    """Load a deeplab-pytorch checkpoint into a network of the caffe layout; whether it had an ASPP.
+def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: str) -> bool:
+    """Load deeplab-pytorch's deeplabv2_resnet101_msc-*.pth or deeplabv1_resnet101-coco.pth; had it an ASPP?
 
-    ValueError on a missing, unknown or differently shaped tensor other than V1's missing ASPP.
+    The network is of the caffe layout. Theirs sees BGR: the first convolution's channels are turned round.
+    V1's `fc` is left out, the ASPP then keeps its start. ValueError names `source` and what does not fit.
     """
-    renamed, expected = from_deeplab_pytorch(state), network.state_dict()
+    parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("base.").replace("aspp.c", "aspp.")
+        if found := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
+            value = value.flip(1) if found[1] == "conv" else value
+            name = f"backbone.{found[1]}1.{found[2]}"
+        elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
+            stage, block, part, kind, field = found.groups()
+            inner = f"downsample.{'01'[kind == 'bn']}" if part == "shortcut" else kind + parts.get(part, "?")
+            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
+        renamed[name] = value
     with_head = any(name.startswith("aspp.") for name in renamed)
-    needed = {name for name in expected if (with_head or not name.startswith("aspp."))
-              and not name.endswith("num_batches_tracked")}
-    wrong = sorted(needed - renamed.keys()) + sorted(
-        name for name, value in renamed.items()
-        if name not in expected or expected[name].shape != value.shape)
-    if wrong:
-        raise ValueError(f"it does not fit this network ({len(wrong)} tensors missing, unknown or of another "
-                         f"shape; first: {wrong[0]})")
-    network.load_state_dict(renamed, strict=False)
+    start = {} if with_head else {f"aspp.{name}": item for name, item in network.aspp.state_dict().items()}
+    resnet.load_state(network, {**start, **renamed}, source)
     return with_head

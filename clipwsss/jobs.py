@@ -31,7 +31,7 @@ class ImageJobs:
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
         """Yield the results of `work(index)` in order, under a progress line."""
         jobs = _Jobs(work, [index for index in indices if index not in self.failures], self.names)
-        loader = DataLoader(jobs, batch_size=None, num_workers=min(self.workers, len(jobs)), collate_fn=_same,
+        loader = DataLoader(jobs, batch_size=None, num_workers=min(self.workers, len(jobs)), collate_fn=tuple,
                             multiprocessing_context=self.context if jobs else None)
         progress = Progress(label, len(jobs))
         for index, result, problem in loader:
@@ -62,7 +62,3 @@ class _Jobs(Dataset):
             return index, None, str(error)
         except (ValueError, OSError) as error:  # raised where the image's name is not known
             return index, None, f"{self.names[index]}: {error}"
-
-
-def _same(item: object) -> object:
-    return item

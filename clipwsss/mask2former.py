@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .deeplab import IGNORE
 from .errors import InputError
 from .resnet import IMAGENET_MEAN, IMAGENET_STD
-
-IGNORE = 255
 
 
 class Mask2Former(nn.Module):
@@ -40,8 +39,7 @@ class Mask2Former(nn.Module):
         """The network's own loss: each label of masks [B,H,W] is one target, ignored pixels (255) in none."""
         if balanced:
             raise InputError("--balanced is a cross entropy; mask2former has its own loss")
-        labels = [item.unique() for item in masks]
-        labels = [item[item != IGNORE] for item in labels]
+        labels = [item[item != IGNORE].unique() for item in masks]
         targets = [(mask == item[:, None, None]).float() for mask, item in zip(masks, labels)]
         return self.model(pixel_values=(images - self.mean) / self.std, mask_labels=targets,
                           class_labels=labels).loss
@@ -69,21 +67,20 @@ def build(config: dict, n_labels: int, weights: str) -> tuple[Mask2Former, dict]
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--network mask2former needs: pip install transformers") from None
     if "model" in config:
-        model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(config["model"]))
+        settings = Mask2FormerConfig.from_dict(config["model"])
     elif weights == "imagenet":
         raise InputError("--weights imagenet: mask2former starts from a model of transformers, such as "
                          "facebook/mask2former-swin-large-ade-semantic, or none")
     elif weights == "none":
-        model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(num_labels=n_labels))
+        settings = Mask2FormerConfig(num_labels=n_labels)
+    elif (Path(weights) / "config.json").is_file() and not any(Path(weights).glob("*.safetensors")):
+        settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
     else:
-        folder = Path(weights)
         try:
-            if (folder / "config.json").is_file() and not any(folder.glob("*.safetensors")):
-                settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
-                model = Mask2FormerForUniversalSegmentation(settings)
-            else:
-                model = Mask2FormerForUniversalSegmentation.from_pretrained(
-                    weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True)
+            model = Mask2FormerForUniversalSegmentation.from_pretrained(
+                weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True)
         except OSError as error:
             raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error
-    return Mask2Former(model), {**config, "model": model.config.to_dict()}
+        return Mask2Former(model), {**config, "model": model.config.to_dict()}
+    model = Mask2FormerForUniversalSegmentation(settings)
+    return Mask2Former(model), {**config, "model": settings.to_dict()}

@@ -15,7 +15,6 @@ from .errors import InputError
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
 from .segments import read_segments, snap
 
-WALKS = ("none", "color", "psa", "irn")
 IRN_STRIDE = 4  # of its boundaries
 
 
@@ -23,9 +22,9 @@ IRN_STRIDE = 4  # of its boundaries
 class Refiner:
     """How maps become labels. Defaults are IRN's (beta and threshold of PSA: 8 and "alpha").
 
-    walk: one of WALKS; irn and psa use `network` on `device`. threshold: the background's score beside maps
-    in [0, 1], or "alpha": PSA's background map (1 - max cam)^alpha, which takes part in the walk (Ahn & Kwak,
-    CVPR 2018, equation 2).
+    walk: none, color, psa or irn; the last two use `network` on `device`. threshold: the background's score
+    beside maps in [0, 1], or "alpha": PSA's background map (1 - max cam)^alpha, which takes part in the walk
+    (Ahn & Kwak, CVPR 2018, equation 2).
     """
     walk: str = "none"
     network: nn.Module | None = None
@@ -35,35 +34,26 @@ class Refiner:
     radius: int = 5
     beta: float = 10.0
     exp_times: int = 8
-    sigma: float = 0.07
     color_stride: int = 4
     pad_to: int = 512
     crf: bool = False
-    crf_iterations: int = 10
-    crf_confidence: float = 0.7
-    crf_gaussian: tuple[float, float] = (3, 3)
-    crf_bilateral: tuple[float, float, float] = (50, 5, 10)
     segments: Path | None = None
     segment_inside: float = 0.5
     segment_cover: float = 0.85
 
     def mask(self, image: np.ndarray, file: CamFile, name: str = "") -> np.ndarray:
         """Label map uint8 [H, W] of an image uint8 [H, W, 3], 0 the background; `name` finds its segments."""
-        labels = decide(self.maps(image, file), self.threshold)
+        maps = self.maps(image, file)
+        if self.threshold != "alpha":
+            maps = np.concatenate([np.full_like(maps[:1], self.threshold), maps])
+        labels = maps.argmax(0)
         if self.crf:
-            unary = unary_from_labels(labels, len(file.keys) + 1, self.crf_confidence)
-            kernels = tuple(self.crf_gaussian), tuple(self.crf_bilateral)
-            labels = dense_crf(image, unary, self.crf_iterations, *kernels).argmax(0)
-        mask = class_numbers(file)[labels]
+            labels = dense_crf(image, unary_from_labels(labels, len(maps))).argmax(0)
+        mask = np.append(0, file.keys + 1).astype(np.uint8)[labels]
         if self.segments is None:
             return mask
         segments = read_segments(self.segments, name, mask.shape)
         return snap(mask, segments, self.segment_inside, self.segment_cover)
-
-    def cam_mask(self, file: CamFile, size: tuple[int, int], threshold: float | str) -> np.ndarray:
-        """The label map of the CAMs alone, with a background rule of their own."""
-        maps = torch.from_numpy(resize_cam(file, size))
-        return class_numbers(file)[decide(with_background(maps, threshold, self.alpha).numpy(), threshold)]
 
     @torch.inference_mode()
     def maps(self, image: np.ndarray, file: CamFile) -> np.ndarray:
@@ -73,55 +63,37 @@ class Refiner:
         maps at stride 4, PSA's averages those of the image's size over its own cells, as the releases do.
         """
         size = image.shape[:2]
-        if self.walk == "none":
-            maps = torch.from_numpy(resize_cam(file, size))
-            return with_background(maps, self.threshold, self.alpha).numpy()
-        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
-        if self.network is not None:
-            self.network.to(self.device)
-        if self.walk == "psa":
-            affinities = self.network.affinities(pixels / 255, self.radius)
-            stride = math.ceil(size[0] / MULTIPLE) * MULTIPLE // affinities.shape[-2]
-            seeds = with_background(torch.from_numpy(resize_cam(file, size)), self.threshold, self.alpha)
-            seeds = F.avg_pool2d(F.pad(seeds, (0, -size[1] % MULTIPLE, 0, -size[0] % MULTIPLE)), stride)
+        if self.walk in ("none", "psa"):
+            seeds = torch.from_numpy(resize_cam(file, size))
         else:
             stride = self.color_stride if self.walk == "color" else IRN_STRIDE
             grid = tuple(math.ceil(side / stride) for side in size)
             seeds = torch.from_numpy(file.cam)
             if tuple(seeds.shape[-2:]) != grid:
                 seeds = F.interpolate(seeds[None], grid, mode="bilinear", align_corners=False)[0]
-            seeds = with_background(seeds, self.threshold, self.alpha)
+        if self.threshold == "alpha":
+            seeds = torch.cat([(1 - seeds.amax(0, keepdim=True)).clamp(min=0) ** self.alpha, seeds])
+        if self.walk == "none":
+            return seeds.numpy()
+        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
+        if self.network is not None:
+            self.network.to(self.device)
+        if self.walk == "psa":
+            affinities = self.network.affinities(pixels / 255, self.radius)
+            stride = math.ceil(size[0] / MULTIPLE) * MULTIPLE // affinities.shape[-2]
+            seeds = F.avg_pool2d(F.pad(seeds, (0, -size[1] % MULTIPLE, 0, -size[0] % MULTIPLE)), stride)
+        elif self.walk == "color":
+            affinities = color_affinity(pixels, self.radius, size=grid)
         seeds = seeds.to(self.device)
         if self.walk == "irn":
             boundary, _ = self.network.boundaries(pixels / 255, self.pad_to)
             walked = propagate(seeds, boundary, self.radius, self.beta, self.exp_times)
         else:
-            if self.walk == "color":
-                affinities = color_affinity(pixels, self.radius, self.sigma, size=grid)
             offsets = pair_offsets(self.radius)
             walked = propagate_affinity(seeds, affinities, offsets, self.exp_times, self.beta)
         walked = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
         walked = walked[:, :size[0], :size[1]]
         return (walked / walked.max().clamp(min=1e-12)).cpu().numpy()
-
-
-def with_background(maps: torch.Tensor, threshold: float | str, alpha: float) -> torch.Tensor:
-    """Maps [k, h, w] in [0, 1] behind PSA's background map if the threshold is "alpha", else as they are."""
-    if threshold != "alpha":
-        return maps
-    return torch.cat([(1 - maps.amax(0, keepdim=True)).clamp(min=0) ** alpha, maps])
-
-
-def decide(maps: np.ndarray, threshold: float | str) -> np.ndarray:
-    """Position of the largest score [H, W], 0 the background, which also wins ties."""
-    if threshold != "alpha":
-        maps = np.concatenate([np.full_like(maps[:1], threshold), maps])
-    return maps.argmax(0)
-
-
-def class_numbers(file: CamFile) -> np.ndarray:
-    """Mask value of each position: 0 and the classes of the file, uint8 [k + 1]."""
-    return np.append(0, file.keys + 1).astype(np.uint8)
 
 
 def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int) -> CamFile:

@@ -77,11 +77,7 @@ class ResNet(nn.Module):
         mean, std = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """He's normal initialisation of every convolution (fan out), as torchvision's."""
-        for module in self.modules():
+        for module in self.modules():  # as torchvision's
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
@@ -100,11 +96,13 @@ class ResNet(nn.Module):
     def train(self, mode: bool = True) -> "ResNet":
         """Switch training mode; batch norm stays in eval mode where `frozen_bn`."""
         super().train(mode)
-        if self.frozen_bn:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        for module in self.batch_norms() if self.frozen_bn else ():
+            module.eval()
         return self
+
+    def batch_norms(self) -> list[nn.Module]:
+        """Every batch norm."""
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int, before: int,
@@ -142,29 +140,25 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
         raise ValueError(f"{place}: damaged weights ({error}); delete the file and try again") from None
 
 
-def load_state(model: ResNet, state: dict[str, Tensor], source: str) -> None:
-    """Strictly load a torchvision ResNet state dict; the classifier `fc.*` alone is left out.
+def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Strictly load a state dict; a classifier `fc.*` is left out, batch counters may be missing.
 
     Raises ValueError, naming `source`, on a missing or unknown name and on a tensor of another shape.
     """
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    expected = {key for key in shapes if not key.endswith("num_batches_tracked")}
-    missing, unknown = sorted(expected - state.keys()), sorted(state.keys() - shapes.keys())
-    wrong = [key for key in sorted(expected & state.keys()) if state[key].shape != shapes[key]]
-    if missing or unknown or wrong:
-        raise ValueError(f"{source}: not a state dict of this ResNet ({len(missing)} names missing, "
-                         f"{len(unknown)} unknown, {len(wrong)} of another shape; first: "
-                         f"{(missing + unknown + wrong)[0]})")
-    model.load_state_dict(state, strict=False)
+    try:  # a plain dict has no version, so that batch norms do not ask for their counters
+        model.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).partition(": ")[2][:160]
+        raise ValueError(f"{source}: not a state dict of this {type(model).__name__} ({reason})") from None
 
 
 def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn: bool = False,
           dilate: bool = False, caffe: bool = False) -> ResNet:
     """Build one of BACKBONES; the other options are `ResNet`'s.
 
-    weights: "none" (random), "imagenet" (torchvision's) or the path of a torchvision state dict.
-    Raises ValueError for an unknown name, stride or unfit file, FileNotFoundError for weights out of reach.
+    weights: "none" (random), "imagenet" (torchvision's) or the path of a torchvision state dict, or of a
+    checkpoint whose "state_dict" has these names behind "backbone.". Raises ValueError for an unknown name,
+    stride or unfit file, FileNotFoundError for weights out of reach.
     """
     if name not in SPECS:
         raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(BACKBONES)}")
@@ -175,10 +169,11 @@ def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn
         if not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such weights file; use none, imagenet or a file's path")
         try:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = dict(torch.load(weights, map_location="cpu", weights_only=True))
         except Exception as error:
             raise ValueError(f"{weights}: not a readable state dict ({type(error).__name__})") from None
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError(f"{weights}: holds no state dict (names to tensors)")
-        load_state(model, state, str(weights))
+        if "state_dict" in state:
+            state = {key.removeprefix("backbone."): value for key, value in state["state_dict"].items()
+                     if key.startswith("backbone.")}
+        load_state(model, state, weights)
     return model

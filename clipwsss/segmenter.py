@@ -36,18 +36,13 @@ def build_segmenter(config: dict, weights: str | Path = "none", frozen_bn: bool 
     config = {**config, "caffe": own or config.get("caffe", False)}
     try:
         network = deeplab.build(config["network"], config["backbone"], n_labels, config["output_stride"],
-                                "none" if own or "state_dict" in stored else weights, frozen_bn,
-                                config["rates"], multi_scale, config["caffe"])
+                                "none" if own else weights, frozen_bn, config["rates"], multi_scale,
+                                config["caffe"])
         if own:
-            head = deeplab.load_deeplab_pytorch(network, stored)
+            head = deeplab.load_deeplab_pytorch(network, stored, str(weights))
             print(f"{weights}: deeplab-pytorch's; {'all layers loaded' if head else 'the ASPP starts anew'}")
-        elif "state_dict" in stored:
-            body = {name.removeprefix("backbone."): value for name, value in stored["state_dict"].items()
-                    if name.startswith("backbone.")}
-            resnet.load_state(network.backbone, body, str(weights))
-    except (ValueError, AttributeError) as error:
-        message = str(error) if str(weights) in str(error) or not stored else f"{weights}: {error}"
-        raise InputError(message) from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return network, config
 
 
@@ -60,13 +55,13 @@ def save_segmenter(network: nn.Module, config: dict, palette: NDArray, path: Pat
 def load_segmenter(path: Path | str) -> tuple[nn.Module, dict, NDArray]:
     """(network in eval mode, config, palette uint8 [256,3]) of a segmenter's file; InputError on others."""
     stored = load_weights(path)
-    if not isinstance(stored, dict) or "config" not in stored:
+    if "config" not in stored:
         raise InputError(f"{path}: not a segmenter of train_seg.py (it has no config)")
     network, config = build_segmenter(stored["config"])
     try:
-        network.load_state_dict(stored["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: damaged segmenter ({str(error).splitlines()[0][:120]})") from error
+        resnet.load_state(network, stored["state_dict"], path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     return network.eval(), config, stored["palette"].numpy()
 
 
@@ -94,11 +89,10 @@ def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = 
     return total
 
 
-def decide(image: NDArray, found: NDArray, crf: bool = False, iterations: int = 10) -> NDArray:
+def decide(image: NDArray, found: NDArray, crf: bool = False) -> NDArray:
     """Label map uint8 [H,W] of an image uint8 [H,W,3] and its probabilities float32 [n_labels,H,W].
 
-    With `crf` the dense CRF decides, with deeplab-pytorch's kernels. It runs over the labels that reach
-    LIKELY somewhere, which saves most of its time.
+    With `crf` the dense CRF decides, over the labels that reach LIKELY somewhere: most of its time is saved.
     """
     if not crf:
         return found.argmax(0).astype(np.uint8)
@@ -106,5 +100,5 @@ def decide(image: NDArray, found: NDArray, crf: bool = False, iterations: int = 
     if len(labels) == 1:
         return np.full(found.shape[1:], labels[0], np.uint8)
     kept = found[labels] / found[labels].sum(0)
-    refined = dense_crf(image, unary_from_probabilities(kept), iterations, *CRF_KERNELS)
+    refined = dense_crf(image, unary_from_probabilities(kept), 10, *CRF_KERNELS)
     return labels[refined.argmax(0)].astype(np.uint8)

@@ -73,7 +73,7 @@ def test_published_checkpoint_gives_the_same_logits():
     state = published_state(21, "aspp")
     network = deeplab.build("deeplabv2", "resnet50", 21, 8, caffe=True).eval()
     assert deeplab.is_deeplab_pytorch(state) and not deeplab.is_deeplab_pytorch(network.state_dict())
-    assert deeplab.load_deeplab_pytorch(network, state)
+    assert deeplab.load_deeplab_pytorch(network, state, "v2.pth")
     images = torch.rand(1, 3, 65, 92)
     pixels = images.flip(1) * 255 - MEAN_BGR
     with torch.no_grad():
@@ -92,17 +92,17 @@ def test_v1_checkpoint_leaves_the_new_layers_alone_and_misfits_are_named():
     state = published_state(21, "fc")
     network = deeplab.build("deeplabv2", "resnet50", 21, 8, caffe=True)
     before = network.aspp[0].weight.clone()
-    assert not deeplab.load_deeplab_pytorch(network, state)
+    assert not deeplab.load_deeplab_pytorch(network, state, "v1.pth")
     assert torch.equal(network.aspp[0].weight, before)
     shortcut = network.backbone.layer4[0].downsample[0].weight
     assert torch.equal(shortcut, state["layer5.block1.shortcut.conv.weight"])
-    with pytest.raises(ValueError, match="not a name of a deeplab-pytorch checkpoint"):
-        deeplab.load_deeplab_pytorch(network, {**state, "classifier.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="v1.pth: not a state dict of this DeepLabV2 .*classifier.weight"):
+        deeplab.load_deeplab_pytorch(network, {**state, "classifier.weight": torch.zeros(1)}, "v1.pth")
     del state["layer3.block2.increase.bn.bias"]
-    with pytest.raises(ValueError, match=r"1 tensors missing.*backbone.layer2.1.bn3.bias"):
-        deeplab.load_deeplab_pytorch(network, state)
-    with pytest.raises(ValueError, match="8 tensors .*another shape"):
-        deeplab.load_deeplab_pytorch(network, published_state(5, "aspp"))
+    with pytest.raises(ValueError, match=r"Missing.*backbone.layer2.1.bn3.bias"):
+        deeplab.load_deeplab_pytorch(network, state, "v1.pth")
+    with pytest.raises(ValueError, match=r"size mismatch for aspp.0.weight: .*\[5, 2048, 3, 3\]"):
+        deeplab.load_deeplab_pytorch(network, published_state(5, "aspp"), "v2.pth")
 
 
 @pytest.mark.parametrize("name, expected", [("deeplabv2", (2, 7, 9, 12)), ("deeplabv3plus", (2, 7, 36, 48))])

@@ -26,9 +26,8 @@ class MeanShift(nn.Module):
 class IRNet(nn.Module):
     """Boundary and displacement branches on a fixed backbone.
 
-    `backbone` has `stages(images)`, five maps of widths `channels`; for the published network a ResNet-50 of
-    output stride 16 without dilation. Heads have the published names, so that the released `res50_irn.pth`
-    loads (`from_published`). Finer levels of other backbones are averaged first.
+    `backbone` is a ResNet, in the published network a ResNet-50 of output stride 16 without dilation. Heads
+    have the published names (`from_published`). Finer levels of other backbones are averaged first.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -71,17 +70,16 @@ class IRNet(nn.Module):
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """Boundary heads at `lr`, displacement heads at 10 times it (IRN's train_irn)."""
-        heads = {prefix: [p for name, p in self.named_parameters() if name.startswith(prefix)]
-                 for prefix in ("fc_edge", "fc_dp")}
-        return [{"params": heads["fc_edge"], "lr": lr}, {"params": heads["fc_dp"], "lr": 10 * lr}]
+        return [{"params": [p for name, p in self.named_parameters() if name.startswith(prefix)], "lr": rate}
+                for prefix, rate in (("fc_edge", lr), ("fc_dp", 10 * lr))]
 
     @torch.inference_mode()
     def boundaries(self, image: Tensor, pad_to: int = 512) -> tuple[Tensor, Tensor]:
         """Boundary map [h, w] in [0, 1] and displacements [2, h, w] of an image [3, H, W] in [0, 1].
 
-        Logits of the image and its mirror image are averaged; both are padded with the mean colour at the
-        right and the bottom to a square of `pad_to` (group norm sees the padding, so this is part of the
-        published network). Larger images are padded to a multiple of 16, where the release would cut them.
+        Logits of the image and its mirror image are averaged; both are padded with the mean colour to a
+        square of `pad_to` (group norm sees it, so it is part of the published network). Larger images are
+        padded to a multiple of 16, where the release would cut them.
         """
         height, width = image.shape[-2:]
         grid = math.ceil(height / STRIDE), math.ceil(width / STRIDE)
@@ -108,10 +106,9 @@ class IRNet(nn.Module):
     @staticmethod
     def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of IRN's released network under our names (it lists its stages several times)."""
-        renamed = {name.replace("resnet50.", "backbone.", 1): value for name, value in state.items()
-                   if name.startswith(("resnet50.", "fc_edge", "fc_dp", "mean_shift."))}
-        return {name: value for name, value in renamed.items()
-                if not name.startswith(("backbone.fc.", "fc_dp7.4."))}
+        return {name.replace("resnet50.", "backbone.", 1): value for name, value in state.items()
+                if name.startswith(("resnet50.", "fc_edge", "fc_dp", "mean_shift."))
+                and not name.startswith(("resnet50.fc.", "fc_dp7.4."))}
 
 
 def irn_losses(logits: Tensor, displacements: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:

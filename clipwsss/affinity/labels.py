@@ -3,39 +3,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..crf import dense_crf, unary_from_labels, unary_from_probabilities
+from ..crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
 from ..random_walk import pair_offsets
 
 UNSURE = 255
-GAUSSIAN = (3, 3)
-BILATERAL = {"irn": (50, 5, 10), "psa": (80, 13, 10)}
+PSA_BILATERAL = (80, 13, 10)  # its release's kernel; the CRF's own are IRN's
 
 
 def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, foreground: float,
-                     background: float, kind: str = "irn", crf: bool = True) -> np.ndarray:
+                     background: float, kind: str = "irn") -> np.ndarray:
     """Pixels that are surely a class or surely background, as a label map uint8 [H, W] with 255 for the rest.
 
     image uint8 [H, W, 3]; cams float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. The image is
     labelled twice, each time refined by a dense CRF: against a strong background, which leaves sure
-    foreground, and against a weak one, which leaves sure background. Kind "irn" (Ahn et al., CVPR 2019;
-    cam_to_ir_label of its release): the background scores are the constants `foreground` and `background`
-    (0.30 and 0.05; CLIMS 0.3 and 0.1), the CRF starts from the labels. Kind "psa" (Ahn & Kwak, CVPR 2018,
-    equation 2): they are (1 - max cam)^alpha for the exponents `foreground` and `background` (4 and 32 in its
-    release), the CRF starts from the scores.
+    foreground, and against a weak one, which leaves sure background. Kind "irn" (Ahn et al., CVPR 2019,
+    release): the background scores are the constants `foreground` and `background` (0.30, 0.05), the CRF
+    starts from the labels. Kind "psa" (Ahn & Kwak, CVPR 2018, equation 2): they are (1 - max cam)^alpha for
+    these exponents (4 and 32 in its release), the CRF starts from the scores.
     """
-    if kind not in BILATERAL:
-        raise ValueError(f"kind {kind!r}: valid are {', '.join(BILATERAL)}")
     numbers = np.append(0, np.asarray(keys) + 1).astype(np.uint8)
     strongest = cams.max(0)
     rivals = [(1 - strongest).clip(0) ** value if kind == "psa" else np.full_like(strongest, value)
               for value in (foreground, background)]
     scores = np.stack([np.concatenate([rival[None], cams]) for rival in rivals])
-    labels = scores.argmax(1)
-    if crf:
-        unaries = [unary_from_probabilities(item) for item in scores] if kind == "psa" else \
-            [unary_from_labels(item, len(numbers), confidence=0.7) for item in labels]
-        labels = dense_crf(image, np.stack(unaries), 10, GAUSSIAN, BILATERAL[kind]).argmax(1)
-    sure, doubtful = numbers[labels]
+    if kind == "psa":
+        unaries, bilateral = [unary_from_probabilities(item) for item in scores], PSA_BILATERAL
+    else:
+        unaries, bilateral = [unary_from_labels(item, len(numbers)) for item in scores.argmax(1)], BILATERAL
+    refined = dense_crf(image, np.stack(unaries), 10, GAUSSIAN, bilateral)
+    sure, doubtful = numbers[refined.argmax(1)]
     return np.where(sure > 0, sure, np.where(doubtful == 0, 0, UNSURE)).astype(np.uint8)
 
 

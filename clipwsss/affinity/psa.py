@@ -12,16 +12,15 @@ MULTIPLE = 8  # images are padded to whole cells
 class AffinityNet(nn.Module):
     """Features [B, 448, h, w] of the last three stages of a backbone, at the resolution of the first of them.
 
-    The paper's backbone is ResNet-38; here it is any with `stages(images)` and `channels`: a ResNet-50 of
-    output stride 8 has stages of the same stride (8) and of 512, 1024 and 2048 channels where ResNet-38 has
-    512, 1024 and 4096. Heads have the released names. The stem, the first stage and all batch norm stay as
-    they are, as in the release.
+    The paper's backbone is ResNet-38; a ResNet-50 of output stride 8 has stages of the same stride and of
+    512, 1024 and 2048 channels where that has 512, 1024 and 4096. Heads have the released names. The stem,
+    the first stage and all batch norm stay as they are, as in the release.
     """
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        for module in (backbone.conv1, backbone.layer1, *self._norms()):
+        for module in (backbone.conv1, backbone.layer1, *backbone.batch_norms()):
             module.requires_grad_(False)
         for name, width, out in zip(("f8_3", "f8_4", "f8_5"), backbone.channels[2:], (64, 128, 256)):
             self.add_module(name, nn.Conv2d(width, out, 1, bias=False))
@@ -40,17 +39,14 @@ class AffinityNet(nn.Module):
 
     def train(self, mode: bool = True) -> "AffinityNet":
         super().train(mode)
-        for norm in self._norms():
+        for norm in self.backbone.batch_norms():
             norm.eval()
         return self
-
-    def _norms(self) -> list[nn.Module]:
-        return [module for module in self.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """The backbone at `lr`, the new layers at 10 times it (the release's train_aff)."""
         body = [p for p in self.backbone.parameters() if p.requires_grad]
-        heads = [p for head in (self.f8_3, self.f8_4, self.f8_5, self.f9) for p in head.parameters()]
+        heads = [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
         return [{"params": body, "lr": lr}, {"params": heads, "lr": 10 * lr}]
 
     @torch.inference_mode()
@@ -58,7 +54,7 @@ class AffinityNet(nn.Module):
         """Affinities [n, h, w] of an image [3, H, W] in [0, 1] for `random_walk.propagate_affinity`.
 
         The image is padded with the mean colour to whole cells of 8 pixels. Every pair inside the map counts,
-        as in the paper; the release leaves out those that start in the last radius - 1 rows or outer columns.
+        as in the paper; the release leaves out those that start in the last rows or outer columns.
         """
         height, width = image.shape[-2:]
         mean = self.backbone.mean
