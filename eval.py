@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.engine import atomic_path, write_json
 from clipwsss.errors import InputError, run_script
-from clipwsss.metrics import scores
+from clipwsss.metrics import mean_present, scores
 from clipwsss.options import parse, script_parser, stage_folder
-from clipwsss.pictures import confusion_picture, contact_sheet, overlay
-from clipwsss.scoring import (THRESHOLDS, Folder, boundary_scores, by_class, curve, print_curve,
-                              score_folder)
+from clipwsss.pictures import confusion_picture, contact_sheet, overlay, save
+from clipwsss.scoring import THRESHOLDS, Folder, by_class, curve, print_curve, score_folder
 
 DEFAULTS = (("train_cam", "cams"), ("train_prompt", "cams"), ("make_pseudo", "masks"),
             ("train_seg", "predictions"))
-UNSCORED_THRESHOLD = 0.25  # for pictures of CAMs that have no truth to choose a threshold by; make_pseudo's
 
 
 class Result(NamedTuple):
@@ -57,11 +55,11 @@ def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> list[Folder
         return folders
     looked = [Folder(stage_folder(args.runs, args.dataset, stage) / name, name == "cams")
               for stage, name in DEFAULTS]
-    there = [item for item in looked if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
-    if not there:
+    folders = [item for item in looked if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
+    if not folders:
         places = ", ".join(str(item.path) for item in looked)
         raise InputError(f"no files of split {args.split} in {places}: give --cams or --masks")
-    return there
+    return folders
 
 
 def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> Result:
@@ -71,26 +69,25 @@ def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> R
     if folder.cams:
         scored = score_folder(dataset, folder, args.thresholds, **options)
         report = curve(scored.table, args.thresholds, names)
-        best = args.thresholds.index(report["best"]["threshold"])
-        folder, table, rows = folder._replace(threshold=args.thresholds[best]), scored.table[best], []
-        if args.boundary or args.per_image:
-            detail = score_folder(dataset, folder, boundary=args.boundary, **options)
-            rows, scored = detail.rows, scored._replace(boundary=detail.boundary)
-    else:
+        folder = folder._replace(threshold=report["best"]["threshold"])
+        scored = scored._replace(table=scored.table[report["curve"].index(report["best"])])
+    if not folder.cams or args.boundary or args.per_image:
         scored = score_folder(dataset, folder, boundary=args.boundary, **options)
-        report, table, rows = curve(scored.table[None], [None], names), scored.table, scored.rows
+    if not folder.cams:
+        report = curve(scored.table[None], [None], names)
     for problem in scored.problems:
         print(f"skipped: {problem}", file=sys.stderr)
-    found = scores(table)
+    found = scores(scored.table)
     report = {"folder": str(folder.path), "images": scored.images, "classes": int(found["classes"]), **report}
     report["accuracy"] = round(float(found["accuracy"]), 4)
     for key in ("precision", "recall"):
         report[key] = by_class(found[key], names)
         report[f"mean_{key}"] = round(float(found[f"mean_{key}"]), 4)
     if args.boundary:
-        mean, found["boundary"] = boundary_scores(scored.boundary)
-        report.update(boundary_miou=round(mean, 4), boundary_iou=by_class(found["boundary"], names))
-    return Result(folder, report, found, table, rows)
+        found["boundary"] = scores(scored.boundary)["iou"][:-1]
+        report.update(boundary_miou=round(float(mean_present(found["boundary"])), 4),
+                      boundary_iou=by_class(found["boundary"], names))
+    return Result(folder, report, found, scored.table, scored.rows)
 
 
 def print_result(result: Result, names: list[str]) -> None:
@@ -118,7 +115,7 @@ def print_comparison(results: list[Result], names: list[str]) -> None:
     """All folders in one summary; two of them also side by side with the difference per class."""
     print("\n mIoU  accuracy  threshold  folder")
     for result in results:
-        threshold = "-" if result.folder.threshold is None else f"{result.folder.threshold:g}"
+        threshold = f"{result.folder.threshold:g}" if result.folder.cams else "-"
         print(f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f} {threshold:>10}  "
               f"{result.folder.path}")
     if len(results) == 2:
@@ -158,23 +155,18 @@ def draw(dataset: TagDataset, folders: list[Folder], out: Path, count: int) -> N
         truth = dataset.load_mask(index) if dataset.has_masks else None
         row = [image] + [overlay(image, item, dataset.palette) for item in [*maps, truth] if item is not None]
         sheet = contact_sheet([row], titles + ["truth"] * (truth is not None), [name], cell=320)
-        with atomic_path(out / f"{name}.png") as temporary:
-            sheet.save(temporary, format="PNG")
+        save(sheet, out / f"{name}.png")
     print(f"{len(indices)} pictures in {out}")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "eval")
-    args.thresholds = list(args.thresholds)
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
     names = ["background", *dataset.classes]
     folders = chosen_folders(args, dataset)
-    if dataset.has_masks:
-        results = [evaluate(dataset, folder, args) for folder in folders]
-    else:
+    results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []
+    if not results:
         print(f"{args.data_root}, split {args.split}: no masks, so no mIoU")
-        results = []
-        folders = [item._replace(threshold=UNSCORED_THRESHOLD) if item.cams else item for item in folders]
     for result in results:
         print_result(result, names)
     if len(results) > 1:
@@ -187,9 +179,9 @@ def main(argv: list[str] | None = None) -> int:
         write_csv(args.per_image, results)
     if args.confusion:
         for label, result in zip(labels_of([result.folder for result in results]), results):
-            with atomic_path(args.out / f"confusion-{label}.png") as temporary:
-                confusion_picture(result.table, names).save(temporary, format="PNG")
-            print(f"confusion matrix in {args.out / f'confusion-{label}.png'}")
+            path = args.out / f"confusion-{label}.png"
+            save(confusion_picture(result.table, names), path)
+            print(f"confusion matrix in {path}")
     if args.pictures:
         draw(dataset, [result.folder for result in results] or folders, args.out / "pictures", args.pictures)
     return 0

@@ -31,21 +31,18 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
               high_res: np.ndarray | None = None) -> Path:
     """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
 
-    fmt "npz": keys int64, cam float16, and high_res float16 if given. fmt "irn": IRN's pickled dictionary
-    (keys torch int64, cam torch float32, high_res numpy float32, which it needs), for IRN's own scripts under
-    the same or a newer numpy. ValueError for maps that `read_cam` would refuse.
+    fmt "npz": keys int64, cam and high_res float16. fmt "irn": IRN's pickled dictionary (keys, cam torch,
+    high_res numpy, which it needs), for IRN's own scripts with this numpy or newer. ValueError for bad maps.
     """
     if fmt not in FORMATS:
         raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
     if fmt == "irn" and high_res is None:
         raise ValueError("fmt irn needs high_res, which IRN's scripts read")
-    stored = np.float16 if fmt == "npz" else np.float32
+    stored, path = np.float16 if fmt == "npz" else np.float32, Path(folder) / f"{name}{FORMATS[fmt]}"
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
         file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
                        None if high_res is None else np.asarray(high_res).astype(stored))
-    if problem := _problem(file):
-        raise ValueError(f"CAMs of {name}: {problem}")
-    path = Path(folder) / f"{name}{FORMATS[fmt]}"
+    _check(file, f"CAMs of {name}")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
         if fmt == "npz":
             np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
@@ -70,21 +67,18 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
     path = paths[0]
     try:
         contents = _read_npz(path) if path.suffix == ".npz" else _read_irn(path)
-    except InputError:
-        raise
+        missing = [field for field in ("keys", "cam") if field not in contents]
+        if missing:
+            raise InputError(f"no field {missing[0]!r}; found {list(contents)}")
+        high_res = contents.get("high_res")
+        file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
+                       None if high_res is None else _array(high_res, np.float32))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or hostile file makes numpy, pickle or torch raise
         reason = ascii((str(error).splitlines() or [""])[0][:120])
         raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {reason})") from error
-    missing = [field for field in ("keys", "cam") if field not in contents]
-    if missing:
-        raise InputError(f"{path}: no field {missing[0]!r}; found {list(contents)}")
-    try:
-        file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
-                       None if contents.get("high_res") is None else _array(contents["high_res"], np.float32))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a field is no array of numbers ({error})") from error
-    if problem := _problem(file):
-        raise InputError(f"{path}: {problem}")
+    _check(file, path)
     return file
 
 
@@ -115,56 +109,53 @@ def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
 
 
-def _problem(file: CamFile) -> str | None:
-    """What is wrong with a file's values, in a few words."""
+def _check(file: CamFile, where: Path | str) -> None:
+    """InputError for values that do not belong together, beginning with `where`."""
     keys, cam, high_res = file
     if keys.ndim != 1 or cam.ndim != 3 or len(keys) != len(cam) or cam.size == 0 < len(keys):
-        return f"keys {list(keys.shape)} and cam {list(cam.shape)} are not [k] and [k, h, w]"
+        shapes = f"keys {list(keys.shape)} and cam {list(cam.shape)}"
+        raise InputError(f"{where}: {shapes} are not [k] and [k, h, w]")
     if len(keys) == 0:
-        return "it holds no class"
+        raise InputError(f"{where}: it holds no class")
     if keys.min() < 0 or len(set(keys.tolist())) < len(keys):
-        return f"keys {keys.tolist()} are not different class numbers from 0"
+        raise InputError(f"{where}: keys {keys.tolist()} are not different class numbers from 0")
     if high_res is not None and (high_res.ndim != 3 or len(high_res) != len(keys)):
-        return f"high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys"
+        raise InputError(f"{where}: high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys")
     for field, values in (("cam", cam), ("high_res", high_res)):
         if values is not None and not np.isfinite(values).all():
-            return f"{field} holds NaN or infinity"
-    return None
+            raise InputError(f"{where}: {field} holds NaN or infinity")
 
 
 def _array(value: object, dtype: type) -> np.ndarray:
-    if isinstance(value, _Array):
-        value = value.value
-    if isinstance(value, torch.Tensor):
-        value = value.detach().to(torch.int64 if dtype is np.int64 else torch.float32).numpy()
-    value = np.asarray(value)
-    if value.dtype.kind not in "iuf" or (dtype is np.int64 and value.size and value.dtype.kind == "f"):
-        raise TypeError(f"it has type {value.dtype}")
+    value = value.value if isinstance(value, _Array) else value
+    value = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+    if value.dtype.kind not in ("iu" if dtype is np.int64 and value.size else "iuf"):
+        raise InputError(f"a field is no array of numbers, it has type {value.dtype}")
     return np.ascontiguousarray(value, dtype)
 
 
 def _read_npz(path: Path) -> dict:
     with np.load(path, allow_pickle=False) as file:
-        return {field: file[field] for field in file.files}
+        return dict(file)
 
 
 def _read_irn(path: Path) -> dict:
     """The dictionary of an .npy file that holds one pickled object."""
+    formats = np.lib.format
     with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        formats = np.lib.format
+        version = formats.read_magic(file)
         header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, _, dtype = header(file)
         if not dtype.hasobject or shape != ():
-            raise InputError(f"{path}: an array {list(shape)} of {dtype}, not IRN's dictionary")
-        contents = _TensorUnpickler(file, path).load().value
+            raise InputError(f"an array {list(shape)} of {dtype}, not IRN's dictionary")
+        contents = _TensorUnpickler(file).load().value
     if not isinstance(contents, dict):
-        raise InputError(f"{path}: holds a {type(contents).__name__}, not IRN's dictionary")
+        raise InputError(f"holds a {type(contents).__name__}, not IRN's dictionary")
     return contents
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a pickle: numbers only, none of numpy's own state."""
+    """Stands for numpy.dtype in a pickle: numbers only, none of numpy's own state, which may be forged."""
 
     def __init__(self, code: str, *_: object):
         if not re.fullmatch(r"[biuf][1248]|O8?", code):
@@ -193,49 +184,28 @@ class _Array:
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up.
 
-    numpy's own functions are not used: a forged dtype makes them crash.
+    numpy's own functions are not used: a forged dtype makes them crash. Ours are made anew for each file,
+    as a pickle may set attributes of what it is given.
     """
 
-    def __init__(self, file: io.BufferedIOBase, path: Path):
+    def __init__(self, file: io.BufferedIOBase):
         super().__init__(file)
-        self.path, self.admitted = path, _admitted()
+        self.admitted = {
+            "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "collections.OrderedDict": dict,
+            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy.core.multiarray.scalar": lambda dtype, data: dtype.read(data, ())[()],
+            "numpy.core.numeric._frombuffer": lambda data, dtype, *rest: dtype.read(data, *rest),
+            "_codecs.encode": lambda text, encoding: {"latin1": text}[encoding].encode("latin1"),
+            "torch.storage._load_from_bytes":
+                lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True),
+            "torch._utils._rebuild_tensor_v2":  # as_strided refuses what lies outside the storage
+                lambda storage, offset, size, stride, *_:
+                torch.empty(0, dtype=storage.dtype).set_(storage).as_strided(size, stride, offset)}
 
     def find_class(self, module: str, name: str) -> object:
         # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
-        known = self.admitted.get((module.replace("numpy._core", "numpy.core"), name))
-        if known is None:
-            asked = ascii(f"{module}.{name}")
-            raise InputError(f"{self.path}: its pickle asks for {asked}; only numpy arrays and torch tensors "
-                             "are admitted, and that was not run")
-        return known
-
-
-def _admitted() -> dict[tuple[str, str], object]:
-    """The names a pickled CAM may use.
-
-    Functions are made anew for each file: a pickle may set attributes of what it is given.
-    """
-    def frombuffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-        array = _Array()
-        array.value = dtype.read(buffer, shape, order)
-        return array
-
-    def encode(text: str, encoding: str) -> bytes:
-        if encoding not in ("latin1", "latin-1"):
-            raise pickle.UnpicklingError(f"bytes in encoding {ascii(encoding)}")
-        return text.encode("latin1")
-
-    def load_storage(data: bytes) -> torch.TypedStorage:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-    def rebuild_tensor(storage: torch.TypedStorage, offset: int, size: tuple, stride: tuple,
-                       *_: object) -> torch.Tensor:
-        flat = torch.empty(0, dtype=storage.dtype).set_(storage)
-        return flat.as_strided(size, stride, offset)  # refuses what lies outside the storage
-
-    return {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Dtype,
-            ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-            ("numpy.core.multiarray", "scalar"): lambda dtype, data: dtype.read(data, ())[()],
-            ("numpy.core.numeric", "_frombuffer"): frombuffer, ("_codecs", "encode"): encode,
-            ("collections", "OrderedDict"): dict, ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-            ("torch.storage", "_load_from_bytes"): load_storage}
+        asked = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
+        if asked not in self.admitted:
+            raise InputError(f"its pickle asks for {ascii(f'{module}.{name}')}; only numpy arrays and torch "
+                             "tensors are admitted, and that was not run")
+        return self.admitted[asked]

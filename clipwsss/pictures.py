@@ -5,18 +5,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from scipy.ndimage import generate_binary_structure, maximum_filter, minimum_filter
 
 from .engine import atomic_path
 
-IGNORE = 255
 HEAT = np.array([[12, 10, 60], [40, 70, 190], [30, 160, 160], [120, 205, 70], [250, 220, 50], [210, 30, 30]])
 TEXT_SIZE = 12
 
 
+def save(picture: Image.Image, path: Path | str) -> None:
+    """Write a PNG, whole or not at all."""
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
 def write_mask(path: Path | str, mask: NDArray, palette: NDArray) -> None:
     """Write label map uint8 [H,W] as a palette PNG (palette uint8 [256,3]), whole or not at all."""
-    with atomic_path(path) as temporary:
-        colored(mask, palette).save(temporary, format="PNG")
+    save(colored(mask, palette), path)
 
 
 def colored(mask: NDArray, palette: NDArray) -> Image.Image:
@@ -30,13 +35,8 @@ def colored(mask: NDArray, palette: NDArray) -> Image.Image:
 
 def edges(mask: NDArray) -> NDArray:
     """Bool [H,W]: pixels of label map [H,W] whose left, right, upper or lower neighbour has another label."""
-    found = np.zeros(mask.shape, bool)
-    across, down = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
-    found[:, 1:] |= across
-    found[:, :-1] |= across
-    found[1:] |= down
-    found[:-1] |= down
-    return found
+    cross = generate_binary_structure(2, 1)
+    return maximum_filter(mask, footprint=cross) != minimum_filter(mask, footprint=cross)
 
 
 def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float = 0.5) -> Image.Image:
@@ -49,7 +49,7 @@ def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float 
         raise ValueError(f"image {pixels.shape[:2]} and mask {mask.shape} differ in size (height, width)")
     share = np.where(mask == 0, 0, opacity).astype(np.float32)[..., None]
     colors = np.asarray(palette, np.float32).copy()
-    colors[IGNORE] = 255
+    colors[255] = 255
     mixed = pixels * (1 - share) + colors[mask] * share
     mixed[edges(mask)] = 255
     return Image.fromarray(mixed.round().astype(np.uint8))
@@ -61,16 +61,14 @@ def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Se
     shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
     found = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
     texts = [f"{names[index]} {max(100 * shares[index], 0.1):.1f} %" for index in found]
-    texts = texts or ["nothing but background"]
-    result = Image.new("RGB", (picture.width, picture.height + line * len(texts)), "white")
+    result = Image.new("RGB", (picture.width, picture.height + line * max(len(found), 1)), "white")
     result.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(result)
-    for row, text in enumerate(texts):
-        top = picture.height + row * line
-        if found:
-            color = tuple(np.asarray(palette[found[row]]).tolist())
-            draw.rectangle((3, top + 3, TEXT_SIZE + 3, top + line - 3), color, "gray")
+    draw, top = ImageDraw.Draw(result), picture.height
+    for index, text in zip(found or [0], texts or ["nothing but background"]):
+        color = tuple(np.asarray(palette[index]).tolist())
+        draw.rectangle((3, top + 3, TEXT_SIZE + 3, top + line - 3), color, "gray")
         draw.text((line + 3, top + line / 2), text, "black", font, anchor="lm")
+        top += line
     return result
 
 
@@ -91,26 +89,22 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], titles: Sequence
 
     Pictures are fitted into squares of `cell` pixels. ValueError when a row's length is not that of `titles`.
     """
-    for row in rows:
-        if len(row) != len(titles):
-            raise ValueError(f"a row has {len(row)} pictures, there are {len(titles)} titles")
+    line = TEXT_SIZE + 6
+    below = line if names else gap
     fitted = [[None if item is None else ImageOps.contain(item.convert("RGB"), (cell, cell)) for item in row]
               for row in rows]
     heights = [max((item.height for item in row if item), default=cell) for row in fitted]
-    line = TEXT_SIZE + 6
-    below = line if names else gap
     size = (len(titles) * (cell + gap) + gap, line + sum(heights) + below * len(rows))
     sheet = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
-    for column, title in enumerate(titles):
-        center = gap + column * (cell + gap) + cell / 2
+    centers = [gap + column * (cell + gap) + cell // 2 for column in range(len(titles))]
+    for center, title in zip(centers, titles):
         draw.text((center, line / 2), shorten(title, cell, font), "black", font, anchor="mm")
     top = line
     for index, (row, height) in enumerate(zip(fitted, heights)):
-        for column, item in enumerate(row):
+        for center, item in zip(centers, row, strict=True):
             if item:
-                left = gap + column * (cell + gap) + (cell - item.width) // 2
-                sheet.paste(item, (left, top + (height - item.height) // 2))
+                sheet.paste(item, (center - item.width // 2, top + (height - item.height) // 2))
         if names:
             draw.text((gap, top + height + below / 2), names[index], "black", font, anchor="lm")
         top += height + below
@@ -121,9 +115,8 @@ def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
     """`text`, cut with "..." where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    fitting = (text[:end] + "..." for end in range(len(text) - 1, 0, -1))
+    return next((cut for cut in fitting if font.getlength(cut) <= width), "...")
 
 
 def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
@@ -133,25 +126,22 @@ def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> I
     """
     font = ImageFont.load_default(TEXT_SIZE)
     margin = int(max(font.getlength(name) for name in names)) + 10
-    count = len(names)
-    picture = Image.new("RGB", (margin + count * cell + 1, margin + count * cell + 1), "white")
+    side = margin + len(names) * cell + 1
+    picture = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(picture)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    for row in range(count):
-        middle = margin + (row + 0.5) * cell
-        draw.text((margin - 5, middle), names[row], "black", font, anchor="rm")
-        for column in range(count):
-            left, top = margin + column * cell, margin + row * cell
-            depth = float(share[row, column])
-            good = (30, 120, 50) if row == column else (190, 40, 40)
-            color = tuple(round(255 - (255 - channel) * depth**0.5) for channel in good)
-            occurs = table[row].any()
-            draw.rectangle((left, top, left + cell, top + cell), color if occurs else "gainsboro", "silver")
-            if occurs and depth >= 0.005:
-                text_color = "white" if depth > 0.4 else "black"
-                draw.text((left + cell / 2, middle), f"{100 * depth:.0f}", text_color, font, anchor="mm")
-    for column, name in enumerate(names):
+    for (row, column), depth in np.ndenumerate(share):
+        left, top = margin + column * cell, margin + row * cell
+        full = np.array((30, 120, 50) if row == column else (190, 40, 40))
+        color = tuple((255 - (255 - full) * depth**0.5).round().astype(int).tolist())
+        color = color if table[row].any() else "gainsboro"
+        draw.rectangle((left, top, left + cell, top + cell), color, "silver")
+        if depth >= 0.005:
+            text_color, center = "white" if depth > 0.4 else "black", (left + cell / 2, top + cell / 2)
+            draw.text(center, f"{100 * depth:.0f}", text_color, font, anchor="mm")
+    for index, name in enumerate(names):
         label = Image.new("RGB", (margin, cell - 2), "white")
         ImageDraw.Draw(label).text((5, cell / 2), name, "black", font, anchor="lm")
-        picture.paste(label.rotate(90, expand=True), (margin + column * cell + 1, 0))
+        picture.paste(label, (0, margin + index * cell + 1))
+        picture.paste(label.rotate(90, expand=True), (margin + index * cell + 1, 0))
     return picture
