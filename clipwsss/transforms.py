@@ -19,11 +19,11 @@ Transform = Callable[[Image.Image, np.ndarray | None], Pair]
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
                     scales: tuple[float, float] | None = None, flip: bool = True,
                     brightness: float = 0.0) -> Transform:
-    """IRN's and CLIMS's: (PIL RGB, uint8 mask [H, W] or None) -> (float32 [3, h, w] in [0, 1], int64 or None).
+    """As IRN and CLIMS: (PIL RGB, uint8 mask [H, W] or None) -> (float32 [3, h, w] in [0, 1], int64 or None).
 
     resize_long draws the long side in pixels (both ends included), scales a factor instead: images bicubic
-    with antialiasing, masks nearest. A side below crop_size is padded by the mean colour (mask: 255), the image
-    at a random place; None does not crop. brightness b: times U(1 - b, 1 + b), plus U(-b, b) / 4, clamped.
+    with antialiasing, masks nearest. A side below crop_size is padded by the mean colour (mask: 255), the
+    image at a random place; None does not crop. brightness b: times U(1 - b, 1 + b) plus U(-b, b) / 4.
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")

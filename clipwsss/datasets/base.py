@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One image on disk: 0-based classes (None: untagged), mask file, place that lists it, size once known."""
+    """One image on disk: 0-based classes (None: untagged), mask file, place listing it, size once known."""
     name: str
     image: Path
     tags: tuple[int, ...] | None
@@ -114,9 +114,9 @@ def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
 class TagDataset(Dataset):
     """Images with tags and perhaps masks: a subclass lists entries, this class checks and serves them.
 
-    names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms (per class), has_masks, splits (all
-    there are), skipped and notes (lines for the user). All files are decoded once on construction: InputError
-    names the first bad one, with `skip_bad` they are left out. Beside masks, an image without one is all 255.
+    names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms (per class), has_masks, splits,
+    skipped and notes (lines for the user). All files are decoded once on construction: InputError names the
+    first bad one, with `skip_bad` they are left out. Beside masks, an image without one is all 255.
     """
     classes: Sequence[str] = ()
     palette: np.ndarray = voc_palette()

@@ -18,9 +18,9 @@ LISTS = {"categories": {"id", "name"}, "images": {"id", "file_name", "height", "
 class CocoDataset(TagDataset):
     """COCO 2014 below `root`: annotations/instances_{train,val}2014.json, {train,val}2014/ (or in images/).
 
-    Classes are the file's categories by id. Tags are all annotations of an image, crowds too, as in the CLIMS
-    release. Masks: crowds first as 255 (CLIMS: background), then the instances in the file's order, later ones
-    on top. Images without any annotation have no tag; they are left out and counted in `notes`.
+    Classes are the file's categories by id. Tags are all annotations of an image, crowds too, as in CLIMS'
+    release. Masks: crowds first as 255 (CLIMS: background), then the instances in the file's order, later
+    ones on top. Images without any annotation have no tag; they are left out and counted in `notes`.
     """
 
     def __init__(self, root: Path | str, split: str, transform: Transform | None = None,

@@ -91,7 +91,7 @@ def _fill(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _outline(corners: np.ndarray) -> np.ndarray:
-    """x and y [2, points] of the grid points on the closed outline, a step along the longer axis of an edge."""
+    """x and y [2, points] of the grid points on the closed outline, in steps along an edge's longer axis."""
     edges = np.stack([corners, np.roll(corners, -1, axis=0)])
     reach = np.abs(edges[1] - edges[0])
     steep = reach[:, 1] > reach[:, 0]
