@@ -1,17 +1,20 @@
 """Stage 4: train a segmenter on pseudo masks, write its predictions; segment images of your own with it."""
 import argparse
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipwsss.cam import size_batches
-from clipwsss.datasets import TagDataset, build_dataset, collate
-from clipwsss.datasets.base import read_image
+from clipwsss.cam import size_loader
+from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.datasets.base import files_of, read_image
+from clipwsss.datasets.folder import SUFFIXES
 from clipwsss.engine import (Progress, Run, atomic_path, fit, make_loader, make_optimizer, make_scheduler,
                              pick_device, seed_everything)
 from clipwsss.errors import InputError, run_script
@@ -26,7 +29,6 @@ from clipwsss.submission import pack
 from clipwsss.transforms import eval_transform, train_transform
 
 PASS_STEPS = 200
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -74,17 +76,16 @@ def train(args: argparse.Namespace, device: torch.device) -> Path:
         dataset = dataset.with_masks(masks, args.skip_bad)
     elif not dataset.has_masks:
         raise InputError(f"--masks truth: {args.data_root} has no masks for {args.split}")
-    weights = args.weights
-    if weights == "generator":
-        weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+    generator = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     seed_everything(args.seed)
     config = dict(network=args.network, backbone=args.backbone, output_stride=args.output_stride,
                   rates=args.rates, classes=list(dataset.classes))
-    network, config = build_segmenter(config, weights, args.frozen_bn, args.multi_scale)
+    network, config = build_segmenter(config, generator if args.weights == "generator" else args.weights,
+                                      args.frozen_bn, args.multi_scale)
     network.to(device, memory_format=torch.channels_last)
-    transform = train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness)
-    data = dataset.with_transform(transform)
+    data = dataset.with_transform(
+        train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     if args.epochs is None:  # few images: repeat them, so that a pass and its checkpoint are worth it
         times = PASS_STEPS * args.accumulate * args.batch_size // len(dataset)
         data = torch.utils.data.ConcatDataset([data] * max(1, times))
@@ -108,59 +109,43 @@ def train(args: argparse.Namespace, device: torch.device) -> Path:
     return run.path("segmenter.pt")
 
 
-class Predictor:
-    """Segments images with one network: the device computes probabilities, threads decide and write.
+def predict(args: argparse.Namespace, network: torch.nn.Module, palette: NDArray, device: torch.device,
+            label: str, total: int, batches: Iterator[tuple[list[Path], torch.Tensor]],
+            classes: tuple[str, ...] = ()) -> None:
+    """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1]).
 
-    classes: names of all labels, to write overlays too.
+    The device computes probabilities, threads decide and write. classes: all labels' names, for overlays too.
     """
-
-    def __init__(self, network: torch.nn.Module, palette: NDArray, args: argparse.Namespace,
-                 device: torch.device, classes: tuple[str, ...] = ()):
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
-        self.palette, self.args, self.device, self.classes = palette, args, device, classes
-
-    def run(self, label: str, total: int, batches: Iterator[tuple[list[Path], torch.Tensor]]) -> None:
-        """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1])."""
-        progress, waiting = Progress(label, total), []
-        with ThreadPoolExecutor(max(1, self.args.workers)) as pool:
-            for paths, images in batches:
-                found = probabilities(self.network, images.to(self.device), self.args.test_scales,
-                                      self.args.test_flip).cpu().numpy()
-                pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-                for item in zip(paths, pixels, found):
-                    waiting.append(pool.submit(self._write, *item))
-                progress.update(len(paths))
-                waiting = self._settle(waiting, 2 * max(1, self.args.workers))
-            self._settle(waiting, 0)
-        progress.close()
-
-    def _settle(self, waiting: list[Future], keep: int) -> list[Future]:
-        """Wait until at most `keep` images are left, so that few probabilities are held at once."""
-        while len(waiting) > keep:
-            waiting.pop(0).result()
-        return waiting
-
-    def _write(self, path: Path, image: NDArray, found: NDArray) -> None:
-        labels = decide(image, found, self.args.crf)
-        write_mask(path, labels, self.palette)
-        if self.classes:
-            picture = overlay(Image.fromarray(image), labels, self.palette)
+    def write(path: Path, image: NDArray, found: NDArray) -> None:
+        labels = decide(image, found, args.crf)
+        write_mask(path, labels, palette)
+        if classes:
+            picture = overlay(Image.fromarray(image), labels, palette)
             with atomic_path(path.with_name(f"{path.stem}_overlay.png")) as temporary:
-                with_legend(picture, labels, self.palette, self.classes).save(temporary, format="PNG")
+                with_legend(picture, labels, palette, classes).save(temporary, format="PNG")
+
+    progress, waiting, threads = Progress(label, total), [], max(1, args.workers)
+    with ThreadPoolExecutor(threads) as pool:
+        for paths, images in batches:
+            found = probabilities(network, images.to(device), args.test_scales, args.test_flip).cpu().numpy()
+            pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            waiting += [pool.submit(write, *item) for item in zip(paths, pixels, found)]
+            progress.update(len(paths))
+            while len(waiting) > 2 * threads:  # few probabilities are held at once
+                waiting.pop(0).result()
+        for job in waiting:
+            job.result()
+    progress.close()
 
 
-def predict_split(args: argparse.Namespace, predictor: Predictor, dataset: TagDataset) -> Path:
+def predict_split(args: argparse.Namespace, dataset: TagDataset, write: Callable[..., None]) -> Path:
     """Write the predictions of a split's images, those that are there already kept when resuming."""
     folder = args.out / "predictions"
+    done = {name for name in dataset.names if args.resume and (folder / f"{name}.png").exists()}
     plain = dataset.with_transform(eval_transform(), masks=False)
-    batches = size_batches(plain, args.test_batch_size)
-    if args.resume:
-        batches = [[i for i in batch if not (folder / f"{plain.names[i]}.png").exists()] for batch in batches]
-    batches = [batch for batch in batches if batch]
-    loader = torch.utils.data.DataLoader(plain, batch_sampler=batches, num_workers=args.workers,
-                                         collate_fn=collate)
-    paths = (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader)
-    predictor.run(f"predict {args.predict_split}", sum(map(len, batches)), paths)
+    loader = size_loader(plain, args.test_batch_size, args.workers, done)
+    write(f"predict {args.predict_split}", len(dataset) - len(done),
+          (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader))
     return folder
 
 
@@ -168,24 +153,21 @@ def own_images(paths: list[Path]) -> list[Path]:
     """The image files of --predict's files and folders; InputError names what is missing."""
     found = []
     for path in paths:
-        if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGES)
-            if not inside:
-                raise InputError(f"--predict {path}: no image in this folder ({', '.join(IMAGES)})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
+        inside = files_of(path, SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"--predict {path}: no image in this folder ({', '.join(SUFFIXES)})")
+        found += inside
+    for path in found:
+        if not path.is_file():
             raise InputError(f"--predict {path}: no such file or folder")
-    stems = [path.stem for path in found]
-    twice = next((path for path in found if stems.count(path.stem) > 1), None)
-    if twice:
-        raise InputError(f"--predict: several images are named {twice.stem}, their results would overwrite "
-                         "each other")
+    stem, count = Counter(path.stem for path in found).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"--predict: several images are named {stem}, their results would overwrite each "
+                         "other")
     return found
 
 
-def predict_own(args: argparse.Namespace, predictor: Predictor) -> None:
+def predict_own(args: argparse.Namespace, classes: list[str], write: Callable[..., None]) -> None:
     """Segment a user's images into OUT/predicted: NAME.png (label map) and NAME_overlay.png."""
     files, folder, bad = own_images(args.predict), args.out / "predicted", []
 
@@ -200,7 +182,7 @@ def predict_own(args: argparse.Namespace, predictor: Predictor) -> None:
                 continue
             yield [folder / f"{file.stem}.png"], eval_transform()(image, None)[0][None]
 
-    predictor.run("predict", len(files), batches())
+    write("predict", len(files), batches(), ("background", *classes))
     for problem in bad:
         print(f"skipped: {problem}", file=sys.stderr)
     print(f"{len(files) - len(bad)} label maps and overlays in {folder}")
@@ -214,10 +196,9 @@ def main(argv: list[str] | None = None) -> int:
     else:
         checkpoint = train(args, device)
     network, config, palette = load_segmenter(checkpoint)
-    names = ("background", *config["classes"]) if args.predict else ()
-    predictor = Predictor(network, palette, args, device, names)
+    write = partial(predict, args, network.to(device, memory_format=torch.channels_last), palette, device)
     if args.predict:
-        predict_own(args, predictor)
+        predict_own(args, config["classes"], write)
     if args.export:
         if config["network"] == "mask2former":
             raise InputError("--export: DeepLab only; save mask2former by transformers' own means")
@@ -226,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         dataset = build_dataset(args.dataset, args.data_root, args.predict_split, skip_bad=args.skip_bad)
         if list(dataset.classes) != config["classes"]:
             raise InputError(f"{checkpoint}: made for other classes than {args.data_root} has")
-        folder = predict_split(args, predictor, dataset)
+        folder = predict_split(args, dataset, write)
         print_label_miou(dataset, folder, f"{args.predict_split} predictions", args.workers)
         if args.submit:
             pack(dataset, folder, args.submit)
