@@ -9,16 +9,12 @@ COLORS = ((45, 105, 180), (225, 130, 30), (60, 150, 80), (190, 50, 50))
 SCALE = 2  # drawn at twice the size and halved: smooth edges
 
 
-def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "",
-         width: int = 760) -> Image.Image:
-    """A horizontal bar per row: its mean from 0 on, a whisker of one standard deviation, a dot for each seed.
-
-    `values` are the rows' figures (not negative), one a seed; a row without any says so.
-    """
+def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "") -> Image.Image:
+    """A bar per row of figures >= 0, one a seed: mean, whisker of a standard deviation, dots, or "failed"."""
     font = ImageFont.load_default(12 * SCALE)
     step, top, right = 26 * SCALE, 34 * SCALE, 70 * SCALE
     left = int(max(font.getlength(name) for name in names)) + 12 * SCALE
-    wide = max(width * SCALE - left - right, 200 * SCALE)
+    wide = max(760 * SCALE - left - right, 200 * SCALE)
     highest = max((max(row) for row in values if len(row)), default=1.0) or 1.0
     tick = 10.0 ** math.floor(math.log10(highest))
     tick = tick / 5 if highest < 2 * tick else tick
@@ -39,12 +35,11 @@ def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "
         if not len(row):
             draw.text((left + 6 * SCALE, middle), "failed", "firebrick", font, anchor="lm")
             continue
-        mean, spread = float(np.mean(row)), float(np.std(row, ddof=1)) if len(row) > 1 else 0.0
-        half = step * 0.34
+        mean, spread, half = np.mean(row), np.std(row, ddof=1) if len(row) > 1 else 0.0, step * 0.34
         draw.rectangle((left, middle - half, across(mean), middle + half), (170, 195, 230))
         draw.line((across(max(mean - spread, 0)), middle, across(mean + spread), middle), "black", 2 * SCALE)
         for value in row:
-            _dot(draw, across(value), middle, 3 * SCALE, COLORS[0])
+            draw.circle((across(value), middle), 3 * SCALE, COLORS[0], "white", SCALE // 2)
         label = f"{mean:.1f}" + (f" ± {spread:.1f}" if len(row) > 1 else "")
         draw.text((across(max(*row, mean + spread)) + 8 * SCALE, middle), label, "black", font, anchor="lm")
     return picture.reduce(SCALE)
@@ -64,8 +59,7 @@ def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 
         return center[0] + radius * share * math.cos(angle), center[1] + radius * share * math.sin(angle)
 
     for ring in (0.25, 0.5, 0.75, 1.0):
-        draw.ellipse((center[0] - radius * ring, center[1] - radius * ring,
-                      center[0] + radius * ring, center[1] + radius * ring), outline="silver", width=SCALE)
+        draw.circle(center, radius * ring, outline="silver", width=SCALE)
         place = (center[0] + 3 * SCALE, center[1] - radius * ring)
         draw.text(place, f"{ring:.0%}", "gray", font, anchor="la")
     for index, name in enumerate(names):
@@ -79,12 +73,8 @@ def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 
         corners = [point(index, share) for index, share in enumerate(shares)]
         draw.line([*corners, corners[0]], color, 2 * SCALE, joint="curve")
         for corner in corners:
-            _dot(draw, *corner, 4 * SCALE, color)
+            draw.circle(corner, 4 * SCALE, color, "white", SCALE // 2)
         height = picture.height - below + (number + 0.5) * 22 * SCALE
         draw.line((20 * SCALE, height, 44 * SCALE, height), color, 3 * SCALE)
         draw.text((52 * SCALE, height), label, "black", font, anchor="lm")
     return picture.reduce(SCALE)
-
-
-def _dot(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: tuple[int, int, int]) -> None:
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), color, "white", SCALE // 2)

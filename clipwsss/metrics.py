@@ -11,9 +11,9 @@ IGNORE = 255
 
 
 def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
-    """Count pixels by (true class, predicted class): int64 [n,n], rows truth, ignored pixels left out.
+    """Pixels of uint8 [H,W] maps by (true class, predicted class): int64 [n,n], without ignored ones.
 
-    prediction, truth: uint8 [H,W]. Raises ValueError on other types, unequal sizes and values outside 0..n-1.
+    ValueError on other types, unequal sizes and values outside 0..n-1.
     """
     for name, labels in (("prediction", prediction), ("truth", truth)):
         if labels.dtype != np.uint8:
@@ -32,10 +32,10 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
         true, predicted, counts = found >> 8, found & 255, every[found]
     scored = true != IGNORE
     true, predicted, counts = true[scored].astype(np.int64), predicted[scored], counts[scored]
-    if true.size and true.max() >= n:
-        raise ValueError(f"the truth has value {true.max()}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
-    if true.size and predicted.max() >= n:
-        raise ValueError(f"the prediction has value {predicted.max()}; classes are 0..{n - 1}")
+    if (worst := true.max(initial=0)) >= n:
+        raise ValueError(f"the truth has value {worst}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
+    if (worst := predicted.max(initial=0)) >= n:
+        raise ValueError(f"the prediction has value {worst}; classes are 0..{n - 1}")
     return np.bincount(true * n + predicted, weights=counts, minlength=n * n).reshape(n, n).astype(np.int64)
 
 
@@ -43,9 +43,9 @@ def _size(array: NDArray) -> str:
     return "x".join(map(str, array.shape))
 
 
-def _ratio(part: NDArray, whole: NDArray) -> NDArray:
+def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray:
     """Percent, NaN where there is nothing to divide by."""
-    return np.divide(100.0 * part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return np.divide(100.0 * part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
 
 
 def scores(table: NDArray) -> dict:
@@ -55,12 +55,10 @@ def scores(table: NDArray) -> dict:
     the pixel accuracy [...], and classes [...], how many occur in truth or prediction.
     """
     hit, true, predicted = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1), table.sum(-2)
-    found = {"iou": _ratio(hit, true + predicted - hit), "precision": _ratio(hit, predicted),
-             "recall": _ratio(hit, true)}
-    means = {name: mean_present(found[key]) for name, key in
-             (("miou", "iou"), ("mean_precision", "precision"), ("mean_recall", "recall"))}
-    accuracy = _ratio(np.asarray(hit.sum(-1)), np.asarray(table.sum((-2, -1))))[()]
-    return {**found, **means, "accuracy": accuracy, "classes": np.isfinite(found["iou"]).sum(-1)}
+    iou, precision, recall = (_ratio(hit, whole) for whole in (true + predicted - hit, predicted, true))
+    return {"iou": iou, "precision": precision, "recall": recall, "miou": mean_present(iou),
+            "mean_precision": mean_present(precision), "mean_recall": mean_present(recall),
+            "accuracy": _ratio(hit.sum(-1), true.sum(-1))[()], "classes": np.isfinite(iou).sum(-1)}
 
 
 def mean_present(values: NDArray) -> NDArray:
@@ -73,10 +71,9 @@ def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresho
                          n: int) -> NDArray:
     """Confusions [T,n,n] of "class of the largest map where it exceeds t, else background" for every t.
 
-    cams: float32 [k,H,W] of the 0-based classes keys [k]; truth: uint8 [H,W]. The pixels are passed once: a
-    histogram of (truth, class, number of thresholds below the value) holds every threshold's confusion. A tie
-    goes to the background, as np.argmax over [t, cams] decides it in IRN's eval_cam. Raises ValueError on
-    values outside the classes and on unequal sizes.
+    cams: float32 [k,H,W] of the 0-based classes keys [k]; truth: uint8 [H,W]. Pixels are passed once: a
+    histogram of (truth, class, number of thresholds below the value) holds all confusions. A tie goes to the
+    background, as in IRN's eval_cam. ValueError on values outside the classes and on unequal sizes.
     """
     keys, thresholds = np.asarray(keys, np.int64), np.asarray(thresholds, np.float32)
     if cams.shape[1:] != truth.shape:
@@ -104,10 +101,9 @@ def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresho
 def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float = 0.02) -> NDArray:
     """Confusion [n+1,n+1] of the classes' inner boundary bands; class n is "in no band".
 
-    Boundary IoU (Cheng et al., CVPR 2021): pixels of a class within `ratio` of the image diagonal of its
-    edge, the image's border counting as one; scores(...)["iou"][:n] are the boundary IoUs. Tables add up over
-    a data set, as for mIoU (the paper's is per instance); distance is the chessboard one, as its 3x3 erosions
-    measure it. The truth's ignored pixels are taken out of both maps and count as an edge.
+    Boundary IoU (Cheng et al., CVPR 2021): pixels of a class within `ratio` of the image diagonal of its edge
+    or the image's (chessboard distance, as their 3x3 erosions); scores(...)["iou"][:n]. Tables add up over a
+    data set (the paper: per instance). The truth's ignored pixels are taken out of both maps and are an edge.
     """
     confusion(prediction, truth, n)
     reach = 2 * max(1, round(ratio * float(np.hypot(*truth.shape)))) + 1
@@ -126,9 +122,8 @@ def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float
 def average_precision(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Multi-label mAP in percent: mean over the classes with a positive of their average precision.
 
-    predictions [N,K]: any real scores; labels [N,K]: 0/1. Average precision is the sum of recall steps times
-    precision, equal scores entering together (scikit-learn's definition). NaN without positives; ValueError
-    on unequal shapes or scores that are not finite.
+    predictions [N,K]: any real scores; labels [N,K]: 0/1. Sum of recall steps times precision, equal scores
+    entering together (as scikit-learn). NaN without positives; ValueError on bad shapes or scores.
     """
     predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels) > 0
     if predictions.shape != labels.shape or predictions.ndim != 2:

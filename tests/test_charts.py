@@ -16,8 +16,10 @@ def bar_lengths(picture):
 
 
 def test_bars_are_as_long_as_their_means():
-    lengths = bar_lengths(bars(["one", "half", "three seeds", "none"], [[60.0], [30.0], [10.0, 20.0, 30.0], []]))
-    assert lengths[0] == pytest.approx(2 * lengths[1], abs=3) and lengths[2] == pytest.approx(lengths[0] / 3, abs=3)
+    rows = {"one": [60.0], "half": [30.0], "three seeds": [10.0, 20.0, 30.0], "none": []}
+    lengths = bar_lengths(bars(list(rows), list(rows.values())))
+    assert lengths[0] == pytest.approx(2 * lengths[1], abs=3)
+    assert lengths[2] == pytest.approx(lengths[0] / 3, abs=3)
     assert lengths[0] > 300 and lengths[3] == 0
 
 
@@ -27,7 +29,8 @@ def test_odd_values_are_drawn_too(values):
 
 
 def test_radar_has_a_corner_at_every_share():
-    picture = np.asarray(radar(["up", "right", "down", "left"], {"own": [1.0, 0.5, 0.25, 0.0]}, size=200)).astype(int)
+    picture = radar(["up", "right", "down", "left"], {"own": [1.0, 0.5, 0.25, 0.0]}, size=200)
+    picture = np.asarray(picture).astype(int)
     margin = (picture.shape[1] - 200) // 2
     center = (margin + 100, 30 + 100)
     for dx, dy in ((0, -100), (50, 0), (0, 25), (0, 0)):

@@ -304,13 +304,14 @@ def test_coco_reads_tags_and_draws_masks(coco, capsys):
 @pytest.mark.parametrize("change, pattern", [
     (lambda c: c["annotations"][0].update(category_id=99), r"annotations\[0\]: category 99 is not among"),
     (lambda c: c["annotations"][0].update(image_id=99), r"annotations\[0\]: image 99 is not among"),
-    (lambda c: c["annotations"][0].update(segmentation=[[1.0, 2.0]]), r"9\): annotations\[0\]: a polygon is a list"),
-    (lambda c: c["annotations"][2]["segmentation"].update(counts=[1]), r"9\): annotations\[2\]: run lengths do not add up"),
-    (lambda c: c["annotations"][2]["segmentation"].update(size=[9, 9]), r"9\): annotations\[2\]: run lengths are for size"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1.0, 2.0]]), r"\[0\]: a polygon is a list"),
+    (lambda c: c["annotations"][2]["segmentation"].update(counts=[1]), r"\[2\]: run lengths do not add up"),
+    (lambda c: c["annotations"][2]["segmentation"].update(size=[9, 9]), r"\[2\]: run lengths are for size"),
     (lambda c: c["annotations"][2]["segmentation"].update(counts="PP"), r"image 9\): .*run lengths"),
     (lambda c: c["annotations"][0].pop("category_id"), r"annotations\[0\] lacks one of category_id"),
     (lambda c: c["images"][0].update(height=11), r"run lengths are for size \[10, 12\], the image is \[11"),
-    (lambda c: (c["images"][0].update(height=11), c["annotations"].pop(2)), r"000009.jpg: 10 x 12 .* says 11 x 12"),
+    (lambda c: (c["images"][0].update(height=11), c["annotations"].pop(2)),
+     r"000009.jpg: 10 x 12 .* \(image 9\) says 11 x 12"),
     (lambda c: c.pop("images"), r"no list 'images'"),
 ])
 def test_bad_coco_annotations(coco, change, pattern):
