@@ -69,41 +69,39 @@ class Ablation:
     """One table on one data set: what each row's runs are and where they lie."""
 
     def __init__(self, table: dict, args: argparse.Namespace):
-        self.args, self.dataset = args, args.dataset
+        self.args = args
         world = "" if args.co_occurrence == CO_OCCURRENCE else f"_{args.co_occurrence:g}"
         self.base = args.runs / args.dataset / f"ablate{world}"
-        self.table = {row["name"]: row for row in table["rows"]
-                      if args.dataset in row.get("datasets", DATASETS)}
-        unknown = [name for name in args.only or () if name not in self.table]
-        if unknown:
-            raise InputError(f"--only {unknown[0]!r}: the rows are {', '.join(map(repr, self.table))}")
-        self.rows = [row for row in self.table.values() if not args.only or row["name"] in args.only]
-        self.threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs))
-        self.failures: dict[Path, InputError] = {}
+        self.table = {}
+        for row in table["rows"]:
+            if args.dataset in row.get("datasets", DATASETS):
+                row = {"stage": "train_prompt", **row}
+                own = [*row["flags"], *row.get(args.dataset, [])]
+                own += args.flags if row["stage"] == "train_prompt" else []
+                self.table[row["name"]] = {**row, "flags": own}
+        self.rows = [row for name, row in self.table.items() if name in (args.only or self.table)]
+        for name in args.only or ():
+            if name not in self.table:
+                raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, self.table))}")
+        self.failed: set[Path] = set()
         self.interrupted = False
-
-    def flags(self, row: dict) -> list[str]:
-        """The row's flags, then the data set's, then the user's."""
-        own = [*row["flags"], *row.get(self.dataset, [])]
-        return own if row.get("stage") == "train_cam" else [*own, *self.args.flags]
 
     def sources(self, row: dict) -> list[dict]:
         """The rows whose runs this one starts from: the baseline, and the one it needs."""
         needed = [self.table[row["needs"]]] if "needs" in row else []
-        return [] if row.get("stage") == "train_cam" else [BASELINE, *needed]
+        return [] if row["stage"] == "train_cam" else [BASELINE, *needed]
 
     def settings(self, row: dict) -> dict[str, str]:
         """What tells a row's runs from others: settings unlike the script's own; InputError on bad flags."""
-        stage = row.get("stage", "train_prompt")
-        parser = STAGES[stage].get_parser()
+        parser = STAGES[row["stage"]].get_parser()
         defaults = vars(parser.parse_args([]))
 
         def error(message: str) -> None:
             raise InputError(f"row {row['name']!r}: {message}")
 
         parser.error = error
-        argv = ["--dataset", self.dataset, "--data-root", str(self.base), *self.flags(row)]
-        return {key: str(value) for key, value in sorted(vars(parse(parser, argv, stage)).items())
+        argv = ["--dataset", self.args.dataset, "--data-root", str(self.base), *row["flags"]]
+        return {key: str(value) for key, value in sorted(vars(parse(parser, argv, row["stage"])).items())
                 if key not in WHERE and value != defaults[key]}
 
     def out(self, row: dict, seed: int) -> Path:
@@ -111,76 +109,68 @@ class Ablation:
 
         So rows of the same settings share it, whatever their table, and changed presets meet no older run.
         """
-        settings, stage = self.settings(row), row.get("stage", "train_prompt")
+        settings, title = self.settings(row), row["stage"]
         before = [self.out(source, seed).name for source in self.sources(row)]
         data = str(self.args.data_root.resolve()) if self.args.data_root else ""
-        text = json.dumps([stage, settings, before, data])
-        sides = f"{settings.get('class_prompt', 'name')}_{settings.get('background_prompt', 'none')}"
-        title = stage if stage == "train_cam" else sides
-        return self.base / f"seed{seed}" / f"{title}_{zlib.crc32(text.encode()):08x}"
+        number = zlib.crc32(json.dumps([row["stage"], settings, before, data]).encode())
+        if title == "train_prompt":
+            title = f"{settings.get('class_prompt', 'name')}_{settings.get('background_prompt', 'none')}"
+        return self.base / f"seed{seed}" / f"{title}_{number:08x}"
+
+    def data_root(self, seed: int) -> Path:
+        """The data's folder: the user's, or this seed's own toy world, which is drawn if need be."""
+        root = self.args.data_root or self.base / f"seed{seed}" / "data"
+        if not self.args.data_root and not (root / RECIPE).exists():
+            draw_world(root, seed, co_occurrence=self.args.co_occurrence)
+        return root
 
     def command(self, row: dict, seed: int) -> list[str]:
         """A run's command line without the interpreter."""
-        stage, out, inputs = row.get("stage", "train_prompt"), self.out(row, seed), []
-        folders = [self.out(source, seed) for source in self.sources(row)]
-        if folders:
-            inputs = ["--init", str(folders[0] / "generator.pt"), "--cams", str(folders[0] / "cams")]
-        flags = [flag.replace("{needs}", str(folders[-1])) if "needs" in row else flag
-                 for flag in self.flags(row)]
-        return [STAGES[stage].__file__, "--dataset", self.dataset, "--data-root", str(self.data_root(seed)),
-                "--runs", str(self.args.runs), "--out", str(out), "--seed", str(seed), *inputs, *flags]
-
-    def data_root(self, seed: int) -> Path:
-        """The data's folder: the user's, or this seed's own toy world."""
-        return self.args.data_root or self.base / f"seed{seed}" / "data"
+        inputs, needed = [], ""
+        for source in self.sources(row):
+            needed = self.out(source, seed)
+            inputs = inputs or ["--init", needed / "generator.pt", "--cams", needed / "cams"]
+        flags = [flag.replace("{needs}", str(needed)) for flag in row["flags"]]
+        resume = ["--resume"] if (self.out(row, seed) / "args.json").exists() else []
+        return [str(part) for part in (
+            STAGES[row["stage"]].__file__, "--dataset", self.args.dataset, "--data-root",
+            self.data_root(seed), "--runs", self.args.runs, "--out", self.out(row, seed), "--seed", seed,
+            *inputs, *flags, *resume)]
 
     def run(self, row: dict, seed: int) -> float:
-        """A row's best CAM mIoU in percent with one seed, from its finished run where there is one."""
+        """A row's best CAM mIoU in percent with one seed, of its finished run where there is one.
+
+        NaN where it, or what it starts from, failed; one line says why.
+        """
         out = self.out(row, seed)
+        if (done := finished(out)) is not None:
+            return done
+        if out in self.failed or np.isnan([self.run(source, seed) for source in self.sources(row)]).any():
+            return float("nan")
         if self.interrupted:
             raise KeyboardInterrupt
-        if out in self.failures:
-            raise self.failures[out]
-        done = finished(out)
-        if done is not None:
-            return done
-        for source in self.sources(row):
-            self.run(source, seed)
-        resume = ["--resume"] if (out / "args.json").exists() else []
+        command, begin = [sys.executable, *self.command(row, seed)], time.perf_counter()
+        threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.args.jobs)
         out.mkdir(parents=True, exist_ok=True)
-        begin = time.perf_counter()
         with open(out / "output.txt", "w") as output:
-            code = subprocess.run([sys.executable, *self.command(row, seed), *resume], stdout=output,
-                                  stderr=subprocess.STDOUT,
-                                  env={**os.environ, "OMP_NUM_THREADS": str(self.threads)}).returncode
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
+                                  env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
         if code in INTERRUPTED:
             self.interrupted = True
             raise KeyboardInterrupt
         done = finished(out)
-        if code or done is None:
+        if code == 0 and done is not None:
+            spent = time.perf_counter() - begin
+            print(f"seed {seed}  {row['name']:<40} {done:6.2f}  {spent:.0f} s", flush=True)
+            return done
+        why = "no masks to score CAMs with"
+        if code:
             last = " ".join((out / "output.txt").read_text().strip().splitlines()[-1:])
-            why = (last.removeprefix("error: ") or f"exit status {code}") if code else "no masks to score CAMs with"
-            self.failures[out] = InputError(
-                f"row {row['name']!r}, seed {seed}: {why} (see {out / 'output.txt'})")
-            raise self.failures[out]
-        print(f"seed {seed}  {row['name']:<40} {done:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
-        return done
-
-    def run_seed(self, seed: int) -> list[float]:
-        """All rows of one seed, the baseline first; NaN, and one line printed, for a row that failed."""
-        own_world = self.dataset == "toy" and self.args.data_root is None
-        if own_world and not (self.data_root(seed) / RECIPE).exists():
-            draw_world(self.data_root(seed), seed, co_occurrence=self.args.co_occurrence)
-        values = []
-        for row in (BASELINE, *self.rows):
-            try:
-                values.append(self.run(row, seed))
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                values.append(float("nan"))
-                if row is BASELINE:
-                    return values[:1] * len(self.rows)
-        return values[1:]
+            why = last.removeprefix("error: ") or f"exit status {code}"
+        print(f"error: row {row['name']!r}, seed {seed}: {why} (see {out / 'output.txt'})", file=sys.stderr,
+              flush=True)
+        self.failed.add(out)
+        return float("nan")
 
 
 def spread(values: np.ndarray, sign: str = "") -> str:
@@ -193,19 +183,13 @@ def spread(values: np.ndarray, sign: str = "") -> str:
 
 def markdown(rows: list[dict], reference: str | None, values: dict[str, np.ndarray], caption: str) -> str:
     """The table: mean ± standard deviation, every seed, paired differences, the paper's figure."""
-    against = {row["name"]: [name for name in row.get("against", [reference])
-                             if name in values and name != row["name"]] for row in rows}
-    compared = any(against.values())
-    heads = ["row", "mIoU %", "seeds", *(["difference (to)"] if compared else []), "the paper's, VOC"]
-    lines = [caption, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [caption, "", "| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
     for row in rows:
-        found = values[row["name"]]
-        cells = [row["name"], spread(found),
-                 " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in found)]
-        if compared:
-            cells.append("; ".join(f"{spread(found - values[name], '+')} ({name})"
-                                   for name in against[row["name"]]))
-        lines.append(f"| {' | '.join([*cells, row.get('paper', '')])} |")
+        name, found = row["name"], values[row["name"]]
+        seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in found)
+        others = [other for other in row.get("against", [reference]) if other in values and other != name]
+        differences = "; ".join(f"{spread(found - values[other], '+')} ({other})" for other in others)
+        lines.append(f"| {name} | {spread(found)} | {seeds} | {differences} | {row.get('paper', '')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -241,7 +225,7 @@ def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.co_occurrence != CO_OCCURRENCE and (args.dataset != "toy" or args.data_root):
-        raise InputError("--co-occurrence is of worlds drawn here: only with --dataset toy and without --data-root")
+        raise InputError("--co-occurrence is of worlds drawn here: only with --dataset toy and no --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
     if min(args.seeds, args.jobs) < 1:
@@ -251,7 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     for row in ablation.rows:
         ablation.settings(row)  # a bad flag shows before hours of training, not after
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(ablation.run_seed, seed) for seed in range(args.seeds)]
+        futures = [pool.submit(lambda seed: [ablation.run(row, seed) for row in ablation.rows], seed)
+                   for seed in range(args.seeds)]
         try:
             columns = np.array([future.result() for future in futures])
         except BaseException:

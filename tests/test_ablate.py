@@ -1,6 +1,7 @@
-"""The ablation driver: tables that parse, folders by settings, resumption, failures in one line, figures by hand."""
+"""The ablation driver: tables that parse, folders by settings, resumption, failures, figures by hand."""
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def world(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Command lines of runs that are not made: each logs the miou of `calls.miou` (or fails as `calls.fail` says)."""
+    """Command lines of runs that are not made: each logs an mIoU (or fails as `calls.fail` says)."""
     class Calls(list):
         fail = {}
 
@@ -173,6 +174,22 @@ def test_table_by_hand():
     assert lines[4] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
     assert lines[5] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
     assert lines[6] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"
+
+
+def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(ablate, "draw_world", partial(draw_world, n_train=3, n_val=1))
+    argv = ["--table", "pole4", "--runs", str(tmp_path), "--seeds", "2", "--co-occurrence", "0.9"]
+    assert ablate.main(argv) == 0
+    base = tmp_path / "toy" / "ablate_0.9"
+    for seed in range(2):
+        recipe = json.loads((base / f"seed{seed}" / "data" / "toy.json").read_text())
+        assert (recipe["seed"], recipe["co_occurrence"]) == (seed, 0.9)
+    roots = {flags[flags.index("--data-root") + 1] for flags in calls}
+    assert roots == {str(base / f"seed{seed}" / "data") for seed in range(2)}
+    assert "Worlds of co-occurrence 0.9." in (base / "pole4.md").read_text()
+    for refused in (["--data-root", "x"], ["--dataset", "voc12"]):
+        with pytest.raises(InputError, match="--co-occurrence is of worlds drawn here"):
+            ablate.main([*argv, *refused])
 
 
 def test_unknown_rows_and_numbers_are_refused(tmp_path):
