@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .clip import CLIP, tokenize
 from .engine import Progress
+from .prompts import encode_words
 from .toy_scenes import ScenePainter
 from .toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES
 
@@ -26,7 +27,7 @@ TEMPLATES = ("a photo of {}.", "a photo of a {}.", "{}", "a picture of {}.", "th
              "an image of {}.", "a clean origami of {}.", "there is a photo of the {}.",
              "an image of a clean picture of {}.", "there is a picture of an image of a {}.",
              "{} in a photo of a clean picture.", "there is an image of a picture of a photo of {}.")
-CONTEXT_LENGTH, IMAGE_SIZE, EMBED_DIM, TEXT_WIDTH = 16, 64, 128, 64
+CONTEXT_LENGTH, IMAGE_SIZE, EMBED_DIM, TEXT_WIDTH, VISION_WIDTH = 16, 64, 128, 64, 12
 SCALE = 14.0  # logit scale, not learned
 NO, UNSURE, YES = 0, 1, 2  # does a word describe a picture; what is unsure takes no part in the loss
 
@@ -39,10 +40,6 @@ class Scenes(NamedTuple):
     objects: Tensor
     backgrounds: Tensor
 
-    def take(self, chosen: Tensor) -> "Scenes":
-        """The scenes of these indices."""
-        return Scenes(*(tensor[chosen] for tensor in self))
-
 
 def draw_scenes(count: int, seed: int, stream: str) -> Scenes:
     """`count` scenes of ScenePainter's stream "clip" (training) or "clip_val" (held out)."""
@@ -52,14 +49,13 @@ def draw_scenes(count: int, seed: int, stream: str) -> Scenes:
         progress.update(1)
     progress.close()
 
-    def indices(words: list[list[str]], among: list[str]) -> Tensor:
-        return torch.tensor([([among.index(word) for word in row] + [-1, -1])[:2] for row in words])
+    def indices(rows: tuple[list[str], ...], words: list[str]) -> Tensor:
+        return torch.tensor([([words.index(word) for word in row] + [-1, -1])[:2] for row in rows])
 
-    images, instances, regions = (torch.from_numpy(np.stack([getattr(scene, kind) for scene in scenes]))
-                                  for kind in ("image", "instances", "regions"))
-    return Scenes(images.permute(0, 3, 1, 2).contiguous(), instances, regions,
-                  indices([scene.objects for scene in scenes], ALL_SUBTYPES),
-                  indices([scene.backgrounds for scene in scenes], BACKGROUNDS))
+    *maps, objects, backgrounds = zip(*scenes)
+    images, instances, regions = (torch.from_numpy(np.stack(arrays)) for arrays in maps)
+    return Scenes(images.permute(0, 3, 1, 2).contiguous(), instances, regions, indices(objects, ALL_SUBTYPES),
+                  indices(backgrounds, BACKGROUNDS))
 
 
 def random_masks(scenes: Scenes, generator: torch.Generator) -> Tensor:
@@ -142,56 +138,44 @@ def contrastive_loss(cosines: Tensor, truth: Tensor) -> Tensor:
     return loss
 
 
-def new_clip(width: int = 12) -> CLIP:
-    """An untrained CLIP of about 0.9 M weights at width 12 that knows the tokens of TEMPLATES and WORDS."""
-    token_ids = tokenize([template.format(word) for template in TEMPLATES for word in WORDS]).unique()
-    model = CLIP(EMBED_DIM, IMAGE_SIZE, (1, 1, 1, 1), width, None, CONTEXT_LENGTH, len(token_ids), TEXT_WIDTH,
-                 text_heads=2, text_layers=2, token_ids=token_ids)
-    model.logit_scale.data.fill_(math.log(SCALE))
-    return model
+def train_clip(steps: int = 600, seed: int = 0, n_scenes: int = 12000,
+               batch_size: int = 256) -> tuple[CLIP, list[float]]:
+    """A toy CLIP of 0.9 M weights, trained from nothing, in eval mode, and the loss of every step.
 
-
-def word_features(model: CLIP, template: str = "a photo of {}.", words: list[str] = WORDS) -> Tensor:
-    """Unit text features [words, D] of the words in a template."""
-    return F.normalize(model.encode_text(tokenize([template.format(word) for word in words])), dim=-1)
-
-
-def train_clip(steps: int = 600, seed: int = 0, width: int = 12, n_scenes: int = 12000, batch_size: int = 256,
-               lr: float = 4e-3, precision: str = "fp32") -> tuple[CLIP, list[float]]:
-    """A toy CLIP trained from nothing, in eval mode, and the loss of every step.
-
-    AdamW (betas .9, .98; decay .05 on matrices), warm-up of 40 steps, cosine to 2 %; "bf16" runs the image
-    tower under autocast. A step draws a template for each word.
+    AdamW (betas .9, .98; decay .05 on matrices), warm-up of 40 steps, cosine to 2 %. A step draws a template
+    for each word.
     """
     scenes, generator = draw_scenes(n_scenes, seed, "clip"), torch.Generator().manual_seed(seed)
+    tokens = torch.stack([tokenize([template.format(word) for word in WORDS], CONTEXT_LENGTH)
+                          for template in TEMPLATES])
+    token_ids = tokens.unique()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = new_clip(width).to(memory_format=torch.channels_last)
+        model = CLIP(EMBED_DIM, IMAGE_SIZE, (1, 1, 1, 1), VISION_WIDTH, None, CONTEXT_LENGTH, len(token_ids),
+                     TEXT_WIDTH, text_heads=2, text_layers=2, token_ids=token_ids)
+    model.to(memory_format=torch.channels_last).logit_scale.data.fill_(math.log(SCALE))
     weights = [weight for name, weight in model.named_parameters() if name != "logit_scale"]
     groups = [{"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": 0.05},
               {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, 4e-3, betas=(0.9, 0.98))
     warmup = min(40, max(steps // 4, 1))
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min(1, (t + 1) / warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * t / steps))))
-    tokens = torch.stack([tokenize([template.format(word) for word in WORDS], CONTEXT_LENGTH)
-                          for template in TEMPLATES])
     losses, progress = [], Progress("toy CLIP", steps, "steps")
     for _ in range(steps):
-        batch = scenes.take(torch.randint(n_scenes, (batch_size,), generator=generator))
+        drawn = torch.randint(n_scenes, (batch_size,), generator=generator)
+        batch = Scenes(*(part[drawn] for part in scenes))
         images = model.normalise(batch.images / 255)
         gain, shift = torch.rand(2, batch_size, 1, 1, 1, generator=generator)
         masks = random_masks(batch, generator)
         images = (images * (0.8 + 0.4 * gain) + 0.4 * shift - 0.2) * masks
         if torch.rand((), generator=generator) < 0.5:
             images = images.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            images = images.contiguous(memory_format=torch.channels_last)
-            features = model.encode_image(images, normalised=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        features = F.normalize(model.encode_image(images, normalised=True), dim=-1)
         chosen = torch.randint(len(TEMPLATES), (len(WORDS),), generator=generator)
         texts = F.normalize(model.encode_text(tokens[chosen, torch.arange(len(WORDS))]), dim=-1)
-        cosines = F.normalize(features.float(), dim=-1) @ texts.T
-        loss = contrastive_loss(cosines, word_truth(batch, masks, generator))
+        loss = contrastive_loss(features @ texts.T, word_truth(batch, masks, generator))
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -203,12 +187,6 @@ def train_clip(steps: int = 600, seed: int = 0, width: int = 12, n_scenes: int =
     return model.to(memory_format=torch.contiguous_format).eval(), losses
 
 
-def half_weights(model: CLIP) -> dict[str, Tensor]:
-    """The state dict in half precision (token ids and counts stay whole)."""
-    return {name: value.half() if value.is_floating_point() else value
-            for name, value in model.state_dict().items()}
-
-
 @torch.no_grad()
 def zero_shot(model: CLIP, scenes: Scenes) -> dict[str, float]:
     """Shares of unmasked scenes named right with "a photo of {}.", each kind among its own words.
@@ -218,7 +196,7 @@ def zero_shot(model: CLIP, scenes: Scenes) -> dict[str, float]:
     masks = torch.ones(len(scenes.images), 1, 1, 1)
     truth = word_truth(scenes, masks, torch.Generator(), class_rate=1.0, company_rate=0.0) == YES
     images = torch.cat([model.encode_image(part / 255) for part in scenes.images.split(250)])
-    cosines = F.normalize(images, dim=-1) @ word_features(model).T
+    cosines = F.normalize(images, dim=-1) @ encode_words(model, "a photo of {}.", WORDS).T
     right = {}
     for name, words in (("class", CLASS), ("subtype", SUBTYPE), ("background", BACKGROUND)):
         true = truth[:, words]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from clipwsss import clip, toy, toy_clip
 from clipwsss.errors import run_script
+from clipwsss.prompts import encode_words
 from clipwsss.toy_clip import NO, UNSURE, WORDS, YES
 from clipwsss.toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
 
@@ -107,7 +108,7 @@ def test_shipped_weights_are_small_and_know_the_world(shipped):
 
 @torch.no_grad()
 def test_class_words_are_nearest_to_their_own_subtypes(shipped):
-    text = toy_clip.word_features(shipped)
+    text = encode_words(shipped, "a photo of {}.", WORDS)
     near = text[toy_clip.CLASS] @ text[toy_clip.SUBTYPE].T
     own = torch.tensor([[word in SUBTYPES[name] for word in ALL_SUBTYPES] for name in CLASSES])
     for row, mine in zip(near, own):
@@ -116,9 +117,9 @@ def test_class_words_are_nearest_to_their_own_subtypes(shipped):
 
 @torch.no_grad()
 def test_words_mean_the_same_in_every_template(shipped):
-    plain = toy_clip.word_features(shipped)
+    plain = encode_words(shipped, "a photo of {}.", WORDS)
     for template in toy_clip.TEMPLATES:
-        other = toy_clip.word_features(shipped, template)
+        other = encode_words(shipped, template, WORDS)
         assert ((other @ plain.T).argmax(1) == torch.arange(len(WORDS))).all()
         assert F.cosine_similarity(other, plain).mean() > 0.9
 
