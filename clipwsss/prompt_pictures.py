@@ -5,44 +5,31 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .clip import CLIP
+from .datasets.base import read_image
 from .engine import atomic_path, load_weights, pick_device
 from .errors import InputError, run_script
 from .guidance import encode_regions, load_clip
 from .pictures import contact_sheet, heat
 from .prompts import encode_words
-from .propose import read_words
+from .propose import clip_parser, read_words
 
 
 @torch.no_grad()
-def patch_features(clip: CLIP, image: torch.Tensor, zoom: int = 1) -> torch.Tensor:
-    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square.
-
-    With `zoom` z the square is z times CLIP's resolution and is read through overlapping windows of that
-    resolution, whose features are averaged: z times as many patches a side.
-    """
-    side, device = clip.input_resolution, clip.text_projection.device
-    grid = clip.encode_patches(torch.zeros(1, 3, side, side, device=device)).shape[1]
-    view = F.interpolate(image[None].to(device), (side * zoom,) * 2, mode="bilinear", align_corners=False,
-                         antialias=True)
-    last, cell, sums = grid * (zoom - 1), side // grid, 0.0
-    starts = sorted({*range(0, last + 1, max(grid // 2, 1)), last})  # in patches, where windows begin
-    for top in starts:
-        strip = view[..., top * cell:top * cell + side, :]
-        crops = torch.cat([strip[..., left * cell:left * cell + side] for left in starts])
-        for left, features in zip(starts, F.normalize(clip.encode_patches(crops).float(), dim=-1)):
-            sums = sums + F.pad(features, (0, 0, left, last - left, top, last - top))
-    return F.normalize(sums, dim=-1)
+def patch_features(clip: CLIP, image: torch.Tensor) -> torch.Tensor:
+    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square."""
+    view = F.interpolate(image[None].to(clip.text_projection.device), (clip.input_resolution,) * 2,
+                         mode="bilinear", align_corners=False, antialias=True)
+    return F.normalize(clip.encode_patches(view)[0].float(), dim=-1)
 
 
 @torch.no_grad()
@@ -72,15 +59,6 @@ def read_prompts(path: Path, dim: int) -> tuple[list[str], torch.Tensor]:
     return [f"{kind}: {name}" for name in stored.get("names", range(len(text)))], text.float()
 
 
-def read_image(path: Path) -> Image.Image:
-    """RGB, turned as its EXIF tag says; InputError on a file that is no image."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise InputError(f"--image {path}: not a readable image ({error})") from error
-
-
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
          maps: NDArray) -> Image.Image:
     """A sheet: a row per image, a column per text; maps [images,texts,h,w] of cosines.
@@ -95,9 +73,7 @@ def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[s
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.prompt_pictures",
-                                     description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")
     add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
@@ -106,10 +82,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n", type=int, default=5, help="words to print")
     add("--by", choices=("patches", "windows"), default="patches",
         help="features of patches, or of the image through soft windows")
-    add("--zoom", type=int, default=2, help="with patches: image enlarged this many times (1: one view)")
-    add("--clip", default="ViT-B/32", help="published name or file; the one the prompts were learned with")
-    add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if there is any")
     add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")
     return parser
 
@@ -118,9 +90,9 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if not (args.text or args.prompts) or not (args.image or args.words):
         raise InputError("name texts (--text, --prompts) and what to compare them with (--image, --words)")
-    if min(args.zoom, args.n) < 1:
-        raise InputError(f"--zoom {args.zoom} --n {args.n}: at least 1 of each")
-    images = [read_image(path) for path in args.image]
+    if args.n < 1:
+        raise InputError(f"--n {args.n}: at least 1 word")
+    images = [read_image(path, oriented=True) for path in args.image]
     words = read_words(args.words) if args.words else []
     device = pick_device(args.device)
     clip = load_clip(args.clip, device, args.clip_cache)
@@ -136,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             found = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
             print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in found))
     if images:
-        see = window_features if args.by == "windows" else partial(patch_features, zoom=args.zoom)
+        see = window_features if args.by == "windows" else patch_features
         maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])
         out = args.out / "prompt_pictures.png"
         with atomic_path(out) as temporary:

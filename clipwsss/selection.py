@@ -21,12 +21,11 @@ def read_choices(path: Path) -> dict:
     """A run's prompts.json: image -> class -> chosen word and all similarities; InputError otherwise."""
     try:
         table = json.loads(path.read_text())
-        usable = table and all({"word", "similarity"} <= set(entry)
-                               for rows in table.values() for entry in rows.values())
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a readable prompts.json ({error})") from error
-    if not usable:
-        raise InputError(f"{path}: no selected words; name the prompts.json of a run of --class-prompt word")
+        if not table or any(entry["word"] not in entry["similarity"]
+                            for rows in table.values() for entry in rows.values()):
+            raise ValueError("no selected words")
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not the prompts.json of a run of --class-prompt word ({error})") from error
     return table
 
 
@@ -41,11 +40,9 @@ def count_choices(tables: Sequence[tuple[dict, Truth | None]]) -> dict[str, Coun
     counts: dict[str, Counter] = {}
     for table, truth in tables:
         for name, rows in table.items():
-            if truth is not None and name not in truth:
-                raise InputError(f"image {name} of these choices is not in the toy world they are judged by")
             for label, entry in rows.items():
                 kind = "own" if entry["word"] == next(iter(entry["similarity"])) else "other"
-                if truth is not None and entry["word"] in truth[name].get(label, []):
+                if truth and entry["word"] in truth[name].get(label, []):
                     kind = "true"
                 counts.setdefault(label, Counter())[kind] += 1
     return dict(sorted(counts.items()))
@@ -54,37 +51,28 @@ def count_choices(tables: Sequence[tuple[dict, Truth | None]]) -> dict[str, Coun
 def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
     """Markdown of the shares per class (choices of all tables together); draws them into `picture` (PNG)."""
     counts = count_choices(tables)
-    judged = all(truth is not None for _, truth in tables)
-    others = {"true": "true sub-type", "other": "wrong word"} if judged else {"other": "a synonym"}
-    kinds = {"own": "own name", **others}
+    kinds = {"own": "own name", "other": "a synonym"}
+    if all(truth is not None for _, truth in tables):
+        kinds = {"own": "own name", "true": "true sub-type", "other": "wrong word"}
     lines = ["| class | choices | " + " | ".join(f"{title} %" for title in kinds.values()) + " |",
              "|---|" + "---|" * (1 + len(kinds))]
     for label, row in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
         shares = " | ".join(f"{100 * row[kind] / row.total():.0f}" for kind in kinds)
         lines.append(f"| {label} | {row.total()} | {shares} |")
-    shown = [kind for kind in kinds if kind != "other"]
+    series = {title: [row[kind] / row.total() for row in counts.values()]
+              for kind, title in kinds.items() if kind != "other"}
     with atomic_path(picture) as temporary:
-        radar(list(counts), {kinds[kind]: [row[kind] / row.total() for row in counts.values()]
-                             for kind in shown}).save(temporary, format="PNG")
+        radar(list(counts), series).save(temporary, format="PNG")
     return "\n".join(lines) + "\n"
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.selection", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("prompts", type=Path, nargs="+", help="prompts.json of finished runs, counted together")
-    add("--toy", type=Path, metavar="DIR", help="the toy world they were run on: also count true sub-types")
-    add("--split", default="train", help="its split")
-    add("--out", type=Path, help="the picture (default: own_names.png beside the first file)")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = get_parser().parse_args(argv)
-    truth = toy_truth(args.toy, args.split) if args.toy else None
-    out = args.out or args.prompts[0].with_name("own_names.png")
-    print(f"{report([(read_choices(path), truth) for path in args.prompts], out)}\npicture: {out}")
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.selection", description=__doc__.splitlines()[0])
+    parser.add_argument("prompts", type=Path, nargs="+", help="prompts.json of finished runs, counted together; "
+                        "the picture is own_names.png beside the first")
+    args = parser.parse_args(argv)
+    out = args.prompts[0].with_name("own_names.png")
+    print(f"{report([(read_choices(path), None) for path in args.prompts], out)}\npicture: {out}")
     return 0
 
 

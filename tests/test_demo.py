@@ -12,7 +12,9 @@ from clipwsss.options import parse
 @pytest.mark.parametrize("quick", [False, True])
 def test_commands_parse_and_chain(tmp_path, quick):
     seen = []
-    for step, (script, *argv) in demo.commands(tmp_path, 3, quick, tmp_path / "clip.pt").items():
+    steps = demo.commands(tmp_path, 3, quick, tmp_path / "clip.pt")
+    assert len(steps) == len(demo.SECONDS)
+    for script, *argv in steps:
         stage = script.removesuffix(".py")
         args = parse(importlib.import_module(stage).get_parser(), argv, stage)
         assert args.dataset == "toy" and args.runs == tmp_path and args.data_root == tmp_path / "toy" / "data"

@@ -19,27 +19,15 @@ def toy(tmp_path_factory):
     return load_clip("toy", "cpu"), sorted((root / "JPEGImages").glob("train*.jpg"))
 
 
-def square(clip, image, side=None):
-    return F.interpolate(image[None], (side or clip.input_resolution,) * 2, mode="bilinear", antialias=True)
+def square(clip, image):
+    return F.interpolate(image[None], (clip.input_resolution,) * 2, mode="bilinear", antialias=True)
 
 
-def test_one_view_is_clips_own_patches(toy, tiny_clip):
+def test_patches_are_clips_own(toy, tiny_clip):
     image = torch.rand(3, 30, 50, generator=torch.Generator().manual_seed(0))
     for clip in (toy[0], tiny_clip):
         plain = F.normalize(clip.encode_patches(square(clip, image))[0], dim=-1)
         assert torch.allclose(prompt_pictures.patch_features(clip, image), plain, atol=1e-5)
-
-
-def test_zoom_averages_overlapping_windows(tiny_clip):
-    image = torch.rand(3, 40, 24, generator=torch.Generator().manual_seed(1))
-    found = prompt_pictures.patch_features(tiny_clip, image, 2)
-    assert found.shape == (8, 8, 32)
-    view, sums = square(tiny_clip, image, 32), torch.zeros(8, 8, 32)
-    for top in (0, 2, 4):  # patches of 4 pixels, windows of 4 patches that overlap by half
-        for left in (0, 2, 4):
-            crop = view[..., 4 * top:4 * top + 16, 4 * left:4 * left + 16]
-            sums[top:top + 4, left:left + 4] += F.normalize(tiny_clip.encode_patches(crop)[0], dim=-1)
-    assert torch.allclose(found, F.normalize(sums, dim=-1), atol=1e-5)
 
 
 def test_windows_are_masked_images(toy):
@@ -56,7 +44,7 @@ def test_water_is_found_where_the_water_is(toy):
     clip, files = toy
     text = encode_words(clip, "a photo of {}.", ["water", "road"])
     image = prompt_pictures.pil_to_tensor(prompt_pictures.read_image(files[0])).float() / 255
-    for features in (prompt_pictures.patch_features(clip, image, 2), prompt_pictures.window_features(clip, image, 4)):
+    for features in (prompt_pictures.patch_features(clip, image), prompt_pictures.window_features(clip, image, 4)):
         water, road = (features @ text.T).unbind(-1)
         assert water[0].mean() > road[0].mean() + 0.3 and road[-1].mean() > water[-1].mean() + 0.3
 
@@ -80,7 +68,7 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
                            (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),
                            (["--image", str(files[0])], "name texts"), (["--text", "boat"], "what to compare them with"),
-                           (["--image", str(files[0]), "--text", "boat", "--zoom", "0"], "at least 1 of each")):
+                           (["--image", str(files[0]), "--text", "boat", "--n", "0"], "at least 1 word")):
         assert run_script(lambda: prompt_pictures.main([*flags, "--clip", "toy"])) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
