@@ -1,8 +1,7 @@
 """DeepLabV2 and DeepLabV3+ on the ResNets of this package (needs `resnet` beside it and nothing else).
 
 Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018 (V3+).
-Labels are 0 for background and 1..K for classes: networks have n_labels = K + 1 outputs. Details that the
-papers leave open follow deeplab-pytorch, which weakly supervised methods use for their last stage.
+Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave open follows deeplab-pytorch.
 """
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.ops import Conv2dNormActivation
 
 from . import resnet
 
@@ -71,8 +71,7 @@ class DeepLabV2(DeepLab):
 class DeepLabV3Plus(DeepLab):
     """A dilated ResNet, ASPP with image pooling, and the decoder that joins it with the first stage's maps.
 
-    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W] (upsampled inside: the loss is at full size).
-    Plain convolutions where the paper's Xception has separable ones, as in deeplab-pytorch.
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W]; plain convolutions, as in deeplab-pytorch.
     """
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
@@ -81,9 +80,9 @@ class DeepLabV3Plus(DeepLab):
         width = min(256, backbone.channels[-1] // 2)
         low = width * 48 // 256  # 48 of 256 as published; in proportion for a narrow backbone
         self.aspp = ASPP(backbone.channels[-1], list(rates), width)
-        self.reduce = conv_bn_relu(backbone.channels[1], low, 1)
-        self.decoder = nn.Sequential(conv_bn_relu(width + low, width, 3), conv_bn_relu(width, width, 3),
-                                     nn.Conv2d(width, n_labels, 1))
+        self.reduce = Conv2dNormActivation(backbone.channels[1], low, 1)
+        self.decoder = nn.Sequential(Conv2dNormActivation(width + low, width),
+                                     Conv2dNormActivation(width, width), nn.Conv2d(width, n_labels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.backbone.stages(images)
@@ -93,21 +92,14 @@ class DeepLabV3Plus(DeepLab):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def conv_bn_relu(width_in: int, width: int, kernel: int) -> nn.Sequential:
-    """Convolution, batch norm and ReLU at one resolution."""
-    return nn.Sequential(nn.Conv2d(width_in, width, kernel, padding=kernel // 2, bias=False),
-                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
 def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
           frozen_bn: bool = True, rates: Sequence[int] | None = None, multi_scale: bool | None = None,
           caffe: bool = False) -> DeepLab:
     """One of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`; `weights` are the backbone's.
 
-    frozen_bn: neither statistics nor scale and shift of the backbone's batch norm learn (deeplab-pytorch).
-    rates: of the ASPP (deeplabv2: 6 12 18 24; deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: of
-    the loss (deeplabv2 yes, deeplabv3plus no). caffe: the layout that deeplab-pytorch's checkpoints need.
-    ValueError lists the valid names.
+    frozen_bn: the backbone's batch norm learns nothing. rates: of the ASPP (deeplabv2: 6 12 18 24;
+    deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: the loss (default: deeplabv2 only). caffe: the
+    layout of deeplab-pytorch's checkpoints. ValueError lists the valid names.
     """
     if network not in NETWORKS:
         raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
@@ -136,8 +128,8 @@ def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
 def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> Tensor:
     """Sum over the outputs (logits [B,n_labels,h,w] of any sizes) of cross entropy with masks [B,H,W].
 
-    Masks (0..n_labels-1, 255 ignored) are resized to each output's size by nearest pixel centres. balanced:
-    half the mean over background pixels plus half the mean over foreground pixels. 0 where no pixel counts.
+    Masks (255 ignored) are resized to each output by nearest pixel centres. balanced: half the mean over
+    background pixels plus half that over foreground pixels. 0 where no pixel counts.
     """
     masks, total = masks[:, None].to(torch.uint8), 0.0
     for logits in outputs:
@@ -157,8 +149,8 @@ def is_deeplab_pytorch(state: dict) -> bool:
 def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: str) -> bool:
     """Load deeplab-pytorch's deeplabv2_resnet101_msc-*.pth or deeplabv1_resnet101-coco.pth; had it an ASPP?
 
-    The network is of the caffe layout. Theirs sees BGR: the first convolution's channels are turned round.
-    V1's `fc` is left out, the ASPP then keeps its start. ValueError names `source` and what does not fit.
+    Theirs sees BGR: the first convolution's channels are turned round. V1's `fc` is left out, the ASPP then
+    keeps its start. ValueError names `source` and what does not fit the network (of the caffe layout).
     """
     parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
     renamed = {}

@@ -23,8 +23,7 @@ class ImageLogits(nn.Module):
 def export_network(network: nn.Module, path: Path) -> None:
     """Write `ImageLogits` of a network, for any batch and image size, as .pt2 or (with onnxscript) .onnx.
 
-    Read back: `torch.export.load(path).module()(images)`. InputError for another suffix; ModuleNotFoundError
-    says how to install what ONNX needs.
+    Read back: `torch.export.load(path).module()(images)`. InputError for another suffix.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise InputError(f"--export {path}: the suffix says the form; valid are .pt2 and .onnx")

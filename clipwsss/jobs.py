@@ -1,6 +1,7 @@
 """One function over all images of a data set in several processes; bad files are named, not traced back."""
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -10,11 +11,10 @@ from .errors import InputError
 
 
 class ImageJobs:
-    """Runs functions of image numbers in `workers` processes (0: in this one).
+    """Runs functions of image numbers in `workers` processes (0: in this one; on CUDA they start by spawn).
 
     The first bad image raises InputError; with `skip_bad` it is printed, kept in `failures` (number -> line)
-    and left out of later runs too. On a CUDA device processes start anew (spawn), so functions must be
-    importable there.
+    and left out of later runs too.
     """
 
     def __init__(self, names: Sequence[str], workers: int, device: torch.device, skip_bad: bool = False):
@@ -30,10 +30,11 @@ class ImageJobs:
 
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
         """Yield the results of `work(index)` in order, under a progress line."""
-        jobs = _Jobs(work, [index for index in indices if index not in self.failures], self.names)
-        loader = DataLoader(jobs, batch_size=None, num_workers=min(self.workers, len(jobs)), collate_fn=tuple,
-                            multiprocessing_context=self.context if jobs else None)
-        progress = Progress(label, len(jobs))
+        todo = [index for index in indices if index not in self.failures]
+        loader = DataLoader(_Jobs(work, self.names), batch_size=None, sampler=todo, collate_fn=tuple,
+                            num_workers=min(self.workers, len(todo)),
+                            multiprocessing_context=self.context if todo else None)
+        progress = Progress(label, len(todo))
         for index, result, problem in loader:
             if problem and not self.skip_bad:
                 raise InputError(f"{problem} (--skip-bad goes on without)")
@@ -45,17 +46,13 @@ class ImageJobs:
         progress.close()
 
 
+@dataclass
 class _Jobs(Dataset):
     """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
+    work: Callable[[int], object]
+    names: Sequence[str]
 
-    def __init__(self, work: Callable[[int], object], indices: Sequence[int], names: Sequence[str]):
-        self.work, self.indices, self.names = work, indices, names
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, item: int) -> tuple[int, object, str | None]:
-        index = self.indices[item]
+    def __getitem__(self, index: int) -> tuple[int, object, str | None]:
         try:
             return index, self.work(index), None
         except InputError as error:

@@ -1,8 +1,7 @@
 """Mask2Former as a segmenter, through the optional package `transformers`.
 
-Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022; SemPLeS'
-headline network. The network, its matching and its losses are the package's; here are labels, normalisation
-and file.
+Cheng et al., CVPR 2022; SemPLeS' headline network. The network, its matching and its losses are the
+package's; here are labels, normalisation and file.
 """
 from pathlib import Path
 
@@ -59,8 +58,8 @@ class Mask2Former(nn.Module):
 def build(config: dict, n_labels: int, weights: str) -> tuple[Mask2Former, dict]:
     """The network, and the config with the model's own under "model", from which it is rebuilt.
 
-    weights: a model's name on the Hugging Face hub, a folder that save_pretrained wrote, a folder with a
-    config.json alone (random weights), or none. ModuleNotFoundError says how to install the package.
+    weights: a hub model's name, a folder of save_pretrained, one with a config.json alone (random), or none.
+    ModuleNotFoundError says how to install the package.
     """
     try:
         from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation

@@ -23,8 +23,7 @@ class Refiner:
     """How maps become labels. Defaults are IRN's (beta and threshold of PSA: 8 and "alpha").
 
     walk: none, color, psa or irn; the last two use `network` on `device`. threshold: the background's score
-    beside maps in [0, 1], or "alpha": PSA's background map (1 - max cam)^alpha, which takes part in the walk
-    (Ahn & Kwak, CVPR 2018, equation 2).
+    beside maps in [0, 1], or "alpha": PSA's map (1 - max cam)^alpha, which walks too (CVPR 2018, equation 2).
     """
     walk: str = "none"
     network: nn.Module | None = None
@@ -59,8 +58,8 @@ class Refiner:
     def maps(self, image: np.ndarray, file: CamFile) -> np.ndarray:
         """Maps float32 [k, H, W] of an image uint8 [H, W, 3]; after a walk divided by their maximum (IRN).
 
-        With threshold "alpha" the background's map comes first. IRN's network and the colour walk take the
-        maps at stride 4, PSA's averages those of the image's size over its own cells, as the releases do.
+        With threshold "alpha" the background's map comes first. PSA's walk averages maps of the image's size
+        over its cells, the others take those of stride 4, as the releases do.
         """
         size = image.shape[:2]
         if self.walk in ("none", "psa"):

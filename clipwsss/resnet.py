@@ -41,14 +41,11 @@ BACKBONES = tuple(SPECS)
 class ResNet(nn.Module):
     """Feature extractor `images [B,3,H,W] in [0,1] -> [B,C,h,w]` with stages conv1/bn1, layer1 .. layer4.
 
-    output_stride: H/h. To get 16 (or 8) the last stage (last two) keeps its resolution. With `dilate` every
-    3x3 convolution behind a removed stride is dilated instead, as torchvision's replace_stride_with_dilation:
-    the network then computes, at more places, what it computes at stride 32. Without it only the strides
-    change, as in IRN's generator.
+    output_stride: H/h; the last stages lose their strides. With `dilate` the convolutions behind are dilated
+    instead, as by torchvision's replace_stride_with_dilation; IRN's generator does without.
     frozen_bn: batch norm stays in eval mode under .train(); its scale and shift still learn, as in IRN.
     caffe: the layout of DeepLab's published weights: a bottleneck's stride in its first 1x1 convolution,
-    pooling that rounds up, images scaled to 0..255 minus the mean pixel (122.675, 116.669, 104.008).
-    channels: widths of the five maps of `stages`.
+    pooling that rounds up, pixels 0..255 minus their mean. channels: widths of the maps of `stages`.
     """
 
     def __init__(self, spec: Spec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
@@ -114,8 +111,6 @@ def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, 
     blocks = [block(planes * block.expansion if index else width_in, planes, 1 if index else stride,
                     None if index else shortcut) for index in range(depth)]
     if caffe and blocks:
-        if block is not Bottleneck:
-            raise ValueError("the caffe layout exists for resnet50 and resnet101 only")
         blocks[0].conv1.stride, blocks[0].conv2.stride = blocks[0].conv2.stride, blocks[0].conv1.stride
     convolutions = [conv for item in blocks for conv in item.modules()
                     if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]

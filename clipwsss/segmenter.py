@@ -23,9 +23,8 @@ def build_segmenter(config: dict, weights: str | Path = "none", frozen_bn: bool 
                     multi_scale: bool | None = None) -> tuple[nn.Module, dict]:
     """A network for config = {network, backbone, output_stride, rates, classes}, and the config completed.
 
-    weights: imagenet, none, a torchvision state dict, a generator's file, or a deeplab-pytorch checkpoint
-    (the network takes its Caffe layout); for mask2former a `transformers` model's name or folder, or none.
-    InputError names weights that do not fit.
+    weights: imagenet, none, a file of torchvision, of a generator or of deeplab-pytorch; for mask2former a
+    `transformers` model's name or folder, or none. InputError names weights that do not fit.
     """
     n_labels = len(config["classes"]) + 1
     if config["network"] == "mask2former":
@@ -70,8 +69,7 @@ def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = 
                   flip: bool = False) -> Tensor:
     """Mean class probabilities [B,n_labels,H,W] of images [B,3,H,W] over scales and mirror images.
 
-    Each output is added to the running mean before the next is computed, and the largest scale comes first, so
-    that the others fit into the memory it took.
+    The largest scale comes first, and the others, added to the mean one by one, fit into the memory it took.
     """
     size = images.shape[-2:]
     total, passes = None, len(scales) * (2 if flip else 1)

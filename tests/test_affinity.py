@@ -9,11 +9,11 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from clipwsss import resnet
-from clipwsss.affinity import IRNet, build_affinity, confident_labels, load_affinity, save_affinity
+from clipwsss.affinity import (AffinityNet, IRNet, build_affinity, confident_labels, load_affinity,
+                               save_affinity)
 from clipwsss.affinity import labels as labels_module
-from clipwsss.affinity.irn import irn_losses, path_affinity
+from clipwsss.affinity.irn import path_affinity
 from clipwsss.affinity.labels import pair_labels, pair_views, shrink_labels
-from clipwsss.affinity.psa import psa_losses
 from clipwsss.errors import InputError
 from clipwsss.random_walk import pair_offsets, straight_path
 
@@ -195,7 +195,7 @@ def test_irn_losses_equal_a_plain_loop():
                         add("foreground", -math.log(affinity + 1e-5))
                         add("inside", (step - torch.tensor([dy, dx])).abs().sum(), 2)
     means = {name: value / count for name, (value, count) in sums.items()}
-    found = irn_losses(logits, fields, labels, radius)
+    found = IRNet.losses(lambda images: (logits, fields), None, labels, radius)
     expected = ((means["background"] + means["foreground"]) / 2 + means["negative"]) / 2
     expected += (means["inside"] + means["outside"]) / 2
     assert float(found["loss"]) == pytest.approx(expected, rel=1e-4)
@@ -205,7 +205,8 @@ def test_irn_losses_equal_a_plain_loop():
 
 def test_labels_without_a_sure_pixel_give_a_finite_loss():
     logits = torch.randn(1, 1, 8, 12, requires_grad=True)
-    found = irn_losses(logits, torch.randn(1, 2, 8, 12), torch.full((1, 8, 12), 255), 3)
+    outputs = logits, torch.randn(1, 2, 8, 12)
+    found = IRNet.losses(lambda images: outputs, None, torch.full((1, 8, 12), 255), 3)
     found["loss"].backward()
     assert found["loss"].item() == 0 and float(logits.grad.abs().max()) == 0
 
@@ -268,7 +269,7 @@ def test_psa_affinities_and_losses_equal_a_plain_loop():
                     sums[name][1] += 1
             assert float(affinities[index, y, x]) == pytest.approx(value, abs=1e-5)
     means = {name: value / count for name, (value, count) in sums.items()}
-    found = psa_losses(features[None], labels, 3)
+    found = AffinityNet.losses(lambda images: features[None], None, labels, 3)
     assert float(found["loss"]) == pytest.approx(
         means["background"] / 4 + means["foreground"] / 4 + means["negative"] / 2, rel=1e-4)
 

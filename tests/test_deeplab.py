@@ -151,8 +151,6 @@ def test_loss_by_hand_with_ignored_and_balanced_pixels():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="valid: deeplabv2, deeplabv3plus"):
         deeplab.build("unet", "resnet_tiny", 3, 4)
-    with pytest.raises(ValueError, match="caffe layout exists for resnet50 and resnet101 only"):
-        deeplab.build("deeplabv2", "resnet18", 3, 8, caffe=True)
 
 
 def test_lifts_out_with_resnet_alone(tmp_path):

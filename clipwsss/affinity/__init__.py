@@ -1,8 +1,55 @@
-"""Networks that learn the affinity of neighbouring pixels from CAMs: IRN's boundaries and PSA's features."""
-from .checkpoint import NETWORKS, build_affinity, load_affinity, save_affinity
+"""Networks that learn the affinity of neighbouring pixels from CAMs, IRN's and PSA's, and their files."""
+from pathlib import Path
+
+from torch import nn
+
+from .. import resnet
+from ..engine import load_weights, save_atomic
+from ..errors import InputError
 from .irn import IRNet
-from .labels import confident_labels
+from .labels import confident_labels  # noqa: F401
 from .psa import AffinityNet
 
-__all__ = ["NETWORKS", "AffinityNet", "IRNet", "build_affinity", "confident_labels", "load_affinity",
-           "save_affinity"]
+NETWORKS = {"irn": IRNet, "psa": AffinityNet}
+
+
+def build_affinity(kind: str, backbone: str = "resnet50",
+                   weights: str | Path = "imagenet") -> tuple[nn.Module, str]:
+    """An untrained network of NETWORKS, and its backbone's name.
+
+    IRN has output stride 16 by strides alone, as released; PSA 8 with dilation. weights: imagenet, none, a
+    torchvision state dict, or a generator's file (train_cam, train_prompt), which names its own backbone.
+    InputError on unfit weights.
+    """
+    if str(weights) not in ("imagenet", "none"):
+        backbone = load_weights(weights).get("backbone", backbone)
+    highest = 16 if kind == "irn" else 8
+    stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
+    try:
+        body = resnet.build(backbone, stride, weights, dilate=kind == "psa")
+    except ValueError as error:
+        raise InputError(f"--weights {weights}: {error}") from error
+    return NETWORKS[kind](body), backbone
+
+
+def save_affinity(network: nn.Module, path: Path, kind: str, backbone: str) -> None:
+    """Weights with what is needed to rebuild the network."""
+    save_atomic({"network": kind, "backbone": backbone, "state_dict": network.state_dict()}, path)
+
+
+def load_affinity(path: Path | str, kind: str) -> nn.Module:
+    """A trained network of `kind`: our own file or, for irn, IRN's released one; InputError on any other."""
+    stored = load_weights(path)
+    if stored.get("network", kind) != kind:
+        raise InputError(f"{path}: holds a network of --refine {stored['network']}, not of {kind}")
+    if kind == "irn" and "fc_edge6.weight" in stored:
+        stored = {"backbone": "resnet50", "state_dict": IRNet.from_published(stored)}
+    elif "network" not in stored:
+        other = ", or IRN's res50_irn.pth" if kind == "irn" else "; the released ones have other backbones"
+        raise InputError(f"{path}: holds no {kind} network (one that make_pseudo.py trained{other})")
+    network, _ = build_affinity(kind, stored["backbone"], "none")
+    try:
+        resnet.load_state(network, stored["state_dict"], path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return network.eval()

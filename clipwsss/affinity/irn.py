@@ -24,10 +24,9 @@ class MeanShift(nn.Module):
 
 
 class IRNet(nn.Module):
-    """Boundary and displacement branches on a fixed backbone.
+    """Boundary and displacement branches on a fixed ResNet, as published one of output stride 16, undilated.
 
-    `backbone` is a ResNet, in the published network a ResNet-50 of output stride 16 without dilation. Heads
-    have the published names (`from_published`). Finer levels of other backbones are averaged first.
+    Heads have the published names (`from_published`). Finer levels of other backbones are averaged first.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -78,8 +77,7 @@ class IRNet(nn.Module):
         """Boundary map [h, w] in [0, 1] and displacements [2, h, w] of an image [3, H, W] in [0, 1].
 
         Logits of the image and its mirror image are averaged; both are padded with the mean colour to a
-        square of `pad_to` (group norm sees it, so it is part of the published network). Larger images are
-        padded to a multiple of 16, where the release would cut them.
+        square of `pad_to`, as released, larger ones to a multiple of 16, where the release would cut them.
         """
         height, width = image.shape[-2:]
         grid = math.ceil(height / STRIDE), math.ceil(width / STRIDE)
@@ -91,9 +89,26 @@ class IRNet(nn.Module):
         return torch.sigmoid((logits[0, 0] + logits[1, 0].flip(-1)) / 2), displacements[0]
 
     def losses(self, images: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
-        """`irn_losses` of images [B, 3, H, W] with confident labels [B, H, W]."""
+        """IRN's loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
+
+        Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2), and mean
+        absolute errors of displacement differences: the offset within a foreground class, zero in background.
+        Weights, the 1e-5 in the logarithm and the final halving are the release's (train_irn).
+        """
         logits, displacements = self(images)
-        return irn_losses(logits, displacements, shrink_labels(labels, logits.shape[-2:]), radius)
+        labels = shrink_labels(labels, logits.shape[-2:])
+        background, foreground, unlike = pair_labels(labels, radius)
+        affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
+        alike = -torch.log(affinity + 1e-5)
+        positive = (mean_over(alike, background) + mean_over(alike, foreground)) / 2
+        negative = mean_over(-torch.log(1 + 1e-5 - affinity), unlike)
+        first, others = pair_views(displacements.float(), radius)
+        offsets = torch.tensor(pair_offsets(radius), dtype=first.dtype, device=first.device)
+        steps = first.unsqueeze(2) - torch.stack(others, 2)
+        inside = mean_over((steps - offsets.T[None, :, :, None, None]).abs().mean(1), foreground)
+        outside = mean_over(steps.abs().mean(1), background)
+        return {"loss": (positive + negative + inside + outside) / 2, "positive": positive,
+                "negative": negative, "displacement": inside, "background_displacement": outside}
 
     @torch.inference_mode()
     def centre_displacements(self, batches) -> None:
@@ -111,33 +126,10 @@ class IRNet(nn.Module):
                 and not name.startswith(("resnet50.fc.", "fc_dp7.4."))}
 
 
-def irn_losses(logits: Tensor, displacements: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
-    """IRN's loss of boundary logits [B, 1, h, w], displacements [B, 2, h, w], labels [B, h, w] (255 unsure).
-
-    Affinity of a pair: 1 - the largest boundary value on its path. The loss is its cross entropy over
-    background, foreground and unlike pairs (weights 1 : 1 : 2), and the mean absolute error of displacement
-    differences, which should be the offset within a foreground class and zero within the background. Weights
-    and the 1e-5 inside the logarithm are the release's (train_irn); each term is over 2, as there.
-    """
-    background, foreground, unlike = pair_labels(labels, radius)
-    affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
-    alike = -torch.log(affinity + 1e-5)
-    positive = (mean_over(alike, background) + mean_over(alike, foreground)) / 2
-    negative = mean_over(-torch.log(1 + 1e-5 - affinity), unlike)
-    first, others = pair_views(displacements.float(), radius)
-    offsets = torch.tensor(pair_offsets(radius), dtype=first.dtype, device=first.device)
-    steps = first.unsqueeze(2) - torch.stack(others, 2)
-    inside = mean_over((steps - offsets.T[None, :, :, None, None]).abs().mean(1), foreground)
-    outside = mean_over(steps.abs().mean(1), background)
-    return {"loss": (positive + negative + inside + outside) / 2, "positive": positive, "negative": negative,
-            "displacement": inside, "background_displacement": outside}
-
-
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
     """1 - the largest value on each pair's path: boundary [B, h, w] in [0, 1] -> [B, n, y, x] (`pair_views`).
 
-    The place of the maximum is found without gradients and read with them, which keeps one index per pair for
-    the backward pass instead of the whole paths.
+    The maximum's place is found without gradients, then read with them: backward keeps one index per pair.
     """
     reach, width = radius - 1, boundary.shape[-1]
     first, _ = pair_views(boundary, radius)

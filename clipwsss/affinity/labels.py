@@ -14,12 +14,10 @@ def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, fore
                      background: float, kind: str = "irn") -> np.ndarray:
     """Pixels that are surely a class or surely background, as a label map uint8 [H, W] with 255 for the rest.
 
-    image uint8 [H, W, 3]; cams float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. The image is
-    labelled twice, each time refined by a dense CRF: against a strong background, which leaves sure
-    foreground, and against a weak one, which leaves sure background. Kind "irn" (Ahn et al., CVPR 2019,
-    release): the background scores are the constants `foreground` and `background` (0.30, 0.05), the CRF
-    starts from the labels. Kind "psa" (Ahn & Kwak, CVPR 2018, equation 2): they are (1 - max cam)^alpha for
-    these exponents (4 and 32 in its release), the CRF starts from the scores.
+    image uint8 [H, W, 3]; cams float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. A CRF labels the
+    image twice: against a strong background, for sure foreground, and a weak one, for sure background.
+    Kind "irn" (release): `foreground` and `background` are these scores (0.30, 0.05), the CRF starts from
+    labels. "psa" (CVPR 2018, equation 2): they are exponents of (1 - max cam) (4, 32), it starts from scores.
     """
     numbers = np.append(0, np.asarray(keys) + 1).astype(np.uint8)
     strongest = cams.max(0)
@@ -41,11 +39,10 @@ def shrink_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pair_views(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
-    """Values at both ends of the pairs within `radius` that training looks at.
+    """maps [..., h, w] -> values at both ends of the pairs within `radius` that training looks at.
 
-    maps [..., h, w] -> (the first pixels' [..., y, x], one such view of the second pixels' for each of
-    `pair_offsets`). First pixels are those with all partners inside (IRN, PSA): radius - 1 rows at the bottom
-    and columns at either side are left out. ValueError for maps that are too small to hold one.
+    The first pixels' [..., y, x], those with all partners inside (IRN, PSA), and one such view of the second
+    pixels' for each of `pair_offsets`. ValueError for maps that are too small to hold one.
     """
     reach = radius - 1
     height, width = maps.shape[-2] - reach, maps.shape[-1] - 2 * reach

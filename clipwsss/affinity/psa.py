@@ -12,9 +12,8 @@ MULTIPLE = 8  # images are padded to whole cells
 class AffinityNet(nn.Module):
     """Features [B, 448, h, w] of the last three stages of a backbone, at the resolution of the first of them.
 
-    The paper's backbone is ResNet-38; a ResNet-50 of output stride 8 has stages of the same stride and of
-    512, 1024 and 2048 channels where that has 512, 1024 and 4096. Heads have the released names. The stem,
-    the first stage and all batch norm stay as they are, as in the release.
+    The paper's ResNet-38 has 512, 1024 and 4096 channels there, a ResNet-50 512, 1024 and 2048. Heads have
+    the released names; the stem, the first stage and all batch norm stay as they are, as in the release.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -53,8 +52,8 @@ class AffinityNet(nn.Module):
     def affinities(self, image: Tensor, radius: int = 5) -> Tensor:
         """Affinities [n, h, w] of an image [3, H, W] in [0, 1] for `random_walk.propagate_affinity`.
 
-        The image is padded with the mean colour to whole cells of 8 pixels. Every pair inside the map counts,
-        as in the paper; the release leaves out those that start in the last rows or outer columns.
+        Padded with the mean colour to whole cells of 8 pixels. Every pair inside counts, as in the paper; the
+        release leaves out those that start in the last rows or outer columns.
         """
         height, width = image.shape[-2:]
         mean = self.backbone.mean
@@ -70,28 +69,21 @@ class AffinityNet(nn.Module):
         return affinities
 
     def losses(self, images: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
-        """`psa_losses` of images [B, 3, H, W] with confident labels [B, H, W].
+        """The release's loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
 
-        Labels are those at the cells' centres; the release averages the CRF's scores over each cell.
+        Cross entropy of pair affinities over background, foreground and unlike pairs (1/4, 1/4, 1/2). Labels
+        are those at the cells' centres; the release averages the CRF's scores over each cell.
         """
         features = self(images)
-        return psa_losses(features, shrink_labels(labels, features.shape[-2:]), radius)
+        background, foreground, unlike = pair_labels(shrink_labels(labels, features.shape[-2:]), radius)
+        first, others = pair_views(features.float(), radius)
+        affinity = torch.stack([pair_affinity(first, second, 1) for second in others], 1)
+        alike = -torch.log(affinity + 1e-5)
+        terms = {"background": mean_over(alike, background), "foreground": mean_over(alike, foreground),
+                 "negative": mean_over(-torch.log(1 + 1e-5 - affinity), unlike)}
+        return {"loss": terms["background"] / 4 + terms["foreground"] / 4 + terms["negative"] / 2, **terms}
 
 
 def pair_affinity(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """exp(-mean over `dim` of |first - second|), in (0, 1] (paper, equation 3; the mean is the release's)."""
     return torch.exp(-(first - second).abs().mean(dim))
-
-
-def psa_losses(features: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
-    """AffinityNet's loss of features [B, C, h, w] and labels [B, h, w] (255 unsure).
-
-    Cross entropy of pair affinities over background, foreground and unlike pairs with weights 1/4, 1/4, 1/2.
-    """
-    background, foreground, unlike = pair_labels(labels, radius)
-    first, others = pair_views(features.float(), radius)
-    affinity = torch.stack([pair_affinity(first, second, 1) for second in others], 1)
-    alike = -torch.log(affinity + 1e-5)
-    terms = {"background": mean_over(alike, background), "foreground": mean_over(alike, foreground),
-             "negative": mean_over(-torch.log(1 + 1e-5 - affinity), unlike)}
-    return {"loss": terms["background"] / 4 + terms["foreground"] / 4 + terms["negative"] / 2, **terms}

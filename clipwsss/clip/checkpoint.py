@@ -2,7 +2,6 @@
 import functools
 import hashlib
 import http.client
-import os
 import pickle
 import sys
 import urllib.error
@@ -10,7 +9,6 @@ import urllib.request
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,12 +39,10 @@ class CheckpointError(ValueError):
 
 def load(name_or_path: str | Path, device: str | torch.device = "cpu",
          cache: str | Path | None = None) -> CLIP:
-    """A frozen CLIP (float32, eval, no gradients to its weights) by published name or from a file.
+    """A frozen CLIP (float32, eval) by published name, downloaded once into `cache`, or from a file.
 
-    A name is downloaded once into `cache` (default: checkpoints/ in torch's hub folder), its SHA-256 checked
-    at every load. A file is OpenAI's TorchScript archive or a state dict of the same names, bare or under
-    "state_dict", with or without "module." before each; trained with QuickGELU, as OpenAI's were.
-    CheckpointError, in one line, where the file is missing, damaged or something else.
+    A file is OpenAI's TorchScript archive or a state dict of its names, bare or under "state_dict", perhaps
+    with "module." before each, of a QuickGELU network. CheckpointError, one line, where it is none of these.
     """
     name = str(name_or_path)
     if name in PUBLISHED:
@@ -75,16 +71,14 @@ def fetch(name: str, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _download(url, part)
-        received = _sha256(part)
-        if received != sha256:
-            part.unlink()
-            raise CheckpointError(f"{url} arrived with SHA-256 {received}, so it was deleted: "
-                                  f"try again, or save the right file as {target}")
-        os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(f"{name} was not downloaded ({error}): "
                               f"try again, or save {url} as {target}") from error
-    return target
+    if (received := _sha256(part)) != sha256:
+        part.unlink()
+        raise CheckpointError(f"{url} arrived with SHA-256 {received}, so it was deleted: "
+                              f"try again, or save the right file as {target}")
+    return part.replace(target)
 
 
 def _sha256(path: Path) -> str:
@@ -134,21 +128,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-class StoredTensor(NamedTuple):
-    """Where a tensor lies in an archive; immutable, so that no pickle opcode can alter it."""
-
-    key: str
-    dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+class _StoredTensor(tuple):
+    """(key, dtype), offset, size, stride of a tensor in an archive, which no pickle opcode can alter."""
 
 
 class _ArchiveUnpickler(pickle.Unpickler):
-    """Reads a TorchScript archive's data.pkl: classes become bags of attributes, tensors become StoredTensor.
-
-    Every other global is refused, so that a pickle can call nothing but the constructors below.
-    """
+    """Reads data.pkl: classes become bags of attributes, tensors _StoredTensor; other globals are refused."""
 
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] == "__torch__":
@@ -158,7 +143,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: StoredTensor(*storage, offset, size, stride)
+            return lambda *arguments: _StoredTensor(arguments[:4])
         if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
             return lambda value, *_: value
         raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which no weights need: refused")
@@ -177,9 +162,9 @@ def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
     def walk(module: object, prefix: str) -> dict[str, Tensor]:
         found = {}
         for name, value in vars(module).items():
-            if isinstance(value, StoredTensor):
-                flat = storage(value.key, value.dtype)
-                found[prefix + name] = flat.as_strided(value.size, value.stride, value.offset)
+            if isinstance(value, _StoredTensor):
+                place, offset, size, stride = value
+                found[prefix + name] = storage(*place).as_strided(size, stride, offset)
             elif type(value).__name__ == "Attributes":
                 found.update(walk(value, f"{prefix}{name}."))
         return found

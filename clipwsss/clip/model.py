@@ -20,9 +20,8 @@ NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", 
 class CLIP(nn.Module):
     """Image and text encoders into one space of D dimensions; features are not normalised to unit length.
 
-    `vision_layers` is a ViT's depth (int) or a ResNet's four block counts (with `vision_patch_size` None).
-    `token_ids` (rising int64 [vocab_size]) makes a small model, whose rows are these ids of CLIP's
-    vocabulary. They and text heads other than width / 64 travel in the state dict, which rebuilds the model.
+    `vision_layers` is a ViT's depth (int) or a ResNet's four block counts (with `vision_patch_size` None);
+    `token_ids` (rising int64 [vocab_size]) are those of CLIP's vocabulary that a small model knows.
     """
 
     def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int | tuple[int, ...],
@@ -105,7 +104,7 @@ class CLIP(nn.Module):
         return self.encode_text_embeddings(self.embed_tokens(tokens[:, :int(eot_index.max()) + 1]), eot_index)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [N,L] -> embeddings [N,L,W] without positions; ValueError for words unknown to a small one."""
+        """Tokens [N,L] -> embeddings [N,L,W] without positions; ValueError for words not in `token_ids`."""
         return self.token_embedding(tokens if self.token_ids is None else self._rows(tokens))
 
     def _rows(self, tokens: Tensor) -> Tensor:
@@ -120,10 +119,7 @@ class CLIP(nn.Module):
         return rows
 
     def encode_text_embeddings(self, embeddings: Tensor, eot_index: Tensor) -> Tensor:
-        """Embeddings [N,L,W] without positions and indices [N] of the end of text -> [N,D].
-
-        Gradients reach the embeddings. Raises ValueError when an end of text lies beyond the context length.
-        """
+        """Embeddings [N,L,W] without positions, end of text [N] -> [N,D]; ValueError for too long a text."""
         length = int(eot_index.max()) + 1
         if length > self.context_length:
             raise ValueError(f"text of {length} tokens, this CLIP takes {self.context_length} "

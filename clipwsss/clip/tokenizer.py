@@ -1,7 +1,6 @@
-"""CLIP's byte-pair encoding: text to the ids its text transformer was trained on.
+"""CLIP's byte-pair encoding (Sennrich et al., ACL 2016, on bytes): text to its text transformer's ids.
 
-The method is Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016, on
-bytes. The 48,894 merges in bpe_merges.txt.gz are CLIP's (OpenAI, MIT), from the MIT package open_clip_torch.
+The 48,894 merges in bpe_merges.txt.gz are CLIP's (OpenAI, MIT), from the MIT package open_clip_torch.
 """
 import gzip
 import html
@@ -34,6 +33,7 @@ class BytePairs:
         self.word_pattern = regex.compile(
             rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
 
+    @lru_cache(maxsize=65536)
     def encode_word(self, word: str) -> tuple[int, ...]:
         """Ids of one word: the neighbouring pair of the lowest rank is merged until no pair has a rank."""
         if word in (START, END):
@@ -60,16 +60,12 @@ def byte_pairs() -> BytePairs:
     return BytePairs([tuple(line.split()) for line in lines])
 
 
-@lru_cache(maxsize=65536)
-def encode_word(word: str) -> tuple[int, ...]:
-    return byte_pairs().encode_word(word)
-
-
 def encode(text: str) -> list[int]:
     """Ids of a text without start and end: mojibake and HTML entities undone, blanks joined, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     text = " ".join(text.split()).lower()
-    return [token for word in byte_pairs().word_pattern.findall(text) for token in encode_word(word)]
+    table = byte_pairs()
+    return [token for word in table.word_pattern.findall(text) for token in table.encode_word(word)]
 
 
 def decode(tokens: list[int]) -> str:

@@ -10,13 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), the approximation of GELU that OpenAI's models were trained with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with the parameter names of nn.MultiheadAttention, batch first."""
 
@@ -42,20 +35,20 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block with QuickGELU, x sigmoid(1.702 x), as OpenAI's models were trained."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.attn = Attention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(OrderedDict(
-            c_fc=nn.Linear(width, 4 * width), gelu=QuickGELU(), c_proj=nn.Linear(4 * width, width)))
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, causal: bool = False, first_only: bool = False) -> Tensor:
         attended = self.attn(self.ln_1(x), causal, first_only)
         x = (x[:, :1] if first_only else x) + attended
-        return x + self.mlp(self.ln_2(x))
+        hidden = self.mlp.c_fc(self.ln_2(x))
+        return x + self.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
 
 
 class Transformer(nn.Module):
@@ -136,9 +129,8 @@ class Bottleneck(nn.Module):
 class AttentionPool(nn.Module):
     """Attention pooling [B,C,h,w] -> [B,D] for its one query, the mean of all positions.
 
-    With one query, keys and values need no projection of their own: q.(W_k x + b_k) = (W_k' q).x + const, the
-    constant leaves the softmax unchanged, and the weights sum to one, so W_v applies to the weighted mean.
-    That is 4 C^2 products instead of (2 (h w + 1) + 2) C^2, with the same result.
+    One query needs no projected keys and values: q.(W_k x + b_k) = (W_k' q).x + const, which leaves the
+    softmax unchanged, and W_v applies to the weighted mean: 4 C^2 products instead of (2 h w + 4) C^2.
     """
 
     def __init__(self, grid: int, channels: int, heads: int, embed_dim: int):
