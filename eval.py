@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.engine import atomic_path, write_json
@@ -14,19 +13,18 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.metrics import mean_present, scores
 from clipwsss.options import parse, script_parser, stage_folder
 from clipwsss.pictures import confusion_picture, contact_sheet, overlay, save
-from clipwsss.scoring import THRESHOLDS, Folder, by_class, curve, print_curve, score_folder
+from clipwsss.scoring import THRESHOLDS, Folder, Scored, by_class, curve, print_curve, score_folder
 
 DEFAULTS = (("train_cam", "cams"), ("train_prompt", "cams"), ("make_pseudo", "masks"),
             ("train_seg", "predictions"))
 
 
 class Result(NamedTuple):
-    """A folder's scores: report for JSON, found (`metrics.scores`), confusion [n,n], rows per image."""
+    """A folder's counts, what `metrics.scores` found in them, and the report for JSON."""
     folder: Folder
-    report: dict
+    scored: Scored
     found: dict
-    table: NDArray
-    rows: list[tuple[str, float, float]]
+    report: dict
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -87,7 +85,7 @@ def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> R
         found["boundary"] = scores(scored.boundary)["iou"][:-1]
         report.update(boundary_miou=round(float(mean_present(found["boundary"])), 4),
                       boundary_iou=by_class(found["boundary"], names))
-    return Result(folder, report, found, scored.table, scored.rows)
+    return Result(folder, scored, found, report)
 
 
 def print_result(result: Result, names: list[str]) -> None:
@@ -130,7 +128,7 @@ def print_comparison(results: list[Result], names: list[str]) -> None:
 
 def write_csv(path: Path, results: list[Result]) -> None:
     """Scores of every image, worst first, of all folders."""
-    rows = [(str(result.folder.path), *row) for result in results for row in result.rows]
+    rows = [(str(result.folder.path), *row) for result in results for row in result.scored.rows]
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["folder", "image", "miou", "accuracy"])
@@ -180,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.confusion:
         for label, result in zip(labels_of([result.folder for result in results]), results):
             path = args.out / f"confusion-{label}.png"
-            save(confusion_picture(result.table, names), path)
+            save(confusion_picture(result.scored.table, names), path)
             print(f"confusion matrix in {path}")
     if args.pictures:
         draw(dataset, [result.folder for result in results] or folders, args.out / "pictures", args.pictures)

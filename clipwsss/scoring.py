@@ -96,10 +96,6 @@ class _Chunks(Dataset):
         return confusion(labels, truth, n), boundary_confusion(labels, truth, n) if self.boundary else 0
 
 
-def _same(item: Scored) -> Scored:
-    return item
-
-
 def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float] | None = None,
                  boundary: bool = False, workers: int = 0, skip_bad: bool = False) -> Scored:
     """Compare a folder with every image of the data set that has a mask.
@@ -113,7 +109,7 @@ def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float
     indices = [index for index, name in enumerate(dataset.names) if name in present]
     chunks = _Chunks(dataset, folder, indices, thresholds, boundary)
     total, progress = Scored(0, 0, 0, [], problems), Progress(f"scoring {folder.path}", len(indices))
-    for part in DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=_same):
+    for part in DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=Scored._make):
         total = Scored(*(before + new for before, new in zip(total, part)))
         progress.update(part.images + len(part.problems))
     progress.close()

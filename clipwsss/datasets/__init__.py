@@ -4,6 +4,9 @@ from pathlib import Path
 
 from ..errors import InputError
 from .base import Batch, Sample, TagDataset, Transform, collate, voc_palette
+from .coco import CocoDataset
+from .folder import FolderDataset
+from .voc import VocDataset
 
 DATASETS = ("voc12", "coco14", "folder", "toy")
 __all__ = ["DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate", "voc_palette"]
@@ -16,17 +19,11 @@ def build_dataset(name: str, root: Path | str, split: str, transform: Transform 
     Without a transform samples are whole images. InputError names the first problem of the data; with
     `skip_bad` bad images are left out, printed to stderr, one line each, and kept in `.skipped`.
     """
-    if name == "voc12":
-        from .voc import VocDataset as Chosen
-    elif name == "coco14":
-        from .coco import CocoDataset as Chosen
-    elif name == "folder":
-        from .folder import FolderDataset as Chosen
-    elif name == "toy":
-        from ..toy import ToyDataset as Chosen
-    else:
+    from ..toy import ToyDataset  # the toy world imports this package
+    known = dict(zip(DATASETS, (VocDataset, CocoDataset, FolderDataset, ToyDataset)))
+    if name not in known:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
-    dataset = Chosen(root, split, transform, skip_bad)
+    dataset = known[name](root, split, transform, skip_bad)
     for line in (*dataset.notes, *(f"skipped: {problem}" for problem in dataset.skipped)):
         print(line, file=sys.stderr)
     return dataset

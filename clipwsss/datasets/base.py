@@ -64,12 +64,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 def voc_palette() -> np.ndarray:
     """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of a number fill R, G, B from the top bit."""
-    numbers = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for level in range(3):
-        for channel in range(3):
-            palette[:, channel] |= ((numbers >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return palette
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)])
 
 
 def read_image(path: Path, oriented: bool = False) -> Image.Image:

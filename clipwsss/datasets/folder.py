@@ -34,7 +34,7 @@ class FolderDataset(TagDataset):
         places: dict[str, list[Path]] = {}  # by name with extension and without
         for path in stored:
             places.setdefault(path.stem, []).append(path)
-        places = {path.name: places[path.stem] for path in stored} | places
+        places |= {path.name: places[path.stem] for path in stored}
         entries = []
         for image, labels, _, where in (row for row in rows if row[2] == split):
             found = places.get(image, [])
