@@ -36,8 +36,7 @@ def patch_features(clip: CLIP, image: torch.Tensor) -> torch.Tensor:
 def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: float = 0.18) -> torch.Tensor:
     """Normalised features [steps,steps,D] of an image seen through soft round windows, as training masks it.
 
-    A Gaussian of deviation `width` (fraction of the side) around each grid position multiplies the image,
-    which CLIP encodes whole: coarser than patches, but in the way this library asks CLIP about regions.
+    A Gaussian of deviation `width` (fraction of the side) around each grid position multiplies the image.
     """
     device = clip.text_projection.device
     centers = (torch.arange(steps) + 0.5) / steps
@@ -61,10 +60,7 @@ def read_prompts(path: Path, dim: int) -> tuple[list[str], torch.Tensor]:
 
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
          maps: NDArray) -> Image.Image:
-    """A sheet: a row per image, a column per text; maps [images,texts,h,w] of cosines.
-
-    Each column has its own scale, from its lowest to its highest cosine over all images; its title tells.
-    """
+    """A sheet of maps [images,texts,h,w] of cosines; a column's scale, in its title, spans all images."""
     low, high = maps.min((0, 2, 3), keepdims=True), maps.max((0, 2, 3), keepdims=True)
     scaled = (maps - low) / np.maximum(high - low, 1e-6)
     heads = ["image", *(f"{title} {a:.2f}..{b:.2f}" for title, a, b in zip(titles, low.flat, high.flat))]

@@ -3,7 +3,6 @@
     python -m clipwsss.propose --classes classes.txt --words words.txt --n 4 --out synonyms.json
 """
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from .datasets.folder import read_classes, read_text
 from .engine import Progress, pick_device, write_json
 from .errors import InputError, run_script
 from .guidance import load_clip
-from .prompts import ASSETS, encode_words
+from .prompts import encode_words
 
 
 def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
@@ -63,10 +62,7 @@ def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
 def get_parser() -> argparse.ArgumentParser:
     parser = clip_parser("propose", __doc__.splitlines()[0])
     add = parser.add_argument
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--classes", type=Path, help="classes.txt of your own data, one class a line")
-    known = [path.stem.removeprefix("prompts_") for path in sorted(ASSETS.glob("prompts_*.json"))]
-    which.add_argument("--dataset", choices=known, help="a built-in data set's classes")
+    add("--classes", type=Path, required=True, help="classes.txt of your data, one class a line")
     add("--words", type=Path, required=True, help="word list, one word or phrase a line")
     add("--n", type=int, default=4, help="candidates of a class beside its own name, at most")
     add("--out", type=Path, default=Path("synonyms.json"), help="what train_prompt.py --synonyms reads")
@@ -77,14 +73,10 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.n < 1:
         raise InputError(f"--n {args.n}: at least 1 candidate")
-    if args.classes:
-        names = {name: name for name in read_classes(args.classes)}
-    else:
-        names = json.loads((ASSETS / f"prompts_{args.dataset}.json").read_text())["names"]
-    words = read_words(args.words)
+    names, words = list(read_classes(args.classes)), read_words(args.words)
     clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
     try:
-        found = propose(clip, list(names.values()), words, args.n)
+        found = propose(clip, names, words, args.n)
     except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
         raise InputError(f"--words {args.words}: {error}") from error
     wide = max(map(len, names))

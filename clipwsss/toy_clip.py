@@ -69,17 +69,13 @@ def random_masks(scenes: Scenes, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
 
-    def integer(below: int) -> int:
-        return int(torch.randint(below, (), generator=generator))
-
     which = torch.randint(0, 3, (count, 1, 1), generator=generator)
     shapes = torch.where(which == 0, scenes.instances > 0, scenes.instances == which).float()[:, None]
-    grow, blur = integer(4), integer(5)
+    grow, blur, cells = (int(torch.randint(below, (), generator=generator)) for below in (4, 5, 6))
     shapes = F.max_pool2d(shapes, 2 * grow + 1, 1, grow)
     for _ in range(2):
         shapes = F.avg_pool2d(shapes, 2 * blur + 1, 1, blur, count_include_pad=False)
-    cells = 3 + integer(6)
-    hills = torch.randn(count, 1, cells, cells, generator=generator)
+    hills = torch.randn(count, 1, 3 + cells, 3 + cells, generator=generator)
     hills = F.interpolate(hills, (side, side), mode="bicubic")
     level = torch.randn(count, 1, 1, 1, generator=generator) * 0.4
     blobs = torch.sigmoid((hills + level) * uniform(3, 12))

@@ -24,8 +24,10 @@ def word_list(tmp_path):
 
 
 def test_each_toy_class_gets_its_own_subtypes(word_list, tmp_path, capsys):
-    out = tmp_path / "synonyms.json"
-    assert propose.main(["--dataset", "toy", "--words", str(word_list), "--clip", "toy", "--n", "3", "--out", str(out)]) == 0
+    out, classes = tmp_path / "synonyms.json", tmp_path / "classes.txt"
+    classes.write_text("\n".join(CLASSES))
+    argv = ["--classes", str(classes), "--words", str(word_list), "--clip", "toy", "--n", "3", "--out", str(out)]
+    assert propose.main(argv) == 0
     table = json.loads(out.read_text())
     assert {name: set(words) for name, words in table.items()} == {name: set(row) for name, row in SUBTYPES.items()}
     assert f"--synonyms {out}" in capsys.readouterr().out
