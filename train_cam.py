@@ -3,6 +3,7 @@ import argparse
 import sys
 
 import torch
+import torch.nn.functional as F
 
 from clipwsss.cam import size_loader, write_cams
 from clipwsss.datasets import TagDataset, build_dataset
@@ -10,7 +11,6 @@ from clipwsss.engine import (Run, fit, make_loader, make_optimizer, make_schedul
                              seed_everything)
 from clipwsss.errors import run_script
 from clipwsss.generator import build_generator, load_generator, save_generator
-from clipwsss.losses import classification_loss
 from clipwsss.metrics import average_precision
 from clipwsss.options import generator_flags, parse, script_parser
 from clipwsss.resnet import BACKBONES
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def step(batch):
         logits = generator(batch.images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-        return {"loss": classification_loss(logits, batch.labels)}
+        return {"loss": F.multilabel_soft_margin_loss(logits, batch.labels)}  # POLE eq. 1
 
     fit(run, loader, step, {"generator": generator}, optimizer, scheduler, args.epochs, device, args.seed,
         args.clip_norm, label="train_cam", precision=args.precision)

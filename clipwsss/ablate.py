@@ -225,7 +225,7 @@ def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.co_occurrence != CO_OCCURRENCE and (args.dataset != "toy" or args.data_root):
-        raise InputError("--co-occurrence is of worlds drawn here: only with --dataset toy and no --data-root")
+        raise InputError("--co-occurrence is of worlds drawn here: only for --dataset toy, no --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
     if min(args.seeds, args.jobs) < 1:

@@ -1,4 +1,4 @@
-"""Losses of image-tag training and of CLIP guidance: tensors in, scalar out. Leaf module."""
+"""Losses of CLIP guidance: tensors in, scalar out. Leaf module."""
 import torch
 import torch.nn.functional as F
 
@@ -12,11 +12,6 @@ def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
     cosine = (image * text if text.dim() == 2 else image[:, None] * text).sum(dim=-1)
     return cosine.clamp(1e-4, 1 - 1e-4)
-
-
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Multi-label soft margin (POLE eq. 1). logits [B,K], labels [B,K] in {0,1}; mean over both."""
-    return F.multilabel_soft_margin_loss(logits, labels)
 
 
 def attract(similarities: torch.Tensor) -> torch.Tensor:

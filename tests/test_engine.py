@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from clipwsss.datasets import Sample
-from clipwsss.engine import (Progress, Run, atomic_path, fit, load_weights, make_loader, make_optimizer, make_scheduler,
-                             pick_device, seed_everything)
+from clipwsss.engine import (Progress, Run, atomic_path, fit, load_weights, make_loader, make_optimizer,
+                             make_scheduler, pick_device, seed_everything)
 from clipwsss.errors import InputError, run_script
 
 CPU = torch.device("cpu")
@@ -74,8 +74,12 @@ def test_run_folder_refuses_overwrite_and_changed_settings(tmp_path):
         Run(tmp_path / "run", {"lr": 1.0})
     with pytest.raises(InputError, match="--lr was 1.0"):
         Run(tmp_path / "run", {"lr": 2.0, "workers": 0}, resume=True)
+    (tmp_path / "run" / "cams").mkdir()
+    (tmp_path / "run" / "cams" / "a.npz").touch()
     Run(tmp_path / "run", {"lr": 1.0, "workers": 4}, resume=True)
+    assert (tmp_path / "run" / "cams" / "a.npz").exists()
     Run(tmp_path / "run", {"lr": 2.0}, overwrite=True)
+    assert not (tmp_path / "run" / "cams" / "a.npz").exists()
     assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"lr": 2.0}
 
 
@@ -98,6 +102,9 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     torch.save(Points(), tmp_path / "code.pt")
     with pytest.raises(InputError, match="code.pt: not a readable checkpoint"):
         load_weights(tmp_path / "code.pt")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    with pytest.raises(InputError, match="tensor.pt: not a checkpoint but a Tensor"):
+        load_weights(tmp_path / "tensor.pt")
 
 
 @pytest.mark.parametrize("name,expected", [("poly", [1, 0.75 ** 0.9, 0.5 ** 0.9]), ("cosine", [1, 0.853553, 0.5]),

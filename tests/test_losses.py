@@ -44,12 +44,6 @@ def test_no_pairs_and_no_prompts_give_zero():
         assert losses.suppress(torch.empty(0, 5), 0.2, reduction) == 0
 
 
-def test_classification_loss_is_mean_binary_cross_entropy():
-    logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
-    expected = (math.log(2) + math.log(1 + math.exp(2))) / 2
-    assert losses.classification_loss(logits, labels).item() == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaf_module_imports_from_an_empty_folder(tmp_path, name):
     shutil.copy(Path(losses.__file__).with_name(f"{name}.py"), tmp_path)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from clipwsss import clip
 from clipwsss.errors import InputError
+from clipwsss.guidance import load_clip
 from clipwsss.prompts import ASSETS, FixedPrompt, LearnedPrompt, SelectedPrompt, encode_words, load_words
 
 CANDIDATES = [["boat", "ship", "canoe"], ["train"]]
@@ -15,11 +16,12 @@ CANDIDATES = [["boat", "ship", "canoe"], ["train"]]
 def test_voc_and_coco_words():
     voc = load_words("voc12", ["person", "pottedplant", "cat"])
     assert voc.names == ["player", "potted plant", "cat"]
-    assert voc.candidates[0] == ["player", "people", "person", "human"] and voc.candidates[2][1:] == ["feline", "tomcat", "kitty"]
+    assert voc.candidates[0] == ["player", "people", "person", "human"]
+    assert voc.candidates[2][1:] == ["feline", "tomcat", "kitty"]
     assert voc.background[:3] == ["tree", "river", "sea"] and len(voc.background) == 10
     names = list(json.loads((ASSETS / "prompts_coco14.json").read_text())["names"])
     coco = load_words("coco14", names)
-    assert len(names) == 80 and all(3 <= len(row) <= 5 for row in coco.candidates) and len(coco.background) > 80
+    assert len(names) == 80 < len(coco.background) and all(3 <= len(row) <= 5 for row in coco.candidates)
 
 
 def test_own_data_words(tmp_path):
@@ -55,7 +57,8 @@ def test_selection_is_the_argmax_by_hand(tiny_clip):
         assert prompt.chosen(name, k) == int(cosines.argmax())
         assert torch.equal(prompt([name], torch.tensor([k]))[0], prompt.text[k, int(cosines.argmax())])
     report = prompt.report(["boat", "train"])
-    assert list(report["x"]) == ["boat", "train"] and set(report["y"]["boat"]["similarity"]) == set(CANDIDATES[0])
+    assert list(report["x"]) == ["boat", "train"]
+    assert set(report["y"]["boat"]["similarity"]) == set(CANDIDATES[0])
     with pytest.raises(InputError, match="image z: no word was selected for class 'boat'"):
         prompt(["z"], torch.tensor([0]))
     again = SelectedPrompt(tiny_clip, "a photo of {}.", CANDIDATES)
@@ -91,7 +94,7 @@ def test_candidates_of_a_file_reach_the_text(tiny_clip, tmp_path):
                                            ("[C*30]", 60)])
 def test_learned_prompts_get_all_gradients_and_nothing_else_does(tiny_clip, template, rows):
     prompt = LearnedPrompt(tiny_clip, template, ["boat", "potted plant"])
-    assert prompt.vectors.shape == (rows, 64) and [name for name, _ in prompt.named_parameters()] == ["vectors"]
+    assert prompt.vectors.shape == (rows, 64) and list(dict(prompt.named_parameters())) == ["vectors"]
     prompt(["a", "b"], torch.tensor([0, 1])).sum().backward()
     assert (prompt.vectors.grad.abs().sum(1) > 0).all()
     assert all(p.grad is None for p in tiny_clip.parameters())
@@ -114,3 +117,5 @@ def test_bad_templates(tiny_clip):
         LearnedPrompt(tiny_clip, "a photo of {}.", ["boat"])
     with pytest.raises(InputError, match="82 tokens with its start and end, but this CLIP reads 77"):
         LearnedPrompt(tiny_clip, "[C*80]", ["boat"])
+    with pytest.raises(InputError, match="template .* this small CLIP knows"):
+        LearnedPrompt(load_clip("toy", torch.device("cpu")), "[S*2] zeppelin {}.", ["boat"])
