@@ -53,7 +53,7 @@ def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m clipwsss.{module}", description=description,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--clip", default="ViT-B/32", help="published name or file; for learned prompts the one they came from")
+    add("--clip", default="ViT-B/32", help="published name or file; the one that prompts were learned with")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if there is any")
     return parser
