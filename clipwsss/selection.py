@@ -69,7 +69,7 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m clipwsss.selection", description=__doc__.splitlines()[0])
     parser.add_argument("prompts", type=Path, nargs="+",
-                        help="prompts.json of finished runs, counted together; the picture lies beside the first")
+                        help="prompts.json of finished runs, together; the picture goes beside the first")
     args = parser.parse_args(argv)
     out = args.prompts[0].with_name("own_names.png")
     print(f"{report([(read_choices(path), None) for path in args.prompts], out)}\npicture: {out}")
