@@ -12,14 +12,14 @@ from clipwsss.cam import size_loader, write_cams
 from clipwsss.cam_files import read_cam, resize_cam
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset, build_dataset
-from clipwsss.engine import (Progress, Run, fit, load_weights, make_loader, make_optimizer, make_scheduler,
-                             pick_device, save_atomic, seed_everything, write_json)
+from clipwsss.engine import (Progress, Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
+                             seed_everything, write_json)
 from clipwsss.errors import InputError, run_script
 from clipwsss.generator import load_generator, save_generator
 from clipwsss.guidance import Adapter, encode_regions, guidance_terms, load_clip
 from clipwsss.options import generator_flags, parse, script_parser, stage_folder
 from clipwsss.prompts import (FixedPrompt, LearnedPrompt, Prompt, SelectedPrompt, Words, encode_words,
-                              load_words)
+                              load_words, read_learned)
 from clipwsss.scoring import print_cam_curve
 from clipwsss.selection import count_choices, read_choices
 from clipwsss.transforms import train_transform
@@ -171,7 +171,7 @@ class Trainer:
 
         groups = [{"params": list(prompt.parameters()), "lr": args.prompt_lr, "weight_decay": 0.0}]
         self._fit(label, step, {"prompt": prompt}, groups, args.prompt_epochs, args.prompt_lr, "adamw")
-        return FixedPrompt(store_text(prompt, self.run.path(f"{label}.pt")))
+        return FixedPrompt(prompt.save(self.run.path(f"{label}.pt")))
 
     def _fit(self, label, step, modules, groups, epochs, lr, optimizer, on_epoch=None) -> None:
         args = self.args
@@ -197,27 +197,9 @@ def class_side(trainer: Trainer, words: Words, dataset: TagDataset, cams: Path) 
         report_selection(prompt, trainer.run, dataset.classes)
         return prompt
     if args.prompts:
-        return FixedPrompt(stored_text(args.prompts, len(dataset.classes), clip))
+        return FixedPrompt(read_learned(args.prompts, clip, len(dataset.classes))[1])
     prompt = LearnedPrompt(clip, template, words.names, args.ctx_init)
     return prompt if args.joint else trainer.learn("class_prompts", prompt)
-
-
-@torch.no_grad()
-def store_text(prompt: LearnedPrompt, path: Path) -> torch.Tensor:
-    """Text features [K,D] of learned prompts, written with vectors, template and names for later runs."""
-    text = prompt.features()
-    save_atomic({"template": prompt.template, "names": prompt.names, "vectors": prompt.vectors.detach().cpu(),
-                 "text": text.cpu()}, path)
-    return text
-
-
-def stored_text(path: Path, n_classes: int, clip: CLIP) -> torch.Tensor:
-    """Text features [K,D] of a learned-prompt file; InputError where it has other classes or another D."""
-    text, shape = load_weights(path).get("text"), (n_classes, clip.text_projection.shape[1])
-    if text is None or tuple(text.shape) != shape:
-        raise InputError(f"{path}: not learned prompts of {n_classes} classes for this CLIP "
-                         f"({shape[1]} dimensions)")
-    return text.to(clip.text_projection.device)
 
 
 def background_side(trainer: Trainer, words: Words, class_prompt: Prompt) -> FixedPrompt:
@@ -229,7 +211,7 @@ def background_side(trainer: Trainer, words: Words, class_prompt: Prompt) -> Fix
     listed = words.background if args.background_prompt == "list" else []
     text = encode_words(clip, "a photo of {}.", listed).expand(n_classes, -1, -1)
     if args.background_prompts:
-        learned = stored_text(args.background_prompts, n_classes, clip)
+        _, learned = read_learned(args.background_prompts, clip, n_classes)
         return FixedPrompt(torch.cat([text, learned[:, None]], dim=1))
     if args.background_prompt != "learned" or args.w_suppress == 0:
         return FixedPrompt(text)
@@ -261,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(class_prompt, SelectedPrompt):
         report_selection(class_prompt, run, dataset.classes)
     if isinstance(class_prompt, LearnedPrompt):  # --joint: learned until now
-        store_text(class_prompt, run.path("class_prompts.pt"))
+        class_prompt.save(run.path("class_prompts.pt"))
 
     cams = run.path("cams")
     write_cams(generator, dataset, cams, device, args.scales, args.flip, args.cam_batch_size, args.workers,

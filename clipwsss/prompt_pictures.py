@@ -16,11 +16,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .clip import CLIP
 from .datasets.base import read_image
-from .engine import atomic_path, load_weights, pick_device
+from .engine import atomic_path, pick_device
 from .errors import InputError, run_script
 from .guidance import encode_regions, load_clip
 from .pictures import contact_sheet, heat
-from .prompts import encode_words
+from .prompts import encode_words, read_learned
 from .propose import clip_parser, read_words
 
 
@@ -46,16 +46,6 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
     found = [encode_regions(clip, image[None].to(device), windows, (torch.zeros_like(part), part), False)[0]
              for part in torch.arange(steps * steps, device=device).split(64)]
     return torch.cat(found).unflatten(0, (steps, steps))
-
-
-def read_prompts(path: Path, dim: int) -> tuple[list[str], torch.Tensor]:
-    """Titles and text features [K,D] of a learned-prompt file (background_prompts.pt, class_prompts.pt)."""
-    stored = load_weights(path)
-    text = stored.get("text")
-    if text is None or text.dim() != 2 or text.shape[1] != dim:
-        raise InputError(f"{path}: no learned prompts of this CLIP ({dim} dimensions)")
-    kind = path.stem.removesuffix("_prompts")
-    return [f"{kind}: {name}" for name in stored.get("names", range(len(text)))], text.float()
 
 
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
@@ -92,13 +82,14 @@ def main(argv: list[str] | None = None) -> int:
     words = read_words(args.words) if args.words else []
     device = pick_device(args.device)
     clip = load_clip(args.clip, device, args.clip_cache)
-    learned = [read_prompts(path, clip.text_projection.shape[1]) for path in args.prompts]
+    learned = {path: read_learned(path, clip) for path in args.prompts}
     try:
         texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
     except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
         raise InputError(f"--text or --words: {error}") from error
-    titles = [*args.text, *(title for names, _ in learned for title in names)]
-    text = F.normalize(torch.cat([texts, *(rows.to(device) for _, rows in learned)]), dim=-1)
+    titles = [*args.text, *(f"{path.stem.removesuffix('_prompts')}: {name}"
+                            for path, (names, _) in learned.items() for name in names)]
+    text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])
     if words:
         for title, row in zip(titles, text @ vocabulary.T):
             found = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))

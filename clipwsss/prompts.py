@@ -11,6 +11,7 @@ from torch import nn
 
 from .clip import CLIP, tokenize
 from .clip.tokenizer import encode
+from .engine import load_weights, save_atomic
 from .errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"
@@ -230,6 +231,24 @@ class LearnedPrompt(Prompt):
         embeddings = torch.where(self.slots[..., None] >= 0, learned, self.words)
         return F.normalize(self.clip[0].encode_text_embeddings(embeddings, self.ends), dim=-1)
 
+    @torch.no_grad()
+    def save(self, path: Path) -> torch.Tensor:
+        """The text features [K,D], written with vectors, template and names for later runs."""
+        text = self.features()
+        save_atomic({"template": self.template, "names": self.names, "text": text.cpu(),
+                     "vectors": self.vectors.detach().cpu()}, path)
+        return text
+
     def forward(self, names: Sequence[str], classes: torch.Tensor,
                 regions: torch.Tensor | None = None) -> torch.Tensor:
         return self.features()[classes]
+
+
+def read_learned(path: Path, clip: CLIP, n_classes: int | None = None) -> tuple[list[str], torch.Tensor]:
+    """Names and text features [K,D] of a file of learned prompts; InputError if it does not fit."""
+    stored, dim = load_weights(path), clip.text_projection.shape[1]
+    text = stored.get("text", torch.empty(0))
+    if text.shape != (n_classes or len(text), dim):
+        of = f"of {n_classes} classes " if n_classes else ""
+        raise InputError(f"{path}: not learned prompts {of}for this CLIP ({dim} dimensions)")
+    return stored["names"], text.to(clip.text_projection.device)
