@@ -20,7 +20,7 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.jobs import ImageJobs
 from clipwsss.metrics import confusion, scores, threshold_confusions
 from clipwsss.options import parse, script_parser, stage_folder
-from clipwsss.pictures import colored, contact_sheet, heat, write_mask
+from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine import Refiner, check_cam
 from clipwsss.resnet import BACKBONES
 from clipwsss.scoring import THRESHOLDS, curve
@@ -209,7 +209,7 @@ def draw(run: Run, source: Source, plain: Refiner, indices: list[int]) -> None:
                      *(None if mask is None else colored(mask, dataset.palette) for mask in masks)])
     sheet = contact_sheet(rows, ("image", "CAM", "mask of CAMs", "pseudo mask", "truth"),
                           [dataset.names[index] for index in indices])
-    sheet.save(run.path("pictures.png"))
+    save(sheet, run.path("pictures.png"))
 
 
 def main(argv: list[str] | None = None) -> int:

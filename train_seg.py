@@ -15,12 +15,12 @@ from clipwsss.cam import size_loader
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.base import files_of, read_image
 from clipwsss.datasets.folder import SUFFIXES
-from clipwsss.engine import (Progress, Run, atomic_path, fit, make_loader, make_optimizer, make_scheduler,
-                             pick_device, seed_everything)
+from clipwsss.engine import (Progress, Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
+                             seed_everything)
 from clipwsss.errors import InputError, run_script
 from clipwsss.export import export_network
 from clipwsss.options import parse, script_parser, stage_folder
-from clipwsss.pictures import overlay, with_legend, write_mask
+from clipwsss.pictures import overlay, save, with_legend, write_mask
 from clipwsss.resnet import BACKBONES
 from clipwsss.scoring import print_label_miou
 from clipwsss.segmenter import (NETWORKS, build_segmenter, decide, load_segmenter, probabilities,
@@ -121,8 +121,7 @@ def predict(args: argparse.Namespace, network: torch.nn.Module, palette: NDArray
         write_mask(path, labels, palette)
         if classes:
             picture = overlay(Image.fromarray(image), labels, palette)
-            with atomic_path(path.with_name(f"{path.stem}_overlay.png")) as temporary:
-                with_legend(picture, labels, palette, classes).save(temporary, format="PNG")
+            save(with_legend(picture, labels, palette, classes), path.with_name(f"{path.stem}_overlay.png"))
 
     progress, waiting, threads = Progress(label, total), [], max(1, args.workers)
     with ThreadPoolExecutor(threads) as pool:

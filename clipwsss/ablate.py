@@ -26,6 +26,7 @@ from .datasets import DATASETS
 from .engine import FREE_TO_CHANGE, atomic_path
 from .errors import InputError, run_script
 from .options import parse
+from .pictures import save
 from .selection import read_choices, report, toy_truth
 from .toy import RECIPE, draw_world
 from .toy_scenes import CO_OCCURRENCE
@@ -206,8 +207,8 @@ def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]
     text = markdown(ablation.rows, table.get("reference"), values, caption)
     text += f"\n![{args.table}]({out.stem}.png)\n"
     title = f"{args.table}, {args.dataset}: CAM mIoU %, mean ± std, a dot for each seed"
-    with atomic_path(out.with_suffix(".png")) as temporary:
-        bars(list(values), [row[np.isfinite(row)] for row in values.values()], title).save(temporary, "PNG")
+    finite = [row[np.isfinite(row)] for row in values.values()]
+    save(bars(list(values), finite, title), out.with_suffix(".png"))
     shown = ablation.table.get(table.get("radar"))
     if shown is not None and np.isfinite(values.get(shown["name"], [np.nan])).all():
         tables = []

@@ -14,7 +14,7 @@ from .cam_files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
-from .pictures import colored, contact_sheet, heat
+from .pictures import colored, contact_sheet, heat, save
 from .segmenter import decide, load_segmenter, probabilities
 from .toy import RECIPE, draw_world
 from .toy import main as toy_main
@@ -81,7 +81,7 @@ def sheet(runs: Path, data: Path) -> Path:
         rows.append([image, *(heat(resize_cam(cam, image.size[::-1]).max(0)) for cam in cams),
                      *(colored(mask, dataset.palette) for mask in masks)])
     titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
-    contact_sheet(rows, titles).save(runs / "contact_sheet.png")
+    save(contact_sheet(rows, titles), runs / "contact_sheet.png")
     return runs / "contact_sheet.png"
 
 

@@ -16,10 +16,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .clip import CLIP
 from .datasets.base import read_image
-from .engine import atomic_path, pick_device
+from .engine import pick_device
 from .errors import InputError, run_script
 from .guidance import encode_regions, load_clip
-from .pictures import contact_sheet, heat
+from .pictures import contact_sheet, heat, save
 from .prompts import encode_words, read_learned
 from .propose import clip_parser, read_words
 
@@ -98,9 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         see = window_features if args.by == "windows" else patch_features
         maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])
         out = args.out / "prompt_pictures.png"
-        with atomic_path(out) as temporary:
-            draw(images, [path.name for path in args.image], titles,
-                 maps.permute(0, 3, 1, 2).cpu().numpy()).save(temporary, "PNG")
+        save(draw(images, [path.name for path in args.image], titles,
+                  maps.permute(0, 3, 1, 2).cpu().numpy()), out)
         print(f"written to {out}")
     return 0
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from .charts import radar
 from .datasets import build_dataset
-from .engine import atomic_path
 from .errors import InputError, run_script
+from .pictures import save
 
 Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are right there
 
@@ -61,8 +61,7 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
         lines.append(f"| {label} | {row.total()} | {shares} |")
     series = {title: [row[kind] / row.total() for row in counts.values()]
               for kind, title in kinds.items() if kind != "other"}
-    with atomic_path(picture) as temporary:
-        radar(list(counts), series).save(temporary, format="PNG")
+    save(radar(list(counts), series), picture)
     return "\n".join(lines) + "\n"
 
 
