@@ -101,18 +101,27 @@ def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float
     """Compare a folder with every image of the data set that has a mask.
 
     With `thresholds` the CAMs' confusion at each of them (one pass), else that of the folder's label maps.
-    InputError names the first bad file and counts the others; with `skip_bad` they are listed in `problems`.
+    `workers` processes help this one. InputError names the first bad file and counts the others; with
+    `skip_bad` they are listed in `problems`.
     """
     present = folder.names()
     problems = [f"{folder.path}: no file for image {name}" for index, name in enumerate(dataset.names)
                 if name not in present and dataset.load_mask(index) is not None]
     indices = [index for index, name in enumerate(dataset.names) if name in present]
     chunks = _Chunks(dataset, folder, indices, thresholds, boundary)
-    total, progress = Scored(0, 0, 0, [], problems), Progress(f"scoring {folder.path}", len(indices))
-    for part in DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=Scored._make):
-        total = Scored(*(before + new for before, new in zip(total, part)))
+    progress, workers = Progress(f"scoring {folder.path}", len(indices)), min(workers, max(0, len(chunks) - 1))
+    own = range(0, len(chunks), workers + 1)  # this process scores its share while the others do theirs
+    theirs = sorted({*range(len(chunks))} - {*own})
+    arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=workers,
+                               prefetch_factor=len(theirs) or None, collate_fn=Scored._make))
+    parts = {}
+    for index in (*own, *theirs):
+        parts[index] = part = chunks[index] if index in own else next(arriving)
         progress.update(part.images + len(part.problems))
     progress.close()
+    total = Scored(0, 0, 0, [], problems)
+    for index in range(len(chunks)):
+        total = Scored(*(before + new for before, new in zip(total, parts[index])))
     problems = total.problems
     if problems and (not skip_bad or not total.images):
         more = f"and {len(problems) - 1} more of {len(dataset)} images; " if len(problems) > 1 else ""

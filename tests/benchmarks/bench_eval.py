@@ -80,7 +80,7 @@ def main() -> None:
         times: dict[str, list[float]] = {"one": [], "two": [], "decode": []}
         for _ in range(args.repeat):
             times["one"].append(seconds(score_folder, data, folder, workers=0))
-            times["two"].append(seconds(score_folder, data, folder, workers=2))
+            times["two"].append(seconds(score_folder, data, folder, workers=1))
             times["decode"].append(seconds(decode, [truth, predicted], names))
     one, two, png = (statistics.median(times[key]) for key in ("one", "two", "decode"))
     print(f"{args.images} label maps: one process {one:.2f} s, two {two:.2f} s ({one / two:.2f}x); "
