@@ -75,7 +75,8 @@ def sheet(runs: Path, data: Path) -> Path:
     for index, name in enumerate(dataset.names[:8]):
         image = dataset.load_image(index)
         cams = [read_cam(folder / stage / "cams", name) for stage in ("train_cam", "train_prompt")]
-        predicted = decide(np.asarray(image), probabilities(network, dataset[index].image[None])[0].numpy())
+        scores = probabilities(network, dataset[index].image[None], flip=True)[0].numpy()
+        predicted = decide(np.asarray(image), scores, crf=True)  # as train_seg.py predicts
         masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"), predicted,
                  dataset.load_mask(index)]
         rows.append([image, *(heat(resize_cam(cam, image.size[::-1]).max(0)) for cam in cams),
