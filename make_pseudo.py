@@ -167,7 +167,7 @@ def best_thresholds(run: Run, source: Source, refiner: Refiner, jobs: ImageJobs)
     """
     stored, dataset = run.path("thresholds.json"), source.dataset
     if not stored.exists():
-        known = [i for i in range(len(dataset)) if dataset.has_masks and dataset.load_mask(i) is not None]
+        known = [i for i in range(len(dataset)) if dataset.has_mask(i)]
         if not known:
             print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
             return PAPER_THRESHOLD, PAPER_THRESHOLD

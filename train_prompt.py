@@ -245,12 +245,9 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(class_prompt, LearnedPrompt):  # --joint: learned until now
         class_prompt.save(run.path("class_prompts.pt"))
 
-    cams = run.path("cams")
-    write_cams(generator, dataset, cams, device, args.scales, args.flip, args.cam_batch_size, args.workers,
-               args.cam_format, args.resume)
-    best = print_cam_curve(dataset, cams)
-    if best:
-        run.log(label="cams", **best)
+    write_cams(generator, dataset, run.path("cams"), device, args.scales, args.flip, args.cam_batch_size,
+               args.workers, args.cam_format, args.resume)
+    print_cam_curve(dataset, run)
     return 0
 
 

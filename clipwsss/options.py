@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from .cam_files import FORMATS
 from .datasets import DATASETS
 from .errors import InputError
 
@@ -55,7 +56,7 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
     add("--scales", type=float, nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
-    add("--cam-format", choices=("npz", "irn"), default="npz", help="npz without pickle, or IRN's .npy")
+    add("--cam-format", choices=tuple(FORMATS), default="npz", help="npz without pickle, or IRN's .npy")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .affinity.irn import STRIDE as IRN_STRIDE
 from .affinity.psa import MULTIPLE
 from .cam_files import CamFile, resize_cam
 from .crf import dense_crf, unary_from_labels
 from .errors import InputError
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
 from .segments import read_segments, snap
-
-IRN_STRIDE = 4  # of its boundaries
 
 
 @dataclass

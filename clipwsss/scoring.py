@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from .cam_files import list_cams, read_cam, resize_cam
 from .datasets import TagDataset
 from .datasets.base import files_of, read_mask
-from .engine import Progress
+from .engine import Progress, Run
 from .errors import InputError
 from .metrics import boundary_confusion, confusion, scores, threshold_confusions
 
@@ -106,12 +106,12 @@ def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float
     """
     present = folder.names()
     problems = [f"{folder.path}: no file for image {name}" for index, name in enumerate(dataset.names)
-                if name not in present and dataset.load_mask(index) is not None]
+                if name not in present and dataset.has_mask(index)]
     indices = [index for index, name in enumerate(dataset.names) if name in present]
     chunks = _Chunks(dataset, folder, indices, thresholds, boundary)
     progress, workers = Progress(f"scoring {folder.path}", len(indices)), min(workers, max(0, len(chunks) - 1))
     own = range(0, len(chunks), workers + 1)  # this process scores its share while the others do theirs
-    theirs = sorted({*range(len(chunks))} - {*own})
+    theirs = [index for index in range(len(chunks)) if index not in own]
     arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=workers,
                                prefetch_factor=len(theirs) or None, collate_fn=Scored._make))
     parts = {}
@@ -120,7 +120,7 @@ def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float
         progress.update(part.images + len(part.problems))
     progress.close()
     total = Scored(0, 0, 0, [], problems)
-    for index in range(len(chunks)):
+    for index in sorted(parts):
         total = Scored(*(before + new for before, new in zip(total, parts[index])))
     problems = total.problems
     if problems and (not skip_bad or not total.images):
@@ -155,17 +155,17 @@ def print_curve(found: dict) -> None:
         print("mIoU      " + " ".join(f"{row['miou']:6.2f}" for row in rows))
 
 
-def print_cam_curve(dataset: TagDataset, folder: Path) -> dict | None:
-    """Print the CAMs' mIoU over background thresholds; the best threshold and mIoU, None without masks."""
+def print_cam_curve(dataset: TagDataset, run: Run) -> None:
+    """Print the mIoU of a run's CAMs over background thresholds and log the best; without masks say so."""
     if not dataset.has_masks:
         print("no masks: no mIoU")
-        return None
-    scored = score_folder(dataset, Folder(folder, True), THRESHOLDS)
+        return
+    scored = score_folder(dataset, Folder(run.path("cams"), True), THRESHOLDS)
     found = curve(scored.table, THRESHOLDS, ["background", *dataset.classes])
     print_curve(found)
     best = found["best"]
     print(f"best CAM mIoU {best['miou']:.2f} at threshold {best['threshold']:.2f} ({scored.images} images)")
-    return {"threshold": best["threshold"], "miou": best["miou"]}
+    run.log(label="cams", threshold=best["threshold"], miou=best["miou"])
 
 
 def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int = 0) -> None:

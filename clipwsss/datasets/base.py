@@ -144,6 +144,10 @@ class TagDataset(Dataset):
         path = self.entries[index].mask
         return None if path is None else read_mask(path)
 
+    def has_mask(self, index: int) -> bool:
+        """Whether an image has a mask, without reading it."""
+        return self.entries[index].mask is not None
+
     def image_size(self, index: int) -> Size:
         """(H, W) of the stored image, without opening it."""
         return self.entries[index].size

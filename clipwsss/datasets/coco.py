@@ -65,6 +65,9 @@ class CocoDataset(TagDataset):
         super().__init__(entries, problems, splits, transform, skip_bad, notes=[note] if empty else [])
         self.has_masks = True
 
+    def has_mask(self, index: int) -> bool:
+        return True
+
     def load_mask(self, index: int) -> np.ndarray:
         """The mask drawn from the annotations, uint8 [H, W] (or the file of `with_masks`)."""
         if self.entries[index].mask is not None:
