@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from clipwsss.datasets import TagDataset, build_dataset
-from clipwsss.engine import atomic_path, write_json
+from clipwsss.files import atomic_path, write_json
 from clipwsss.errors import InputError, run_script
-from clipwsss.metrics import mean_present, scores
-from clipwsss.options import parse, script_parser, stage_folder
+from clipwsss.report.metrics import mean_present, scores
+from clipwsss.options import parse, run_flags, script_parser, stage_folder
 from clipwsss.pictures import confusion_picture, contact_sheet, overlay, save
-from clipwsss.scoring import THRESHOLDS, Folder, Scored, by_class, curve, print_curve, score_folder
+from clipwsss.report.scoring import THRESHOLDS, Folder, Scored, by_class, curve, print_curve, score_folder
 
 DEFAULTS = (("train_cam", "cams"), ("train_prompt", "cams"), ("make_pseudo", "masks"),
             ("train_seg", "predictions"))
@@ -29,7 +29,8 @@ class Result(NamedTuple):
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
-    parser = script_parser(__doc__)
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOCdevkit/VOC2012 --split val")
+    run_flags(parser)
     add = parser.add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of CAM files (.npz or IRN's .npy)")

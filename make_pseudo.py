@@ -10,21 +10,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipwsss.affinity import build_affinity, confident_labels, load_affinity, save_affinity
-from clipwsss.cam_files import CamFile, list_cams, read_cam, resize_cam
+from clipwsss.refine.affinity import build_affinity, load_affinity, save_affinity
+from clipwsss.refine.labels import confident_labels
+from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.base import read_mask
-from clipwsss.engine import (Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
-                             seed_everything, write_json)
+from clipwsss.training import Run, fit, pick_device, seed_everything
+from clipwsss.datasets.loaders import make_loader
+from clipwsss.files import write_json
 from clipwsss.errors import InputError, run_script
-from clipwsss.jobs import ImageJobs
-from clipwsss.metrics import confusion, scores, threshold_confusions
-from clipwsss.options import parse, script_parser, stage_folder
+from clipwsss.datasets.jobs import ImageJobs
+from clipwsss.report.metrics import confusion, scores, threshold_confusions
+from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
-from clipwsss.refine import Refiner, check_cam
-from clipwsss.resnet import BACKBONES
-from clipwsss.scoring import THRESHOLDS, curve
-from clipwsss.transforms import train_transform
+from clipwsss.refine.stages import Refiner, check_cam
+from clipwsss.networks.resnet import BACKBONES
+from clipwsss.report.scoring import THRESHOLDS, curve
+from clipwsss.datasets.transforms import train_transform
 
 REFINEMENTS = ("none", "crf", "color", "color+crf", "psa", "psa+crf", "irn", "irn+crf")
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
@@ -41,8 +43,7 @@ def background_rule(text: str) -> float | str:
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are IRN's values, --refine and --dataset fill in others, an explicit flag wins."""
-    parser = script_parser(__doc__, training=dict(batch_size=32, epochs=3, lr=0.1, optimizer="sgd",
-                                                  schedule="poly", weight_decay=1e-4))
+    parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012")
     add = parser.add_argument
     add("--refine", choices=REFINEMENTS, default="irn",
         help="random walk inside IRN's boundaries, by PSA's affinities or by colour; dense CRF")
@@ -71,6 +72,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--segment-inside", type=float, default=0.5,
         help="a class takes a segment of which it has more than this share")
     add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
+    training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
+                   weight_decay=1e-4)
     add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
     return parser
 
@@ -144,14 +147,8 @@ def train_affinity(args: argparse.Namespace, run: Run, source: Source, kind: str
     data = source.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
-    # Real momentum: the releases hand weight decay to SGD's momentum slot and so have next to none. PSA,
-    # which trains its backbone too, keeps the release's step size at momentum 0.9 by lr 0.01 instead of 0.1.
-    optimizer = make_optimizer(network.parameter_groups(args.lr), args.optimizer, args.lr, args.weight_decay,
-                               args.momentum)
-    scheduler = make_scheduler(optimizer, args.schedule, args.epochs * len(loader), warmup=args.warmup)
     fit(run, loader, lambda batch: network.losses(batch.images, batch.masks, args.train_radius),
-        {"network": network}, optimizer, scheduler, args.epochs, device, args.seed, args.clip_norm,
-        label=f"{kind} network", precision=args.precision)
+        {"network": network}, network.parameter_groups(args.lr), training_of(args, f"{kind} network"))
     if kind == "irn":
         plain = data.with_transform(train_transform(args.crop_size, None, flip=False), masks=False)
         batches = make_loader(plain, args.batch_size, args.workers, shuffle=False)
@@ -194,8 +191,7 @@ def report(run: Run, results: list[Scored]) -> None:
               f"that occur, {len(known)} images with masks")
     else:
         print("no masks: no mIoU")
-    run.log(label="masks", **values)
-    write_json(values, run.path("report.json"))
+    run.result(**values)
 
 
 def draw(run: Run, source: Source, plain: Refiner, indices: list[int]) -> None:

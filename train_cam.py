@@ -5,29 +5,30 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cam import size_loader, write_cams
+from clipwsss.cams.generator import build_generator, load_generator, save_generator
+from clipwsss.cams.maps import write_cams
 from clipwsss.datasets import TagDataset, build_dataset
-from clipwsss.engine import (Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
-                             seed_everything)
+from clipwsss.datasets.loaders import make_loader, size_loader
+from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import run_script
-from clipwsss.generator import build_generator, load_generator, save_generator
-from clipwsss.metrics import average_precision
-from clipwsss.options import generator_flags, parse, script_parser
-from clipwsss.resnet import BACKBONES
-from clipwsss.scoring import print_cam_curve
-from clipwsss.transforms import train_transform
+from clipwsss.networks.resnet import BACKBONES
+from clipwsss.options import generator_flags, parse, script_parser, training_flags, training_of
+from clipwsss.report.metrics import average_precision
+from clipwsss.report.scoring import print_cam_curve
+from clipwsss.training import Run, fit, pick_device, seed_everything
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are IRN's for VOC (POLE and CLIMS start from that baseline)."""
-    parser = script_parser(__doc__, training=dict(batch_size=16, epochs=5, lr=0.1, optimizer="sgd",
-                                                  schedule="poly", weight_decay=1e-4))
-    add = parser.add_argument
+    parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012")
+    add = parser.add_argument_group("classifier").add_argument
     add("--backbone", choices=BACKBONES, default="resnet50", help="classifier network")
     add("--weights", default="imagenet", help="its start: imagenet, none, or a file of torchvision weights")
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
     add("--output-stride", type=int, default=16, help="image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
+    training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
+                   weight_decay=1e-4)
     generator_flags(parser, frozen_bn=True)
     return parser
 
@@ -66,25 +67,22 @@ def main(argv: list[str] | None = None) -> int:
     generator.to(device, memory_format=torch.channels_last)
     loader = make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers,
                          seed=args.seed, drop_last=True)
-    optimizer = make_optimizer(generator.parameter_groups(args.lr, args.head_ratio), args.optimizer, args.lr,
-                               args.weight_decay, args.momentum)
-    scheduler = make_scheduler(optimizer, args.schedule, args.epochs * len(loader), warmup=args.warmup)
 
     def step(batch):
         logits = generator(batch.images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
         return {"loss": F.multilabel_soft_margin_loss(logits, batch.labels)}  # POLE eq. 1
 
-    fit(run, loader, step, {"generator": generator}, optimizer, scheduler, args.epochs, device, args.seed,
-        args.clip_norm, label="train_cam", precision=args.precision)
+    fit(run, loader, step, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
+        training_of(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
+    figures = {}
     if args.val_split:
-        value = classifier_map(generator, val, device, args.cam_batch_size, args.workers)
-        run.log(label="val", mAP=value)
-        print(f"classifier mAP on {args.val_split}: {value:.2f}")
+        figures["mAP"] = classifier_map(generator, val, device, args.cam_batch_size, args.workers)
+        print(f"classifier mAP on {args.val_split}: {figures['mAP']:.2f}")
 
     write_cams(generator, dataset, run.path("cams"), device, args.scales, args.flip, args.cam_batch_size,
                args.workers, args.cam_format, args.resume)
-    print_cam_curve(dataset, run)
+    run.result(**figures, **print_cam_curve(dataset, run.path("cams")))
     return 0
 
 

@@ -7,30 +7,36 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clipwsss import losses
-from clipwsss.cam import size_loader, write_cams
-from clipwsss.cam_files import read_cam, resize_cam
+from clipwsss.guidance import losses
+from clipwsss.datasets.loaders import size_loader
+from clipwsss.cams.maps import write_cams
+from clipwsss.cams.files import read_cam, resize_cam
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset, build_dataset
-from clipwsss.engine import (Progress, Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
-                             seed_everything, write_json)
+from clipwsss.progress import Progress
+from clipwsss.training import Run, fit, pick_device, seed_everything
+from clipwsss.datasets.loaders import make_loader
+from clipwsss.files import write_json
 from clipwsss.errors import InputError, run_script
-from clipwsss.generator import load_generator, save_generator
-from clipwsss.guidance import Adapter, encode_regions, guidance_terms, load_clip
-from clipwsss.options import generator_flags, parse, script_parser, stage_folder
-from clipwsss.prompts import (FixedPrompt, LearnedPrompt, Prompt, SelectedPrompt, Words, encode_words,
-                              load_words, read_learned)
-from clipwsss.scoring import print_cam_curve
-from clipwsss.selection import count_choices, read_choices
-from clipwsss.transforms import train_transform
+from clipwsss.cams.generator import load_generator, save_generator
+from clipwsss.guidance.adapters import Adapter
+from clipwsss.guidance.regions import encode_regions, load_clip
+from clipwsss.guidance.losses import guidance_terms
+from clipwsss.options import generator_flags, parse, script_parser, stage_folder, training_flags, training_of
+from clipwsss.guidance.prompts import (FixedPrompt, LearnedPrompt, Prompt, SelectedPrompt, encode_words,
+                                       read_learned)
+from clipwsss.guidance.words import Words, load_words
+from clipwsss.report.scoring import print_cam_curve
+from clipwsss.guidance.selection import count_choices, read_choices
+from clipwsss.datasets.transforms import train_transform
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo")
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; --method and --dataset fill them with the paper's values, an explicit flag wins."""
-    parser = script_parser(__doc__, training=dict(batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd",
-                                                  schedule="poly", weight_decay=1e-4))
+    parser = script_parser(__doc__, "python train_prompt.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
+                           "--method pole")
     add = parser.add_argument
     add("--method", choices=METHODS, default="pole", help="preset of everything below")
     add("--class-prompt", choices=("name", "word", "learned"), default="name",
@@ -72,6 +78,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompt-lr", type=float, default=5e-4, help="learning rate of prompts (AdamW)")
     add("--init", type=Path, help="generator to start from (default: train_cam's)")
     add("--cams", type=Path, help="baseline CAMs that words are selected from (default: train_cam's)")
+    training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
+                   weight_decay=1e-4)
     generator_flags(parser, frozen_bn=False)
     return parser
 
@@ -142,8 +150,7 @@ class Trainer:
         groups += [{"params": list(module.parameters()), "lr": rate, "weight_decay": 0.0} for module, rate in
                    ((self.adapters, args.adapter_lr or lr), (class_prompt, args.prompt_lr))]
         modules = {"generator": self.generator, "adapters": self.adapters, "class_prompt": class_prompt}
-        self._fit(label, step, modules, [group for group in groups if group["params"]], epochs, lr,
-                  args.optimizer, class_prompt.start_epoch)
+        self._fit(label, step, modules, groups, epochs, lr, args.optimizer)
 
     def learn(self, label: str, prompt: LearnedPrompt, class_text: torch.Tensor | None = None) -> FixedPrompt:
         """Learn prompts with the generator fixed; class_text [K,D] makes them background prompts.
@@ -173,13 +180,9 @@ class Trainer:
         self._fit(label, step, {"prompt": prompt}, groups, args.prompt_epochs, args.prompt_lr, "adamw")
         return FixedPrompt(prompt.save(self.run.path(f"{label}.pt")))
 
-    def _fit(self, label, step, modules, groups, epochs, lr, optimizer, on_epoch=None) -> None:
-        args = self.args
-        optimizer = make_optimizer(groups, optimizer, lr, args.weight_decay, args.momentum)
-        scheduler = make_scheduler(optimizer, args.schedule, epochs * len(self.loader), warmup=args.warmup)
-        fit(self.run, self.loader, step, modules, optimizer, scheduler, epochs, self.device, args.seed,
-            args.clip_norm, label, "last" if label == "guide" else f"last_{label}", args.precision,
-            on_epoch=on_epoch)
+    def _fit(self, label, step, modules, groups, epochs, lr, optimizer) -> None:
+        fit(self.run, self.loader, step, modules, groups,
+            training_of(self.args, label, epochs=epochs, lr=lr, optimizer=optimizer))
 
 
 def class_side(trainer: Trainer, words: Words, dataset: TagDataset, cams: Path) -> Prompt:
@@ -247,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
 
     write_cams(generator, dataset, run.path("cams"), device, args.scales, args.flip, args.cam_batch_size,
                args.workers, args.cam_format, args.resume)
-    print_cam_curve(dataset, run)
+    run.result(**print_cam_curve(dataset, run.path("cams")))
     return 0
 
 

@@ -11,30 +11,30 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipwsss.cam import size_loader
+from clipwsss.datasets.loaders import size_loader
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.base import files_of, read_image
 from clipwsss.datasets.folder import SUFFIXES
-from clipwsss.engine import (Progress, Run, fit, make_loader, make_optimizer, make_scheduler, pick_device,
-                             seed_everything)
+from clipwsss.progress import Progress
+from clipwsss.training import Run, fit, pick_device, seed_everything
+from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError, run_script
-from clipwsss.export import export_network
-from clipwsss.options import parse, script_parser, stage_folder
+from clipwsss.segment.export import export_network
+from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.pictures import overlay, save, with_legend, write_mask
-from clipwsss.resnet import BACKBONES
-from clipwsss.scoring import print_label_miou
-from clipwsss.segmenter import (NETWORKS, build_segmenter, decide, load_segmenter, probabilities,
-                                save_segmenter)
-from clipwsss.submission import pack
-from clipwsss.transforms import eval_transform, train_transform
+from clipwsss.networks.resnet import BACKBONES
+from clipwsss.report.scoring import print_label_miou
+from clipwsss.segment.segmenter import (NETWORKS, build_segmenter, decide, load_segmenter, probabilities,
+                                        save_segmenter)
+from clipwsss.segment.submission import pack
+from clipwsss.datasets.transforms import eval_transform, train_transform
 
 PASS_STEPS = 200
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are deeplab-pytorch's for VOC 2012 (DeepLabV2, 20,000 iterations of 2 x 5 images)."""
-    parser = script_parser(__doc__, training=dict(batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly",
-                                                  weight_decay=5e-4))
+    parser = script_parser(__doc__, "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012")
     add = parser.add_argument
     add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
     add("--network", choices=NETWORKS, default="deeplabv2", help="mask2former needs the package transformers")
@@ -54,6 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
     add("--iterations", type=int, default=20000, help="optimiser steps, where --epochs is not given")
     add("--accumulate", type=int, default=2, help="batches whose gradients make one step")
+    training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4)
     add("--predict-split", default="val", help="split to write predictions for; '' for none")
     add("--test-scales", type=float, nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         help="scales whose probabilities are averaged in predictions")
@@ -94,17 +95,13 @@ def train(args: argparse.Namespace, device: torch.device) -> Path:
     steps = args.epochs * per_epoch if args.epochs is not None else args.iterations
     print(f"{args.dataset} {args.split}: {len(dataset)} images, masks of {masks}; {args.network}, {steps} "
           f"steps of {args.accumulate} x {args.batch_size}; writing {run.out}")
-    optimizer = make_optimizer(network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
-                               args.optimizer, args.lr, args.weight_decay, args.momentum)
-    scheduler = make_scheduler(optimizer, args.schedule, steps, warmup=args.warmup)
-
     def step(batch):
         images = batch.images.contiguous(memory_format=torch.channels_last)
         return {"loss": network.training_loss(images, batch.masks, args.balanced)}
 
-    fit(run, loader, step, {"network": network}, optimizer, scheduler, -(-steps // per_epoch), device,
-        args.seed, args.clip_norm, "train_seg", precision=args.precision, accumulate=args.accumulate,
-        steps=steps)
+    fit(run, loader, step, {"network": network},
+        network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
+        training_of(args, "train_seg", epochs=-(-steps // per_epoch), steps=steps))
     save_segmenter(network, config, dataset.palette, run.path("segmenter.pt"))
     return run.path("segmenter.pt")
 

@@ -21,15 +21,16 @@ import numpy as np
 import train_cam
 import train_prompt
 
-from .charts import bars
+from .report.charts import bars
 from .datasets import DATASETS
-from .engine import FREE_TO_CHANGE, atomic_path
+from .training import FREE_TO_CHANGE
+from .files import atomic_path
 from .errors import InputError, run_script
 from .options import parse
 from .pictures import save
-from .selection import read_choices, report, toy_truth
-from .toy import RECIPE, draw_world
-from .toy_scenes import CO_OCCURRENCE
+from .guidance.selection import read_choices, report, toy_truth
+from .toy.world import RECIPE, draw_world
+from .toy.scenes import CO_OCCURRENCE
 
 TABLES = Path(__file__).parent / "assets" / "tables.json"
 STAGES = {"train_cam": train_cam, "train_prompt": train_prompt}

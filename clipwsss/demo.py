@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .cam_files import read_cam, resize_cam
+from .cams.files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
 from .pictures import colored, contact_sheet, heat, save
-from .segmenter import decide, load_segmenter, probabilities
-from .toy import RECIPE, draw_world
-from .toy import main as toy_main
+from .segment.segmenter import decide, load_segmenter, probabilities
+from .toy.world import RECIPE, draw_world
+from .toy.__main__ import main as toy_main
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 FULL, QUICK = (800, 200), (120, 40)  # images drawn for training and held out
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.retrain_clip:
         clip = args.runs / "toy_clip.pt"
         training = ["--train-clip", "--out", str(clip), "--seed", str(args.seed)]
-        print(f"$ python -m clipwsss.toy {shlex.join(training)}", flush=True)
+        print(f"$ python -m clipwsss.toy.world {shlex.join(training)}", flush=True)
         toy_main(training)
     steps = commands(args.runs, args.seed, args.quick, clip)
     start = time.perf_counter()

@@ -1,10 +1,22 @@
-"""The one error users see, and the wrapper that prints it as one line."""
+"""The one error users see, how other errors become it, and the wrapper that prints it as one line."""
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """A user's file or option is wrong; the message is one line that names it and what would be right."""
+
+
+@contextmanager
+def input_errors(where: str = "") -> Iterator[None]:
+    """Inside the block a module's ValueError becomes an InputError that begins with `where`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}{error}") from error
 
 
 def run_script(main: Callable[[], int | None]) -> int:

@@ -1,51 +1,72 @@
-"""One command line for all five scripts: shared flags, presets by data set and method, default folders."""
+"""One command line for all five scripts: flags in groups, presets as ordered rules, default folders."""
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
-from .cam_files import FORMATS
+from .cams.files import FORMATS
 from .datasets import DATASETS
 from .errors import InputError
+from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
+UNSET = object()
 
 
-def script_parser(description: str, training: dict | None = None) -> argparse.ArgumentParser:
-    """A parser with every script's flags; `training`, the stage's own defaults, adds the training flags."""
-    parser = argparse.ArgumentParser(description=description,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="voc12", help="which data; chooses its presets too")
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in every line, the example as it is written."""
+
+
+def script_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """A script's parser with the data's flags; `example`, a command line, ends its help."""
+    parser = argparse.ArgumentParser(description=description, epilog=f"example:\n  {example}",
+                                     formatter_class=HelpFormatter)
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=tuple(DATASETS), default="voc12", help="which data; chooses its presets too")
     add("--data-root", type=Path, help="the data's folder (toy: drawn there on demand)")
     add("--split", default="train", help="the split to work on")
+    add("--skip-bad", action="store_true", help="leave bad files out and list them instead of stopping")
+    return parser
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """Where a run's files lie and how it is carried out: the flags of every script."""
+    add = parser.add_argument_group("run").add_argument
     add("--runs", type=Path, default=Path("runs"), help="default inputs and outputs: RUNS/DATASET/STAGE")
     add("--out", type=Path, help="this run's folder instead of the default one")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    add("--seed", type=int, default=0, help="seed of every random choice")
     add("--workers", type=int, default=2, help="processes that load or write data beside this one")
-    add("--skip-bad", action="store_true", help="leave bad files out and list them instead of stopping")
-    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
-    if training is not None:
-        add("--resume", action="store_true", help="go on exactly where an interrupted run stopped")
-        add("--batch-size", type=int, help="images in a step")
-        add("--epochs", type=int, help="passes over the split")
-        add("--lr", type=float, help="learning rate of the backbone")
-        add("--optimizer", choices=("sgd", "adamw"), help="optimiser")
-        add("--schedule", choices=("poly", "cosine", "constant"), help="learning-rate schedule, per step")
-        add("--weight-decay", type=float, help="weight decay")
-        add("--momentum", type=float, default=0.9, help="momentum of sgd")
-        add("--warmup", type=int, default=0, help="steps of linear warm-up")
-        add("--clip-norm", type=float, default=0.0, help="clip the gradient's norm; 0 does not")
-        add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
-            help="bf16 trains under autocast; auto where the device is fast at it")
-        parser.set_defaults(**training)
-    return parser
+    add("--dry-run", action="store_true", help="print every setting and what set it, as JSON, and stop")
+
+
+def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defaults: object) -> None:
+    """Run and optimiser flags of the scripts that train; `defaults` are the stage's own values."""
+    run_flags(parser)
+    run, add = parser._action_groups[-1], parser.add_argument_group("optimiser").add_argument
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                     help="auto: CUDA where there is one")
+    run.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    run.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    if resumes:
+        run.add_argument("--resume", action="store_true", help="go on exactly where a run was interrupted")
+    add("--batch-size", type=int, help="images in a step")
+    add("--epochs", type=int, help="passes over the split")
+    add("--lr", type=float, help="learning rate of the backbone")
+    add("--optimizer", choices=OPTIMIZERS, help="optimiser")
+    add("--schedule", choices=SCHEDULES, help="learning-rate schedule, per step")
+    add("--weight-decay", type=float, help="weight decay")
+    add("--momentum", type=float, default=0.9, help="momentum of sgd")
+    add("--warmup", type=int, default=0, help="steps of linear warm-up")
+    add("--clip-norm", type=float, default=0.0, help="clip the gradient's norm; 0 does not")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
+        help="bf16 trains under autocast; auto where the device is fast at it")
+    parser.set_defaults(**defaults)
 
 
 def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
     """Flags of the CAM generator, for the scripts that train it; `frozen_bn` is the default of that flag."""
-    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument_group("generator").add_argument
     add("--freeze-stages", type=int, default=1, help="1: the stem; 3: also layer1-2 (IRN's released code)")
     add("--frozen-bn", action=switch, default=frozen_bn, help="keep batch norm statistics (IRN's classifier)")
     add("--head-ratio", type=float, default=10.0, help="learning rate of the classifier over the backbone's")
@@ -53,6 +74,7 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
     add("--resize-long", type=int, nargs=2, default=(320, 640), metavar=("LO", "HI"),
         help="range of the long side before cropping; 0 0 keeps images as they are")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
+    add = parser.add_argument_group("CAMs").add_argument
     add("--scales", type=float, nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
@@ -60,25 +82,54 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
-    """Parse with presets as defaults: method's, data set's, pair's, then background prompt's or refinement's.
+    """Parse with the stage's rules as defaults; explicit flags win. Fills `out`, `data_root` and `set_by`.
 
-    Explicit flags win. Fills `out` and `data_root`; InputError where --data-root is needed and missing.
+    `set_by` says of each setting that is not the script's own default what set it: a rule's "from", or the
+    command line. InputError where --data-root is needed and missing.
     """
     argv = sys.argv[1:] if argv is None else argv
-    presets = json.loads(PRESETS.read_text()).get(stage, {})
-    for selector in ("method", "background_prompt", "refine"):
-        first, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-        value = str(getattr(first, selector, None)).split("+")[0]
-        general = (value, first.dataset) if selector == "method" else (value,)
-        for key in (*general, f"{first.dataset}/{value}"):
-            parser.set_defaults(**presets.get(key, {}))
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    first = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
+    parser.parse_known_args([word for word in argv if word not in ("-h", "--help")], first)
+    given = {name: value for name, value in vars(first).items() if value is not UNSET}
+    settings, set_by = apply_rules(json.loads(PRESETS.read_text()).get(stage, []), defaults, given)
+    parser.set_defaults(**{name: settings[name] for name in set_by})
     args = parser.parse_args(argv)
+    args.set_by = {**set_by, **dict.fromkeys(given, "the command line")}
+    if args.dry_run:
+        shown = {name: value for name, value in vars(args).items() if name != "set_by"}
+        print(json.dumps({"settings": shown, "defaults": defaults, "set_by": args.set_by}, default=str))
+        raise SystemExit(0)
     args.out = args.out or stage_folder(args.runs, args.dataset, stage)
     if args.data_root is None:
         if args.dataset != "toy" and not getattr(args, "predict", None):  # own images need no data set
             raise InputError(f"--data-root: say where the {args.dataset} data is")
         args.data_root = args.runs / "toy" / "data"
     return args
+
+
+def apply_rules(rules: list[dict], defaults: dict, given: dict) -> tuple[dict, dict[str, str]]:
+    """(settings, what set those that rules set): each rule whose "when" holds sets what is not `given`.
+
+    Rules apply from top to bottom, so that later ones win, and see what earlier ones have set. A "when"
+    names settings and the value each must have; of a list, an element it must hold.
+    """
+    settings, set_by = {**defaults, **given}, {}
+    for rule in rules:
+        if all(value == settings.get(name) or (isinstance(settings.get(name), list | tuple)
+                                               and value in settings[name])
+               for name, value in rule["when"].items()):
+            changes = {name: value for name, value in rule["set"].items() if name not in given}
+            settings |= changes
+            set_by |= dict.fromkeys(changes, rule["from"])
+    return settings, set_by
+
+
+def training_of(args: argparse.Namespace, label: str, **changes: object) -> Training:
+    """The `Training` that the command line asks for, under this label; `changes` replace some of it."""
+    names = {field.name for field in dataclasses.fields(Training)}
+    asked = {name: value for name, value in vars(args).items() if name in names}
+    return Training(**{**asked, "label": label, **changes})
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:

@@ -7,10 +7,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import generate_binary_structure, maximum_filter, minimum_filter
 
-from .engine import atomic_path
+from .files import atomic_path
 
 HEAT = np.array([[12, 10, 60], [40, 70, 190], [30, 160, 160], [120, 205, 70], [250, 220, 50], [210, 30, 30]])
 TEXT_SIZE = 12
+
+
+def voc_palette() -> NDArray:
+    """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of a number fill R, G, B from the top bit."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)])
 
 
 def save(picture: Image.Image, path: Path | str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from clipwsss import ablate
 from clipwsss.datasets import DATASETS
 from clipwsss.errors import InputError, run_script
-from clipwsss.toy import draw_world
+from clipwsss.toy.world import draw_world
 
 TABLES = json.loads(ablate.TABLES.read_text())
 MAIN = "matching", "CLIMS", "POLE words"

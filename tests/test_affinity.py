@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models import resnet50
 
-from clipwsss import resnet
-from clipwsss.affinity import (AffinityNet, IRNet, build_affinity, confident_labels, load_affinity,
-                               save_affinity)
-from clipwsss.affinity import labels as labels_module
-from clipwsss.affinity.irn import path_affinity
-from clipwsss.affinity.labels import pair_labels, pair_views, shrink_labels
+from clipwsss.networks import resnet
+from clipwsss.refine.affinity import AffinityNet, IRNet, build_affinity, load_affinity, save_affinity
+from clipwsss.refine.labels import confident_labels
+from clipwsss.refine import labels as labels_module
+from clipwsss.refine.irn import path_affinity
+from clipwsss.refine.labels import pair_labels, pair_views, shrink_labels
 from clipwsss.errors import InputError
-from clipwsss.random_walk import pair_offsets, straight_path
+from clipwsss.refine.random_walk import pair_offsets, straight_path
 
 MEAN = torch.tensor(resnet.IMAGENET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(resnet.IMAGENET_STD).view(1, 3, 1, 1)

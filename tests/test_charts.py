@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from clipwsss.charts import COLORS, bars, radar
+from clipwsss.report.charts import COLORS, bars, radar
 
 BAR = np.array((170, 195, 230))
 

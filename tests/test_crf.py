@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipwsss import crf
-from clipwsss.crf import Lattice, dense_crf, unary_from_labels, unary_from_probabilities
+from clipwsss.refine import crf
+from clipwsss.refine.crf import Lattice, dense_crf, unary_from_labels, unary_from_probabilities
 
 SIZES = ((5, 7), (6, 4), (1, 9), (8, 1), (1, 1))
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from clipwsss.datasets import DATASETS, Batch, build_dataset, collate, voc_palette
+from clipwsss.datasets import DATASETS, Batch, build_dataset, collate
+from clipwsss.pictures import voc_palette
 from clipwsss.datasets import coco_masks
 from clipwsss.errors import InputError
-from clipwsss.transforms import train_transform
+from clipwsss.datasets.transforms import train_transform
 
 
 def save_image(path: Path, size: tuple[int, int] = (12, 20), seed: int = 0, **options) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipwsss import deeplab, resnet
+from clipwsss.networks import deeplab, resnet
 
 MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
 BLOCKS = (3, 4, 6, 3)  # ResNet-50: the 101's third stage only repeats its block

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import eval as script
-from clipwsss.cam_files import write_cam
-from clipwsss.datasets import voc_palette
+from clipwsss.cams.files import write_cam
+from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
-from clipwsss.metrics import confusion, scores
+from clipwsss.report.metrics import confusion, scores
 from clipwsss.pictures import write_mask
 
 THRESHOLDS = ["0.05", "0.1", "0.15", "0.2", "0.25", "0.3", "0.4"]

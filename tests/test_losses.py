@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipwsss import losses
+from clipwsss.guidance import losses
 
 LEAVES = ("losses", "metrics")  # the other leaf modules' own tests do the same
 

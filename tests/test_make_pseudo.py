@@ -8,15 +8,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 import make_pseudo
-from clipwsss.affinity import build_affinity, save_affinity
-from clipwsss.cam_files import CamFile, read_cam, write_cam
-from clipwsss.datasets import voc_palette
+from clipwsss.refine.affinity import build_affinity, save_affinity
+from clipwsss.cams.files import CamFile, read_cam, write_cam
+from clipwsss.pictures import voc_palette
 from clipwsss.errors import run_script
-from clipwsss.metrics import scores, threshold_confusions
-from clipwsss.random_walk import propagate
-from clipwsss.refine import Refiner, check_cam
-from clipwsss.scoring import THRESHOLDS
-from clipwsss.segments import write_segments
+from clipwsss.report.metrics import scores, threshold_confusions
+from clipwsss.refine.random_walk import propagate
+from clipwsss.refine.stages import Refiner, check_cam
+from clipwsss.report.scoring import THRESHOLDS
+from clipwsss.refine.segments import write_segments
 
 TINY = ["--backbone", "resnet_tiny", "--weights", "none", "--crop-size", "64", "--train-radius", "5",
         "--batch-size", "2", "--epochs", "2", "--device", "cpu"]

@@ -4,9 +4,9 @@ import sys
 import pytest
 import torch
 
-from clipwsss.datasets import voc_palette
+from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
-from clipwsss.segmenter import build_segmenter, load_segmenter, probabilities, save_segmenter
+from clipwsss.segment.segmenter import build_segmenter, load_segmenter, probabilities, save_segmenter
 
 CONFIG = dict(network="mask2former", backbone="", output_stride=4, rates=None, classes=["cat", "dog"])
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from clipwsss import metrics
+from clipwsss.report import metrics
 
 
 def plain_confusion(prediction, truth, n):

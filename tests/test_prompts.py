@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from clipwsss import clip
 from clipwsss.errors import InputError
-from clipwsss.guidance import load_clip
-from clipwsss.prompts import ASSETS, FixedPrompt, LearnedPrompt, SelectedPrompt, encode_words, load_words
+from clipwsss.guidance.regions import load_clip
+from clipwsss.guidance.words import ASSETS, load_words
+from clipwsss.guidance.prompts import FixedPrompt, LearnedPrompt, SelectedPrompt, encode_words
 
 CANDIDATES = [["boat", "ship", "canoe"], ["train"]]
 

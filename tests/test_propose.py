@@ -3,12 +3,13 @@ import json
 
 import pytest
 
-from clipwsss import propose
+from clipwsss.guidance import propose
 from clipwsss.errors import InputError, run_script
-from clipwsss.guidance import load_clip
-from clipwsss.prompts import corpora, encode_words, load_words
-from clipwsss.toy_clip import WORDS
-from clipwsss.toy_shapes import CLASSES, SUBTYPES
+from clipwsss.guidance.regions import load_clip
+from clipwsss.guidance.words import corpora, load_words
+from clipwsss.guidance.prompts import encode_words
+from clipwsss.toy.clip import WORDS
+from clipwsss.toy.shapes import CLASSES, SUBTYPES
 
 
 @pytest.fixture(scope="module")

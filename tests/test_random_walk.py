@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipwsss import random_walk
-from clipwsss.random_walk import (boundary_affinity, color_affinity, pair_offsets, propagate,
-                                  propagate_affinity, straight_path)
+from clipwsss.refine import random_walk
+from clipwsss.refine.random_walk import (boundary_affinity, color_affinity, pair_offsets, propagate,
+                                         propagate_affinity, straight_path)
 
 SIZES = ((9, 13), (12, 7), (1, 6), (5, 1), (3, 4), (16, 17))
 

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torchvision.transforms.v2.functional import normalize
 
-from clipwsss import resnet
+from clipwsss.networks import resnet
 
 DEEP = ("resnet18", "resnet50", "resnet101")
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from PIL import Image
 from test_deeplab import published_state
 
-from clipwsss.datasets import voc_palette
-from clipwsss.engine import save_atomic
+from clipwsss.pictures import voc_palette
+from clipwsss.files import save_atomic
 from clipwsss.errors import InputError
-from clipwsss.export import export_network
+from clipwsss.segment.export import export_network
 from clipwsss.pictures import write_mask
-from clipwsss.segmenter import build_segmenter, decide, load_segmenter, probabilities, save_segmenter
-from clipwsss.submission import FOLDER, pack
+from clipwsss.segment.segmenter import build_segmenter, decide, load_segmenter, probabilities, save_segmenter
+from clipwsss.segment.submission import FOLDER, pack
 
 CONFIG = dict(network="deeplabv2", backbone="resnet_tiny", output_stride=4, rates=[1, 2],
               classes=["cat", "dog"])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from clipwsss.errors import InputError
-from clipwsss.segments import read_segments, snap, write_segments
+from clipwsss.refine.segments import read_segments, snap, write_segments
 
 
 def area(size, rows, columns):

@@ -4,9 +4,9 @@ import json
 import pytest
 from PIL import Image
 
-from clipwsss import selection
+from clipwsss.guidance import selection
 from clipwsss.errors import InputError
-from clipwsss.toy import draw_world
+from clipwsss.toy.world import draw_world
 
 
 def entry(word, *candidates):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipwsss import toy
+from clipwsss.toy import world as toy
 from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError, run_script
-from clipwsss.prompts import load_words
-from clipwsss.toy_scenes import Scene, ScenePainter
-from clipwsss.toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
+from clipwsss.guidance.words import load_words
+from clipwsss.toy.scenes import Scene, ScenePainter
+from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 
 
 @pytest.fixture(scope="module")

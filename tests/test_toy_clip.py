@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipwsss import clip, toy, toy_clip
+from clipwsss import clip
+from clipwsss.toy import world as toy, clip as toy_clip
 from clipwsss.errors import run_script
-from clipwsss.prompts import encode_words
-from clipwsss.toy_clip import NO, UNSURE, WORDS, YES
-from clipwsss.toy_shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
+from clipwsss.guidance.prompts import encode_words
+from clipwsss.toy.clip import NO, UNSURE, WORDS, YES
+from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
 
 
 def scene_of(subtype: str, background: str) -> toy_clip.Scenes:

@@ -7,10 +7,10 @@ import torch
 
 import train_cam
 import train_prompt
-from clipwsss.cam_files import list_cams, read_cam
-from clipwsss.engine import load_weights
+from clipwsss.cams.files import list_cams, read_cam
+from clipwsss.files import load_weights
 from clipwsss.errors import InputError
-from clipwsss.toy import CLASSES, draw_world
+from clipwsss.toy.world import CLASSES, draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
 

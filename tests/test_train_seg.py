@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import train_seg as script
-from clipwsss.datasets import voc_palette
+from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
 from clipwsss.pictures import write_mask
 

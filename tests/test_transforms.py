@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipwsss.transforms import eval_transform, train_transform
+from clipwsss.datasets.transforms import eval_transform, train_transform
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 

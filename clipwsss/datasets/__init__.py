@@ -3,13 +3,14 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .base import Batch, Sample, TagDataset, Transform, collate, voc_palette
+from .base import Batch, Sample, TagDataset, Transform, collate
 from .coco import CocoDataset
 from .folder import FolderDataset
+from .toy import ToyDataset
 from .voc import VocDataset
 
-DATASETS = ("voc12", "coco14", "folder", "toy")
-__all__ = ["DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate", "voc_palette"]
+DATASETS = {"voc12": VocDataset, "coco14": CocoDataset, "folder": FolderDataset, "toy": ToyDataset}
+__all__ = ["DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate"]
 
 
 def build_dataset(name: str, root: Path | str, split: str, transform: Transform | None = None,
@@ -19,11 +20,9 @@ def build_dataset(name: str, root: Path | str, split: str, transform: Transform 
     Without a transform samples are whole images. InputError names the first problem of the data; with
     `skip_bad` bad images are left out, printed to stderr, one line each, and kept in `.skipped`.
     """
-    from ..toy import ToyDataset  # the toy world imports this package
-    known = dict(zip(DATASETS, (VocDataset, CocoDataset, FolderDataset, ToyDataset)))
-    if name not in known:
+    if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
-    dataset = known[name](root, split, transform, skip_bad)
+    dataset = DATASETS[name](root, split, transform, skip_bad)
     for line in (*dataset.notes, *(f"skipped: {problem}" for problem in dataset.skipped)):
         print(line, file=sys.stderr)
     return dataset

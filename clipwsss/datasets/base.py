@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..transforms import IGNORE, Transform, eval_transform
+from ..pictures import voc_palette
+from ..progress import Progress
+from .transforms import IGNORE, Transform, eval_transform
 
 LONG_CHECK = 2000  # from so many images on, the check takes seconds and shows its progress
 EXIF_ORIENTATION = 0x0112
@@ -60,12 +62,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         raise InputError(f"images of sizes {sorted(sizes)} in one batch: crop them or use --batch-size 1")
     return Batch(list(names), torch.stack(images), torch.stack(labels),
                  None if any(mask is None for mask in masks) else torch.stack(masks))
-
-
-def voc_palette() -> np.ndarray:
-    """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of a number fill R, G, B from the top bit."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)])
 
 
 def read_image(path: Path, oriented: bool = False) -> Image.Image:
@@ -177,7 +173,6 @@ class TagDataset(Dataset):
 
     def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
         """Check all entries in one pass and keep the good ones."""
-        from ..engine import Progress  # the engine imports this module
         unique: dict[str, Entry] = {}
         for entry in entries:
             if entry.name in unique:

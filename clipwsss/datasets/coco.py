@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..transforms import IGNORE
+from .transforms import IGNORE
 from .base import Entry, Size, TagDataset, Transform, split_error
 from .coco_masks import Region, draw, parse
 

@@ -10,7 +10,7 @@ import open_clip
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from clipwsss import clip  # noqa: E402  (the package lies beside this folder, installed or not)
+from clipwsss import clip
 
 
 def race(label: str, ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> None:

@@ -21,9 +21,8 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cam_files import read_cam  # noqa: E402
-from clipwsss.crf import (BILATERAL, GAUSSIAN, dense_crf, unary_from_labels,  # noqa: E402
-                          unary_from_probabilities)
+from clipwsss.cams.files import read_cam
+from clipwsss.refine.crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
 
 CLASSES = 21
 GOALS = {"own labels": 1.5, "two unaries": 2.2, "21 labels": 2.2, "21 softmax": 0.9}

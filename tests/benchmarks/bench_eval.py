@@ -17,10 +17,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipwsss.datasets import voc_palette  # noqa: E402
-from clipwsss.datasets.base import read_mask  # noqa: E402
-from clipwsss.pictures import write_mask  # noqa: E402
-from clipwsss.scoring import Folder, score_folder  # noqa: E402
+from clipwsss.pictures import voc_palette
+from clipwsss.datasets.base import read_mask
+from clipwsss.pictures import write_mask
+from clipwsss.report.scoring import Folder, score_folder
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 

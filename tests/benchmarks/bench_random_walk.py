@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipwsss.random_walk import boundary_affinity, pair_offsets, propagate, propagate_affinity  # noqa: E402
+from clipwsss.refine.random_walk import boundary_affinity, pair_offsets, propagate, propagate_affinity
 
 EXP_TIMES = 8
 

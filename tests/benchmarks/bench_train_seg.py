@@ -25,11 +25,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.datasets import build_dataset, voc_palette  # noqa: E402
-from clipwsss.engine import Run, fit, make_loader, make_optimizer, make_scheduler  # noqa: E402
-from clipwsss.pictures import write_mask  # noqa: E402
-from clipwsss.segmenter import build_segmenter, probabilities  # noqa: E402
-from clipwsss.transforms import train_transform  # noqa: E402
+from clipwsss.datasets import build_dataset
+from clipwsss.pictures import voc_palette
+from clipwsss.training import Run, fit, make_optimizer, make_scheduler
+from clipwsss.datasets.loaders import make_loader
+from clipwsss.pictures import write_mask
+from clipwsss.segment.segmenter import build_segmenter, probabilities
+from clipwsss.datasets.transforms import train_transform
 
 SIZE = (250, 334)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

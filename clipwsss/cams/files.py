@@ -1,0 +1,211 @@
+"""CAM files: .npz without pickle, and IRN's .npy dictionaries read by an unpickler that runs no code."""
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..files import atomic_path
+from ..errors import InputError
+
+STRIDE = 4
+FORMATS = {"npz": ".npz", "irn": ".npy"}
+
+
+class CamFile(NamedTuple):
+    """Maps of one image's present classes.
+
+    keys int64 [k], 0-based classes without background; cam float32 [k, h, w] at a quarter of the image's size
+    (rounded up), usually in [0, 1]; high_res float32 [k, H, W] at the image's size, or None.
+    """
+    keys: np.ndarray
+    cam: np.ndarray
+    high_res: np.ndarray | None
+
+
+def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, fmt: str = "npz",
+              high_res: np.ndarray | None = None) -> Path:
+    """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
+
+    fmt "npz": keys int64, cam and high_res float16. fmt "irn": IRN's pickled dictionary (keys, cam torch,
+    high_res numpy, which it needs), for IRN's own scripts with this numpy or newer. ValueError for bad maps.
+    """
+    if fmt not in FORMATS:
+        raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
+    if fmt == "irn" and high_res is None:
+        raise ValueError("fmt irn needs high_res, which IRN's scripts read")
+    stored, path = np.float16 if fmt == "npz" else np.float32, Path(folder) / f"{name}{FORMATS[fmt]}"
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+        file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
+                       None if high_res is None else np.asarray(high_res).astype(stored))
+    _check(file, f"CAMs of {name}")
+    with atomic_path(path) as temporary, open(temporary, "wb") as out:
+        if fmt == "npz":
+            np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
+        else:
+            tensors = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam)}
+            np.save(out, {**tensors, "high_res": file.high_res}, allow_pickle=True)
+    return path
+
+
+def read_cam(folder: Path | str, name: str) -> CamFile:
+    """The CAM file NAME.npz or NAME.npy (IRN's) of a folder; no code in it is run.
+
+    InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors,
+    missing fields, shapes that do not match, no class, NaN, infinity. The caller checks keys against K.
+    """
+    candidates = [Path(folder) / (name + suffix) for suffix in FORMATS.values()]
+    paths = [path for path in candidates if path.is_file()]
+    if not paths:
+        raise InputError(f"{candidates[0]} (or .npy): no such CAM file")
+    if len(paths) > 1:
+        raise InputError(f"{paths[0]} and {paths[1].name}: both are there, keep one of them")
+    path = paths[0]
+    try:
+        contents = _read_npz(path) if path.suffix == ".npz" else _read_irn(path)
+        missing = [field for field in ("keys", "cam") if field not in contents]
+        if missing:
+            raise InputError(f"no field {missing[0]!r}; found {list(contents)}")
+        high_res = contents.get("high_res")
+        file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
+                       None if high_res is None else _array(high_res, np.float32))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a damaged or hostile file makes numpy, pickle or torch raise
+        reason = ascii((str(error).splitlines() or [""])[0][:120])
+        raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {reason})") from error
+    _check(file, path)
+    return file
+
+
+def list_cams(folder: Path | str) -> list[str]:
+    """Sorted names of the images that have a CAM file in a folder; InputError without any."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of CAM files")
+    names = {path.stem for path in folder.iterdir()
+             if path.suffix in FORMATS.values() and not path.name.startswith(".")}
+    if not names:
+        raise InputError(f"{folder}: no CAM files (.npz, or IRN's .npy) in this folder")
+    return sorted(names)
+
+
+def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
+    """Maps at an image's size (H, W), float32 [k, H, W].
+
+    high_res if it has that size; else bilinear (align_corners False). Maps at stride 4 are first enlarged 4
+    times and then cut to the image, as IRN does: their grid covers the image rounded up to a multiple of 4.
+    """
+    if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
+        return file.high_res
+    height, width = size
+    grid = (-(-height // STRIDE), -(-width // STRIDE))
+    target = (grid[0] * STRIDE, grid[1] * STRIDE) if file.cam.shape[1:] == grid else tuple(size)
+    maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
+    return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
+
+
+def _check(file: CamFile, where: Path | str) -> None:
+    """InputError for values that do not belong together, beginning with `where`."""
+    keys, cam, high_res = file
+    if keys.ndim != 1 or cam.ndim != 3 or len(keys) != len(cam) or cam.size == 0 < len(keys):
+        shapes = f"keys {list(keys.shape)} and cam {list(cam.shape)}"
+        raise InputError(f"{where}: {shapes} are not [k] and [k, h, w]")
+    if len(keys) == 0:
+        raise InputError(f"{where}: it holds no class")
+    if keys.min() < 0 or len(set(keys.tolist())) < len(keys):
+        raise InputError(f"{where}: keys {keys.tolist()} are not different class numbers from 0")
+    if high_res is not None and (high_res.ndim != 3 or len(high_res) != len(keys)):
+        raise InputError(f"{where}: high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys")
+    for field, values in (("cam", cam), ("high_res", high_res)):
+        if values is not None and not np.isfinite(values).all():
+            raise InputError(f"{where}: {field} holds NaN or infinity")
+
+
+def _array(value: object, dtype: type) -> np.ndarray:
+    value = value.value if isinstance(value, _Array) else value
+    value = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+    if value.dtype.kind not in ("iu" if dtype is np.int64 and value.size else "iuf"):
+        raise InputError(f"a field is no array of numbers, it has type {value.dtype}")
+    return np.ascontiguousarray(value, dtype)
+
+
+def _read_npz(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _read_irn(path: Path) -> dict:
+    """The dictionary of an .npy file that holds one pickled object."""
+    formats = np.lib.format
+    with open(path, "rb") as file:
+        version = formats.read_magic(file)
+        header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
+        shape, _, dtype = header(file)
+        if not dtype.hasobject or shape != ():
+            raise InputError(f"an array {list(shape)} of {dtype}, not IRN's dictionary")
+        contents = _TensorUnpickler(file).load().value
+    if not isinstance(contents, dict):
+        raise InputError(f"holds a {type(contents).__name__}, not IRN's dictionary")
+    return contents
+
+
+class _Dtype:
+    """Stands for numpy.dtype in a pickle: numbers only, none of numpy's own state, which may be forged."""
+
+    def __init__(self, code: str, *_: object):
+        if not re.fullmatch(r"[biuf][1248]|O8?", code):
+            raise pickle.UnpicklingError(f"an array of type {ascii(code)}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+    def read(self, data: bytes, shape: tuple, order: str = "C") -> np.ndarray:
+        """The array of these bytes; ValueError where they do not fill the shape."""
+        return np.frombuffer(data, self.order + self.code).reshape(shape, order=order).copy()
+
+
+class _Array:
+    """Stands for numpy.ndarray in a pickle; `value` is the array, or what a 0-d object array holds."""
+    value: object = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        if dtype.code[0] == "O" and (shape, len(data)) != ((), 1):
+            raise pickle.UnpicklingError("an array of objects")
+        self.value = data[0] if dtype.code[0] == "O" else dtype.read(data, shape, "F" if fortran else "C")
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up.
+
+    numpy's own functions are not used: a forged dtype makes them crash. Ours are made anew for each file,
+    as a pickle may set attributes of what it is given.
+    """
+
+    def __init__(self, file: io.BufferedIOBase):
+        super().__init__(file)
+        self.admitted = {
+            "numpy.ndarray": _Array, "numpy.dtype": _Dtype, "collections.OrderedDict": dict,
+            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy.core.multiarray.scalar": lambda dtype, data: dtype.read(data, ())[()],
+            "numpy.core.numeric._frombuffer": lambda data, dtype, *rest: dtype.read(data, *rest),
+            "_codecs.encode": lambda text, encoding: {"latin1": text}[encoding].encode("latin1"),
+            "torch.storage._load_from_bytes":
+                lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True),
+            "torch._utils._rebuild_tensor_v2":  # as_strided refuses what lies outside the storage
+                lambda storage, offset, size, stride, *_:
+                torch.empty(0, dtype=storage.dtype).set_(storage).as_strided(size, stride, offset)}
+
+    def find_class(self, module: str, name: str) -> object:
+        # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
+        asked = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
+        if asked not in self.admitted:
+            raise InputError(f"its pickle asks for {ascii(f'{module}.{name}')}; only numpy arrays and torch "
+                             "tensors are admitted, and that was not run")
+        return self.admitted[asked]

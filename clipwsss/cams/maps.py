@@ -1,0 +1,71 @@
+"""Multi-scale class activation maps of a generator, and their files for a whole split."""
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .files import FORMATS, STRIDE, write_cam
+from ..datasets import TagDataset
+from ..datasets.loaders import size_loader
+from ..progress import Progress
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+
+
+@torch.inference_mode()
+def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequence[float] = SCALES,
+                     flip: bool = True) -> list[torch.Tensor]:
+    """Rectified maps [B,K,h,w] of each scale, image and mirror image added, of images [B,3,H,W] in [0,1].
+
+    Source: IRN's make_cam (bicubic resizing; image and flip in one batch).
+    """
+    outputs = []
+    for scale in scales:
+        size = [round(side * scale) for side in images.shape[-2:]]
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        maps = F.relu(generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled))
+        if flip:
+            maps, mirrored = maps.chunk(2)
+            maps = maps + mirrored.flip(-1)
+        outputs.append(maps)
+    return outputs
+
+
+def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: int = 1) -> torch.Tensor:
+    """Sum of all scales' maps resized to `size`, each map divided by its own maximum: [B,K,*size] in [0,1].
+
+    Maps are resized to `size` rounded up to `multiple` and cropped, as IRN's high-resolution CAMs are (16).
+    """
+    height, width = size
+    padded = [math.ceil(side / multiple) * multiple for side in size]
+    total = sum(F.interpolate(maps, padded, mode="bilinear", align_corners=False) for maps in outputs)
+    total = total[..., :height, :width]
+    return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
+
+
+def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path, device: torch.device,
+               scales: Sequence[float] = SCALES, flip: bool = True, batch_size: int = 1, workers: int = 0,
+               fmt: str = "npz", resume: bool = False) -> None:
+    """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay."""
+    done = {name for name in dataset.names if resume and (folder / f"{name}{FORMATS[fmt]}").exists()}
+    loader = size_loader(dataset, batch_size, workers, done)
+    progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
+    generator.eval()
+    for batch in loader:
+        height, width = batch.images.shape[-2:]
+        outputs = multi_scale_maps(generator, batch.images.to(device), scales, flip)
+        cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)))
+        for row, name in enumerate(batch.names):
+            keys = batch.labels[row].nonzero()[:, 0]
+            present, high = keys.to(device), None
+            if fmt == "irn":
+                maps = [output[row:row + 1, present] for output in outputs]
+                high = merge_scales(maps, (height, width), multiple=16)[0].cpu()
+            write_cam(folder, name, keys, cams[row, present].cpu(), fmt, high)
+        progress.update(len(batch.names))
+    progress.close()

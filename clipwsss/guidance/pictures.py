@@ -1,0 +1,108 @@
+"""Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
+
+    python -m clipwsss.guidance.pictures --image IMAGE... --text "a photo of boat." --prompts FILE.pt --out DIR
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..clip import CLIP
+from ..datasets.base import read_image
+from ..training import pick_device
+from ..errors import InputError, run_script
+from .regions import encode_regions, load_clip
+from ..pictures import contact_sheet, heat, save
+from .prompts import encode_words, read_learned
+from .propose import clip_parser, read_words
+
+
+@torch.no_grad()
+def patch_features(clip: CLIP, image: torch.Tensor) -> torch.Tensor:
+    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square."""
+    view = F.interpolate(image[None].to(clip.text_projection.device), (clip.input_resolution,) * 2,
+                         mode="bilinear", align_corners=False, antialias=True)
+    return F.normalize(clip.encode_patches(view)[0].float(), dim=-1)
+
+
+@torch.no_grad()
+def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: float = 0.18) -> torch.Tensor:
+    """Normalised features [steps,steps,D] of an image seen through soft round windows, as training masks it.
+
+    A Gaussian of deviation `width` (fraction of the side) around each grid position multiplies the image.
+    """
+    device = clip.text_projection.device
+    centers = (torch.arange(steps) + 0.5) / steps
+    pixels = (torch.arange(clip.input_resolution) + 0.5) / clip.input_resolution
+    falls = torch.exp(-(pixels - centers[:, None]) ** 2 / (2 * width ** 2))
+    windows = (falls[:, None, :, None] * falls[None, :, None, :]).flatten(0, 1)[None].to(device)
+    found = [encode_regions(clip, image[None].to(device), windows, (torch.zeros_like(part), part), False)[0]
+             for part in torch.arange(steps * steps, device=device).split(64)]
+    return torch.cat(found).unflatten(0, (steps, steps))
+
+
+def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
+         maps: NDArray) -> Image.Image:
+    """A sheet of maps [images,texts,h,w] of cosines; a column's scale, in its title, spans all images."""
+    low, high = maps.min((0, 2, 3), keepdims=True), maps.max((0, 2, 3), keepdims=True)
+    scaled = (maps - low) / np.maximum(high - low, 1e-6)
+    heads = ["image", *(f"{title} {a:.2f}..{b:.2f}" for title, a, b in zip(titles, low.flat, high.flat))]
+    rows = [[image, *(heat(one, image) for one in row)] for image, row in zip(images, scaled)]
+    return contact_sheet(rows, heads, names)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")
+    add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
+    add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt", help="learned prompts of runs")
+    add("--words", type=Path, help="word list: print the words nearest to each text and prompt")
+    add("--n", type=int, default=5, help="words to print")
+    add("--by", choices=("patches", "windows"), default="patches",
+        help="features of patches, or of the image through soft windows")
+    add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if not (args.text or args.prompts) or not (args.image or args.words):
+        raise InputError("name texts (--text, --prompts) and what to compare them with (--image, --words)")
+    if args.n < 1:
+        raise InputError(f"--n {args.n}: at least 1 word")
+    images = [read_image(path, oriented=True) for path in args.image]
+    words = read_words(args.words) if args.words else []
+    device = pick_device(args.device)
+    clip = load_clip(args.clip, device, args.clip_cache)
+    learned = {path: read_learned(path, clip) for path in args.prompts}
+    try:
+        texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
+    except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
+        raise InputError(f"--text or --words: {error}") from error
+    titles = [*args.text, *(f"{path.stem.removesuffix('_prompts')}: {name}"
+                            for path, (names, _) in learned.items() for name in names)]
+    text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])
+    if words:
+        for title, row in zip(titles, text @ vocabulary.T):
+            found = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
+            print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in found))
+    if images:
+        see = window_features if args.by == "windows" else patch_features
+        maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])
+        out = args.out / "prompt_pictures.png"
+        save(draw(images, [path.name for path in args.image], titles,
+                  maps.permute(0, 3, 1, 2).cpu().numpy()), out)
+        print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

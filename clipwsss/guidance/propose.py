@@ -1,0 +1,93 @@
+"""Candidates for POLE's words from any word list, by CLIP's text similarity: no language model needed.
+
+    python -m clipwsss.guidance.propose --classes classes.txt --words words.txt --n 4 --out synonyms.json
+"""
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..clip import CLIP
+from ..datasets.folder import read_classes, read_text
+from ..progress import Progress
+from ..training import pick_device
+from ..files import write_json
+from ..errors import InputError, run_script
+from .regions import load_clip
+from .prompts import encode_words
+
+
+def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
+            batch_size: int = 256) -> list[list[tuple[str, float]]]:
+    """For each of K class names up to `count` (word, cosine) by falling cosine of "a photo of {}." texts.
+
+    A word serves the class it is nearest to and no other; names themselves (in any case) are left out.
+    """
+    own = {name.casefold() for name in names}
+    words = list({word.casefold(): word for word in words if word.casefold() not in own}.values())
+    progress = Progress("encode words", len(words), "words")
+    text = encode_words(clip, "a photo of {}.", names)
+    parts = [text[:0] @ text.T]  # all there is when every word is a name
+    for start in range(0, len(words), batch_size):
+        parts.append(encode_words(clip, "a photo of {}.", words[start:start + batch_size]) @ text.T)
+        progress.update(len(parts[-1]))
+    progress.close()
+    cosines, nearest = torch.cat(parts).max(dim=1)
+    found: list[list[tuple[str, float]]] = [[] for _ in names]
+    for index in cosines.argsort(descending=True, stable=True).tolist():
+        if len(found[nearest[index]]) < count:
+            found[nearest[index]].append((words[index], cosines[index].item()))
+    return found
+
+
+def read_words(path: Path) -> list[str]:
+    """One word or phrase a line; InputError on a missing, unreadable or empty file."""
+    words = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]
+    if not words:
+        raise InputError(f"--words {path}: no words in it; write one word or phrase a line")
+    return words
+
+
+def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `python -m clipwsss.MODULE` with the flags that choose CLIP and where it runs."""
+    parser = argparse.ArgumentParser(prog=f"python -m clipwsss.{module}", description=description,
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--clip", default="ViT-B/32", help="published name or file; the one that prompts were learned with")
+    add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes CUDA if there is any")
+    return parser
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = clip_parser("propose", __doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--classes", type=Path, required=True, help="classes.txt of your data, one class a line")
+    add("--words", type=Path, required=True, help="word list, one word or phrase a line")
+    add("--n", type=int, default=4, help="candidates of a class beside its own name, at most")
+    add("--out", type=Path, default=Path("synonyms.json"), help="what train_prompt.py --synonyms reads")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if args.n < 1:
+        raise InputError(f"--n {args.n}: at least 1 candidate")
+    names, words = list(read_classes(args.classes)), read_words(args.words)
+    clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
+    try:
+        found = propose(clip, names, words, args.n)
+    except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
+        raise InputError(f"--words {args.words}: {error}") from error
+    wide = max(map(len, names))
+    for name, row in zip(names, found):
+        print(f"{name:<{wide}}  " + (", ".join(f"{word} {cosine:.2f}" for word, cosine in row) or "(none)"))
+    write_json({name: [word for word, _ in row] for name, row in zip(names, found)}, args.out)
+    print(f"written to {args.out}; use it with: python train_prompt.py --method pole --synonyms {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,79 @@
+"""How often each class's own name is the selected word, as a table and a radar picture (POLE Fig. 4).
+
+    python -m clipwsss.guidance.selection runs/voc12/train_prompt/prompts.json
+"""
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..report.charts import radar
+from ..datasets import build_dataset
+from ..errors import InputError, run_script
+from ..pictures import save
+
+Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are right there
+
+
+def read_choices(path: Path) -> dict:
+    """A run's prompts.json: image -> class -> chosen word and all similarities; InputError otherwise."""
+    try:
+        table = json.loads(path.read_text())
+        if not table or any(entry["word"] not in entry["similarity"]
+                            for rows in table.values() for entry in rows.values()):
+            raise ValueError("no selected words")
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not the prompts.json of a run of --class-prompt word ({error})") from error
+    return table
+
+
+def toy_truth(root: Path, split: str) -> Truth:
+    """The sub-types in every image of a toy world."""
+    dataset = build_dataset("toy", root, split)
+    return {name: dataset.subtypes(index) for index, name in enumerate(dataset.names)}
+
+
+def count_choices(tables: Sequence[tuple[dict, Truth | None]]) -> dict[str, Counter]:
+    """class -> number of choices: `own` (its name, the first candidate), `true` (in truth), `other`."""
+    counts: dict[str, Counter] = {}
+    for table, truth in tables:
+        for name, rows in table.items():
+            for label, entry in rows.items():
+                kind = "own" if entry["word"] == next(iter(entry["similarity"])) else "other"
+                if truth and entry["word"] in truth[name].get(label, []):
+                    kind = "true"
+                counts.setdefault(label, Counter())[kind] += 1
+    return dict(sorted(counts.items()))
+
+
+def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
+    """Markdown of the shares per class (choices of all tables together); draws them into `picture` (PNG)."""
+    counts = count_choices(tables)
+    kinds = {"own": "own name", "other": "a synonym"}
+    if all(truth is not None for _, truth in tables):
+        kinds = {"own": "own name", "true": "true sub-type", "other": "wrong word"}
+    lines = ["| class | choices | " + " | ".join(f"{title} %" for title in kinds.values()) + " |",
+             "|---|" + "---|" * (1 + len(kinds))]
+    for label, row in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
+        shares = " | ".join(f"{100 * row[kind] / row.total():.0f}" for kind in kinds)
+        lines.append(f"| {label} | {row.total()} | {shares} |")
+    series = {title: [row[kind] / row.total() for row in counts.values()]
+              for kind, title in kinds.items() if kind != "other"}
+    save(radar(list(counts), series), picture)
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.guidance.selection", description=__doc__.splitlines()[0])
+    parser.add_argument("prompts", type=Path, nargs="+",
+                        help="prompts.json of finished runs, together; the picture goes beside the first")
+    args = parser.parse_args(argv)
+    out = args.prompts[0].with_name("own_names.png")
+    print(f"{report([(read_choices(path), None) for path in args.prompts], out)}\npicture: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,65 @@
+"""Words of a data set from JSON: each class's prompt name, its candidate synonyms, the background's words."""
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+
+
+class Words(NamedTuple):
+    """Each class's prompt name and candidates (the name first, then synonyms), and the background words."""
+    names: list[str]
+    candidates: list[list[str]]
+    background: list[str]
+
+
+def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
+               synonyms_file: Path | str | None = None, n_synonyms: int | None = None) -> Words:
+    """Words of a data set: its JSON asset where it has one, else the class names with `synonyms`.
+
+    `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces
+    candidates of the classes it names; `n_synonyms` caps them. Without an asset the background is CLIMS' VOC
+    list less the classes' own words. InputError on a file that is no such JSON or names an unknown class.
+    """
+    asset = ASSETS / f"prompts_{dataset}.json"
+    if asset.exists():
+        known = json.loads(asset.read_text())
+    else:
+        known = json.loads((ASSETS / "prompts_voc12.json").read_text())
+        known |= {"names": {name: name for name in classes}, "synonyms": synonyms or {}}
+    names, candidates = [known["names"][name] for name in classes], known["synonyms"]
+    if synonyms_file is not None:
+        candidates |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
+    rows = [list(dict.fromkeys([name, *candidates.get(label, [])[:n_synonyms]]))
+            for name, label in zip(names, classes)]
+    taken = sum(rows, [])
+    return Words(names, rows, [word for word in known["background"] if word not in taken])
+
+
+def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:
+    """A data set's built-in lists of candidates by name, the default one first: name -> class -> words."""
+    files = [*ASSETS.glob(f"prompts_{dataset}.json"), *sorted(ASSETS.glob(f"synonyms_{dataset}_*.json"))]
+    tables = [json.loads(path.read_text()) for path in files]
+    return {table.get("corpus", "default"): table["synonyms"] for table in tables}
+
+
+def _read_synonyms(path: Path, built_in: dict[str, dict], classes: list[str]) -> dict[str, list[str]]:
+    if not path.is_file():
+        if str(path) in built_in:
+            return built_in[str(path)]
+        raise InputError(f"--synonyms {path}: no such file, nor a built-in list of this data set "
+                         f"({', '.join(built_in) or 'it has none'})")
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
+    rows = table.values() if isinstance(table, dict) else [None]
+    if not all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in rows):
+        raise InputError(f"{path}: expected an object of lists of words, "
+                         f'such as {{"{classes[0]}": ["word", "word"]}}')
+    for name in table:
+        if name not in classes:
+            raise InputError(f"{path}: unknown class {name!r}; the classes are {', '.join(classes)}")
+    return table

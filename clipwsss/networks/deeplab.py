@@ -1,0 +1,170 @@
+"""DeepLabV2 and DeepLabV3+ on the ResNets of this package (needs `resnet` beside it and nothing else).
+
+Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018 (V3+).
+Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave open follows deeplab-pytorch.
+"""
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.ops import Conv2dNormActivation
+
+from ..networks import resnet
+
+IGNORE = 255
+NETWORKS = ("deeplabv2", "deeplabv3plus")
+
+
+class DeepLab(nn.Module):
+    """What both have: a backbone and the training loss.
+
+    multi_scale: train on the logits at scales 1, 0.75 and 0.5 and on their maximum, as the published V2.
+    """
+
+    def __init__(self, backbone: nn.Module, multi_scale: bool) -> None:
+        super().__init__()
+        self.backbone, self.multi_scale = backbone, multi_scale
+
+    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
+        """Scalar `segmentation_loss` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
+        outputs = multi_scale_logits(self, images) if self.multi_scale else [self(images)]
+        return segmentation_loss(outputs, masks, balanced)
+
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
+        """The backbone at 1x, everything new at 10x."""
+        body = [item for item in self.backbone.parameters() if item.requires_grad]
+        new = [item for name, item in self.named_parameters() if not name.startswith("backbone.")]
+        return [{"params": body, "lr": lr, "weight_decay": weight_decay},
+                {"params": new, "lr": head_ratio * lr, "weight_decay": weight_decay}]
+
+
+class DeepLabV2(DeepLab):
+    """A dilated ResNet and the sum of 3x3 convolutions at several rates, each with its bias.
+
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,h,w] at the backbone's stride (8 as published).
+    """
+
+    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18, 24),
+                 multi_scale: bool = True) -> None:
+        super().__init__(backbone, multi_scale)
+        self.aspp = nn.ModuleList(nn.Conv2d(backbone.channels[-1], n_labels, 3, padding=rate, dilation=rate)
+                                  for rate in rates)
+        for branch in self.aspp:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)
+        return sum(branch(features) for branch in self.aspp)
+
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
+        """The backbone at 1x, the ASPP's weights at 10x, its biases at 20x without weight decay."""
+        body, head = super().parameter_groups(lr, weight_decay, head_ratio)
+        weights, biases = [item.weight for item in self.aspp], [item.bias for item in self.aspp]
+        return [body, {**head, "params": weights},
+                {"params": biases, "lr": 2 * head_ratio * lr, "weight_decay": 0.0}]
+
+
+class DeepLabV3Plus(DeepLab):
+    """A dilated ResNet, ASPP with image pooling, and the decoder that joins it with the first stage's maps.
+
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W]; plain convolutions, as in deeplab-pytorch.
+    """
+
+    def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
+                 multi_scale: bool = False) -> None:
+        super().__init__(backbone, multi_scale)
+        width = min(256, backbone.channels[-1] // 2)
+        low = width * 48 // 256  # 48 of 256 as published; in proportion for a narrow backbone
+        self.aspp = ASPP(backbone.channels[-1], list(rates), width)
+        self.reduce = Conv2dNormActivation(backbone.channels[1], low, 1)
+        self.decoder = nn.Sequential(Conv2dNormActivation(width + low, width),
+                                     Conv2dNormActivation(width, width), nn.Conv2d(width, n_labels, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.backbone.stages(images)
+        low = self.reduce(maps[1])
+        high = F.interpolate(self.aspp(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
+        logits = self.decoder(torch.cat([high, low], 1))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
+          frozen_bn: bool = True, rates: Sequence[int] | None = None, multi_scale: bool | None = None,
+          caffe: bool = False) -> DeepLab:
+    """One of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`; `weights` are the backbone's.
+
+    frozen_bn: the backbone's batch norm learns nothing. rates: of the ASPP (deeplabv2: 6 12 18 24;
+    deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: the loss (default: deeplabv2 only). caffe: the
+    layout of deeplab-pytorch's checkpoints. ValueError lists the valid names.
+    """
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
+    body = resnet.build(backbone, output_stride, weights, frozen_bn, dilate=True, caffe=caffe)
+    for module in body.batch_norms() if frozen_bn else ():
+        module.requires_grad_(False)
+    if network == "deeplabv2":
+        return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24), multi_scale in (None, True))
+    rates = rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18))
+    return DeepLabV3Plus(body, n_labels, rates, bool(multi_scale))
+
+
+def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Logits of the images, of copies at scales 0.75 and 0.5, and the maximum of all at the first's size.
+
+    The published V2 trains on every item of this list (each with its own loss) and tests with the last.
+    """
+    smaller = [F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+               for scale in (0.75, 0.5)]
+    outputs = [network(item) for item in (images, *smaller)]
+    size = outputs[0].shape[-2:]
+    resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
+    return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
+
+
+def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> Tensor:
+    """Sum over the outputs (logits [B,n_labels,h,w] of any sizes) of cross entropy with masks [B,H,W].
+
+    Masks (255 ignored) are resized to each output by nearest pixel centres. balanced: half the mean over
+    background pixels plus half that over foreground pixels. 0 where no pixel counts.
+    """
+    masks, total = masks[:, None].to(torch.uint8), 0.0
+    for logits in outputs:
+        target = F.interpolate(masks, logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+        losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+        parts = [target == 0, (target != 0) & (target != IGNORE)] if balanced else [target != IGNORE]
+        for part in parts:
+            total = total + (losses * part).sum() / part.sum().clamp(min=1) / len(parts)
+    return total
+
+
+def is_deeplab_pytorch(state: dict) -> bool:
+    """Whether a state dict has deeplab-pytorch's names."""
+    return any(name.removeprefix("base.") == "layer1.conv1.conv.weight" for name in state)
+
+
+def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: str) -> bool:
+    """Load deeplab-pytorch's deeplabv2_resnet101_msc-*.pth or deeplabv1_resnet101-coco.pth; had it an ASPP?
+
+    Theirs sees BGR: the first convolution's channels are turned round. V1's `fc` is left out, the ASPP then
+    keeps its start. ValueError names `source` and what does not fit the network (of the caffe layout).
+    """
+    parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
+    renamed = {}
+    for name, value in state.items():
+        name = name.removeprefix("base.").replace("aspp.c", "aspp.")
+        if found := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
+            value = value.flip(1) if found[1] == "conv" else value
+            name = f"backbone.{found[1]}1.{found[2]}"
+        elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
+            stage, block, part, kind, field = found.groups()
+            inner = f"downsample.{'01'[kind == 'bn']}" if part == "shortcut" else kind + parts.get(part, "?")
+            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
+        renamed[name] = value
+    with_head = any(name.startswith("aspp.") for name in renamed)
+    start = {} if with_head else {f"aspp.{name}": item for name, item in network.aspp.state_dict().items()}
+    resnet.load_state(network, {**start, **renamed}, source)
+    return with_head

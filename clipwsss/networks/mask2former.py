@@ -1,0 +1,85 @@
+"""Mask2Former as a segmenter, through the optional package `transformers`.
+
+Cheng et al., CVPR 2022; SemPLeS' headline network. The network, its matching and its losses are the
+package's; here are labels, normalisation and file.
+"""
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .deeplab import IGNORE
+from ..errors import InputError
+from .resnet import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Mask2Former(nn.Module):
+    """images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W], logarithms of semantic scores."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """log of the sum over queries of P(label | query) * P(pixel in its mask), "no object" left out.
+
+        Masks are enlarged before the sum. A softmax over labels makes scores that sum to one of it.
+        """
+        found = self.model(pixel_values=(images - self.mean) / self.std)
+        masks = F.interpolate(found.masks_queries_logits, images.shape[-2:], mode="bilinear",
+                              align_corners=False)
+        labels = found.class_queries_logits.softmax(-1)[..., :-1]
+        return torch.einsum("bqn,bqhw->bnhw", labels, masks.sigmoid()).clamp_min(1e-6).log()
+
+    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
+        """The network's own loss: each label of masks [B,H,W] is one target, ignored pixels (255) in none."""
+        if balanced:
+            raise InputError("--balanced is a cross entropy; mask2former has its own loss")
+        labels = [item[item != IGNORE].unique() for item in masks]
+        targets = [(mask == item[:, None, None]).float() for mask, item in zip(masks, labels)]
+        return self.model(pixel_values=(images - self.mean) / self.std, mask_labels=targets,
+                          class_labels=labels).loss
+
+    def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
+        """The backbone at 1x, everything else at 10x; norms, biases and embeddings without weight decay."""
+        groups = {}
+        for name, parameter in self.model.named_parameters():
+            inner = "pixel_level_module.encoder." in name
+            plain = parameter.dim() <= 1 or "embed" in name or "queries_features" in name
+            group = groups.setdefault((inner, plain), {"params": [], "lr": lr if inner else head_ratio * lr,
+                                                       "weight_decay": 0.0 if plain else weight_decay})
+            group["params"].append(parameter)
+        return list(groups.values())
+
+
+def build(config: dict, n_labels: int, weights: str) -> tuple[Mask2Former, dict]:
+    """The network, and the config with the model's own under "model", from which it is rebuilt.
+
+    weights: a hub model's name, a folder of save_pretrained, one with a config.json alone (random), or none.
+    ModuleNotFoundError says how to install the package.
+    """
+    try:
+        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("--network mask2former needs: pip install transformers") from None
+    if "model" in config:
+        settings = Mask2FormerConfig.from_dict(config["model"])
+    elif weights == "imagenet":
+        raise InputError("--weights imagenet: mask2former starts from a model of transformers, such as "
+                         "facebook/mask2former-swin-large-ade-semantic, or none")
+    elif weights == "none":
+        settings = Mask2FormerConfig(num_labels=n_labels)
+    elif (Path(weights) / "config.json").is_file() and not any(Path(weights).glob("*.safetensors")):
+        settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
+    else:
+        try:
+            model = Mask2FormerForUniversalSegmentation.from_pretrained(
+                weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True)
+        except OSError as error:
+            raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error
+        return Mask2Former(model), {**config, "model": model.config.to_dict()}
+    model = Mask2FormerForUniversalSegmentation(settings)
+    return Mask2Former(model), {**config, "model": settings.to_dict()}

@@ -1,0 +1,48 @@
+"""Networks that learn the affinity of neighbouring pixels from CAMs, IRN's and PSA's, and their files."""
+from pathlib import Path
+
+from torch import nn
+
+from ..networks import resnet
+from ..files import fill, load_weights, read_network, save_network
+from ..errors import InputError
+from .irn import IRNet
+from .psa import AffinityNet
+
+NETWORKS = {"irn": IRNet, "psa": AffinityNet}
+
+
+def build_affinity(kind: str, backbone: str = "resnet50",
+                   weights: str | Path = "imagenet") -> tuple[nn.Module, str]:
+    """An untrained network of NETWORKS, and its backbone's name.
+
+    IRN has output stride 16 by strides alone, as released; PSA 8 with dilation. weights: imagenet, none, a
+    torchvision state dict, or a generator's file (train_cam, train_prompt), which names its own backbone.
+    InputError on unfit weights.
+    """
+    if str(weights) not in ("imagenet", "none"):
+        backbone = load_weights(weights).get("config", {}).get("backbone", backbone)
+    highest = 16 if kind == "irn" else 8
+    stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
+    try:
+        body = resnet.build(backbone, stride, weights, dilate=kind == "psa")
+    except ValueError as error:
+        raise InputError(f"--weights {weights}: {error}") from error
+    return NETWORKS[kind](body), backbone
+
+
+def save_affinity(network: nn.Module, path: Path, kind: str, backbone: str) -> None:
+    """Weights with what is needed to rebuild the network."""
+    save_network(network, f"{kind} network", {"backbone": backbone}, path)
+
+
+def load_affinity(path: Path | str, kind: str) -> nn.Module:
+    """A trained network of `kind`: our own file or, for irn, IRN's released one; InputError on any other."""
+    stored = load_weights(path)
+    if kind == "irn" and "fc_edge6.weight" in stored:
+        config, state = {"backbone": "resnet50"}, IRNet.from_published(stored)
+    else:
+        config, state = read_network(path, f"{kind} network")
+    network, _ = build_affinity(kind, config["backbone"], "none")
+    fill(network, state, path)
+    return network.eval()

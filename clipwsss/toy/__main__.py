@@ -1,0 +1,53 @@
+"""Draw a toy world, or re-make the tiny CLIP that knows its words.
+
+    python -m clipwsss.toy --draw DIR --seed 0    draws 1200 training and 200 held-out images, tags, masks
+    python -m clipwsss.toy --train-clip           trains the CLIP from nothing, in minutes
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from ..clip import CLIP
+from ..errors import InputError, run_script
+from ..files import save_atomic
+from .clip import draw_scenes, train_clip, zero_shot
+from .scenes import CO_OCCURRENCE
+from .world import CLIP_ASSET, draw_world
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.toy.world", description=__doc__.splitlines()[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
+    task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
+    add("--seed", type=int, default=0, help="seed of the world, or of the CLIP")
+    add("--n-train", type=int, default=1200, help="training images to draw")
+    add("--n-val", type=int, default=200, help="held-out images to draw")
+    add("--co-occurrence", type=float, default=CO_OCCURRENCE,
+        help="how often a class of the world is on its own background")
+    add("--out", type=Path, default=CLIP_ASSET, help="where the CLIP is saved")
+    add("--steps", type=int, default=600, help="training steps of the CLIP")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_parser().parse_args(argv)
+    if args.draw:
+        draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence)
+        return 0
+    if args.steps < 1 or args.seed < 0:
+        raise InputError(f"--steps {args.steps} --seed {args.seed}: at least 1 step and a seed >= 0")
+    trained, _ = train_clip(args.steps, args.seed)
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in trained.state_dict().items()}
+    save_atomic({"state_dict": weights}, args.out)
+    right = zero_shot(CLIP.from_state_dict(weights), draw_scenes(1000, 0, "clip_val"))
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; of 1000 held-out scenes named right: "
+          + ", ".join(f"{kind} {share:.1%}" for kind, share in right.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,69 @@
+"""The toy world on disk: a small VOC-like data set, drawn on demand, whose tags teach the background too."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from ..pictures import colored, voc_palette
+from ..progress import Progress
+from .scenes import CO_OCCURRENCE, Scene, ScenePainter
+from .shapes import CLASSES, SUBTYPES
+
+IMAGE_SIZE = 96
+RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it again
+CLIP_ASSET = Path(__file__).with_name("clip.pt")
+CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
+
+
+def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int = 200,
+               co_occurrence: float = CO_OCCURRENCE) -> None:
+    """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
+
+    Annotations name each object's class and sub-type. `co_occurrence` in [0, 1]: how often a class is on its
+    own background. A smaller world is the beginning of a larger one of the same seed. InputError where `root`
+    is taken or a number out of range.
+    """
+    root = Path(root)
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
+    if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1:
+        raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in "
+                         f"[0, 1], not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
+    partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
+    try:
+        for folder in ("JPEGImages", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
+            (partial / folder).mkdir(parents=True)
+        progress = Progress("draw the toy world", n_train + n_val)
+        for split, count in (("train", n_train), ("val", n_val)):
+            painter = ScenePainter(seed, split, IMAGE_SIZE, co_occurrence)
+            names = [f"{split}_{i:05d}" for i in range(count)]
+            for name in names:
+                _write_scene(partial, name, painter.tagged_scene())
+                progress.update(1)
+            (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+        recipe = {"seed": seed, "n_train": n_train, "n_val": n_val, "co_occurrence": co_occurrence}
+        (partial / RECIPE).write_text(json.dumps(recipe) + "\n")
+        try:
+            os.replace(partial, root)
+        except OSError as error:
+            if not (root / RECIPE).is_file():  # else another process has drawn it meanwhile
+                raise InputError(f"{root}: could not be made ({error})") from error
+        progress.close()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_scene(root: Path, name: str, scene: Scene) -> None:
+    """One scene's image, mask and annotation; objects that others hide wholly are not in it."""
+    mask, lines = np.zeros_like(scene.instances), []
+    for number, subtype in enumerate(scene.objects, 1):
+        if (scene.instances == number).any():
+            mask[scene.instances == number] = 1 + CLASSES.index(CLASS_OF[subtype])
+            lines.append(f"  <object><name>{CLASS_OF[subtype]}</name><subtype>{subtype}</subtype></object>\n")
+    Image.fromarray(scene.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
+    colored(mask, voc_palette()).save(root / "SegmentationClassAug" / f"{name}.png")
+    (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>\n{''.join(lines)}</annotation>\n")

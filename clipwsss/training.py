@@ -1,0 +1,199 @@
+"""Training for every stage: the run's folder, the record of how to train, one loop that resumes exactly."""
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .errors import InputError
+from .files import load_weights, save_atomic, write_json
+from .progress import Progress
+
+# What may differ between a run and its resumption: none of these changes a result.
+FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "set_by"}
+OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("poly", "cosine", "constant")
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is one), `cpu` or `cuda`; InputError when CUDA is asked for and absent."""
+    present = torch.cuda.is_available()
+    if name == "cuda" and not present:
+        raise InputError("--device cuda: no CUDA device is visible; use --device cpu or auto")
+    return torch.device("cuda" if present and name != "cpu" else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16; `auto` does where the device itself computes in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seed torch, numpy and random from (seed, epoch), so that a resumed run's epochs begin alike."""
+    mixed = (seed * 1_000_003 + epoch) % 2**32
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+class Run:
+    """One script's run folder: args.json, log.jsonl, result.json, checkpoints and outputs.
+
+    A folder that holds a run needs `resume` (same settings, goes on) or `overwrite` (starts anew).
+    """
+
+    def __init__(self, out: Path | str, config: dict, resume: bool = False, overwrite: bool = False):
+        self.out, self.resume = Path(out), resume
+        config = json.loads(json.dumps(config, default=str))
+        stored = self.out / "args.json"
+        if stored.exists() and resume:
+            before = json.loads(stored.read_text())
+            for key in sorted((config.keys() | before.keys()) - FREE_TO_CHANGE):
+                if config.get(key) != before.get(key):
+                    raise InputError(f"--resume: --{key.replace('_', '-')} was {before.get(key)} in {stored} "
+                                     f"and is {config.get(key)} now; use the same value or --overwrite")
+        elif stored.exists() and not overwrite:
+            raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
+                             "--out chooses another folder")
+        if overwrite and not resume:
+            for pattern in ("log.jsonl", "result.json", "last*.pt", "cams/*.np[yz]"):
+                for old in self.out.glob(pattern):
+                    old.unlink()
+        write_json(config, stored)
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run folder."""
+        return self.out.joinpath(*parts)
+
+    def log(self, **values: object) -> None:
+        """Append one line to log.jsonl."""
+        with open(self.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(values, default=float) + "\n")
+
+    def result(self, **figures: object) -> None:
+        """What the stage achieved, its last word: result.json, and a line of the log."""
+        self.log(label="result", **figures)
+        write_json(figures, self.out / "result.json")
+
+    def save(self, label: str, epoch: int, **stateful: object) -> None:
+        """Checkpoint everything with a state_dict after `epoch` epochs of the training `label`."""
+        states = {name: item.state_dict() for name, item in stateful.items()}
+        save_atomic({"epoch": epoch, **states}, self.out / f"last_{label}.pt")
+
+    def restore(self, label: str, **stateful: object) -> int:
+        """Load the checkpoint of this label when resuming; the number of epochs already done."""
+        path = self.out / f"last_{label}.pt"
+        if not (self.resume and path.exists()):
+            return 0
+        checkpoint = load_weights(path)
+        for name, item in stateful.items():
+            item.load_state_dict(checkpoint[name])
+        return checkpoint["epoch"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train: `label` names the progress line, the log's lines and the checkpoint.
+
+    accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,
+    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision as in use_bf16.
+    Momentum is SGD's momentum: IRN's and CLIMS' PolyOptimizer hands weight decay to that slot and uses none.
+    """
+    label: str
+    epochs: int
+    lr: float
+    optimizer: str = "sgd"
+    schedule: str = "poly"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup: int = 0
+    clip_norm: float = 0.0
+    precision: str = "fp32"
+    seed: int = 0
+    accumulate: int = 1
+    steps: int | None = None
+
+
+def make_optimizer(groups: list[dict], training: Training) -> torch.optim.Optimizer:
+    """SGD or AdamW over parameter groups (each may name its own lr and weight decay)."""
+    groups = [group for group in groups if group["params"]]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.lr, weight_decay=training.weight_decay,
+                               momentum=training.momentum)
+    return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
+                   warmup: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate per step: `poly` (1 - t)^0.9, `cosine` to zero or `constant`, after a linear warm-up."""
+    shape = {"poly": lambda t: (1 - t) ** 0.9, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),
+             "constant": lambda t: 1.0}[name]
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)) * shape(min(step / max(steps, 1), 1.0)))
+
+
+def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
+        modules: dict[str, nn.Module], groups: list[dict], training: Training) -> None:
+    """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
+
+    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` is told each epoch's number.
+    InputError on a loss that is not finite names the batch's images.
+    """
+    device = groups[0]["params"][0].device
+    optimizer = make_optimizer(groups, training)
+    per_epoch = -(-len(loader) // training.accumulate)
+    scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
+                               training.warmup)
+    stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
+    for epoch in range(run.restore(training.label, **stateful), training.epochs):
+        seed_everything(training.seed, epoch)
+        loader.sampler.set_epoch(epoch)
+        for module in modules.values():
+            module.train()
+            if hasattr(module, "start_epoch"):
+                module.start_epoch(epoch)
+        means = _train_epoch(loader, step, optimizer, scheduler, training,
+                             Progress(f"{training.label} {epoch + 1}/{training.epochs}",
+                                      min(len(loader) * loader.batch_size, len(loader.sampler))), device)
+        run.log(label=training.label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
+        run.save(training.label, epoch + 1, **stateful)
+
+
+def _train_epoch(loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
+                 optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
+                 training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
+    """One pass over the loader; the mean of each term."""
+    low = use_bf16(training.precision, device)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    sums: dict[str, Tensor] = {}
+    for count, batch in enumerate(loader, 1):
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            terms = step(batch.to(device))
+        if not torch.isfinite(terms["loss"]):
+            shown = {name: round(value.item(), 4) for name, value in terms.items()}
+            raise InputError(f"{training.label}: the loss is not finite ({shown}) on images "
+                             f"{', '.join(batch.names)}; lower --lr or look at these images")
+        (terms["loss"] / training.accumulate).backward()
+        if count % training.accumulate == 0 or count == len(loader):
+            if training.clip_norm:
+                nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            scheduler.step()
+        terms = {name: value.detach() for name, value in terms.items()}
+        sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
+        progress.update(len(batch.names), **terms)
+        if training.steps is not None and scheduler.last_epoch >= training.steps:
+            break
+    means = {name: float(value) / count for name, value in sums.items()}
+    progress.close(**means)
+    return means

@@ -1,0 +1,230 @@
+"""CAM files: both formats keep their values, and no pickle runs code."""
+import collections
+import io
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam, write_cam
+from clipwsss.errors import InputError
+
+KEYS = np.array([2, 7])
+
+
+def maps(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((2, *shape)).astype(np.float32)
+
+
+def save_pickled(path, value, protocol: int = 3) -> None:
+    """As numpy.save does for objects, with the protocol chosen."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        array = np.empty((), object)
+        array[()] = value
+        pickle.dump(array, file, protocol=protocol)
+
+
+def test_npz_round_trip(tmp_path):
+    cam = maps((5, 9))
+    path = write_cam(tmp_path, "a.b", KEYS, torch.from_numpy(cam))
+    file = read_cam(tmp_path, "a.b")
+    assert path.name == "a.b.npz" and list_cams(tmp_path) == ["a.b"] and os.listdir(tmp_path) == ["a.b.npz"]
+    assert file.keys.dtype == np.int64 and file.keys.tolist() == [2, 7] and file.high_res is None
+    assert file.cam.dtype == np.float32 and np.array_equal(file.cam, cam.astype(np.float16))
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["cam"].dtype == np.float16
+
+
+def test_irn_round_trip_as_irn_reads_it(tmp_path):
+    cam, high_res = maps((5, 9)), maps((17, 35))
+    write_cam(tmp_path, "a", torch.tensor([2, 7]), cam, fmt="irn", high_res=high_res)
+    theirs = np.load(tmp_path / "a.npy", allow_pickle=True).item()
+    assert theirs["keys"].dtype == torch.int64 and theirs["cam"].dtype == torch.float32
+    assert theirs["keys"].tolist() == [2, 7] and np.array_equal(theirs["cam"].numpy(), cam)
+    assert isinstance(theirs["high_res"], np.ndarray) and np.array_equal(theirs["high_res"], high_res)
+    file = read_cam(tmp_path, "a")
+    assert file.keys.tolist() == [2, 7]
+    assert np.array_equal(file.cam, cam) and np.array_equal(file.high_res, high_res)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_and_value_type(tmp_path, protocol):
+    cam = torch.rand(2, 4, 6)
+    for index, (keys, value) in enumerate([
+            (torch.tensor([0, 1]), cam), (np.array([0, 1]), cam.numpy()), ([0, 1], cam.half()),
+            (np.array([0, 1], np.int32), cam.double()), ((np.int64(0), np.int64(1)), cam.transpose(1, 2))]):
+        save_pickled(tmp_path / f"{index}.npy", {"keys": keys, "cam": value}, protocol)
+        file = read_cam(tmp_path, str(index))
+        assert file.keys.tolist() == [0, 1]
+        assert np.allclose(file.cam, np.asarray(value, np.float32)) and file.cam.flags.c_contiguous
+
+
+def test_old_and_new_numpy_names(tmp_path):
+    save_pickled(tmp_path / "new.npy", {"keys": np.array([1]), "cam": np.ones((1, 2, 2), np.float32)}, 2)
+    data = (tmp_path / "new.npy").read_bytes()
+    written, other = b"numpy._core", b"numpy.core"
+    if written not in data:
+        written, other = other, written
+    (tmp_path / "old.npy").write_bytes(data.replace(written, other))
+    assert written not in (tmp_path / "old.npy").read_bytes()
+    assert np.array_equal(read_cam(tmp_path, "old").cam, read_cam(tmp_path, "new").cam)
+
+
+def test_published_files(voc_sample):
+    names = list_cams(voc_sample / "cams")
+    assert len(names) == 8
+    for name in names:
+        file = read_cam(voc_sample / "cams", name)
+        theirs = np.load(voc_sample / "cams" / f"{name}.npy", allow_pickle=True).item()
+        for field in ("keys", "cam", "high_res"):
+            assert np.array_equal(getattr(file, field), np.asarray(theirs[field]))
+        assert resize_cam(file, file.high_res.shape[1:]) is file.high_res
+
+
+class Malicious:
+    """Unpickles to a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, protocol):
+    target = tmp_path / "made"
+    good = {"keys": torch.tensor([0]), "cam": torch.ones(1, 2, 2)}
+    code = f"__import__('os').mkdir({str(target)!r})"
+    for function, arguments in ((os.mkdir, (str(target),)), (eval, (code,)), (exec, (code,)),
+                                (torch.load, (str(target),)), (np.load, (str(target), None, True)),
+                                (getattr, ("", "join")), (collections.Counter, ())):
+        save_pickled(tmp_path / "bad.npy", {**good, "extra": Malicious(function, *arguments)}, protocol)
+        with pytest.raises(InputError, match=r"bad.npy: its pickle asks for '[\w.]+'; only numpy arrays"):
+            read_cam(tmp_path, "bad")
+        assert not target.exists()
+
+
+def test_code_inside_a_tensors_storage_is_not_run(tmp_path):
+    """torch's own _load_from_bytes is a full torch.load; ours must not be."""
+    target = tmp_path / "made"
+    inner = io.BytesIO()
+    torch.save(Malicious(os.mkdir, str(target)), inner, _use_new_zipfile_serialization=False)
+    bad = Malicious(torch.storage._load_from_bytes, inner.getvalue())
+    save_pickled(tmp_path / "bad.npy", {"keys": torch.tensor([0]), "cam": bad})
+    with pytest.raises(InputError, match="bad.npy: not a readable CAM file"):
+        read_cam(tmp_path, "bad")
+    assert not target.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.load(tmp_path / "bad.npy", allow_pickle=True)
+    assert target.exists(), "the file is a real attack: numpy's reader runs it"
+
+
+def test_object_arrays_in_npz_and_tensors_outside_their_storage_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", keys=np.array([0]), cam=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="a.npz: not a readable CAM file"):
+        read_cam(tmp_path, "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storage = torch.zeros(4).storage()
+    state = (storage, 0, (1, 50, 50), (2500, 50, 1), False, collections.OrderedDict())
+    outside = Malicious(torch._utils._rebuild_tensor_v2, *state)
+    save_pickled(tmp_path / "b.npy", {"keys": np.array([0]), "cam": outside})
+    with pytest.raises(InputError, match="b.npy: not a readable CAM file"):
+        read_cam(tmp_path, "b")
+
+
+def test_forged_numpy_state_is_an_error_not_a_crash(tmp_path):
+    """numpy's unpickling trusts a dtype's state: with the flags of objects in a number's dtype it crashes."""
+    def forged(code: str, state: tuple) -> Malicious:
+        dtype = Malicious(np.dtype, code, False, True)
+        dtype.call += ((3, "<", None, None, None, -1, -1, 63),)
+        array = Malicious(np.array(0).__reduce__()[0], np.ndarray, (0,), b"b")
+        array.call += ((1, (1, 2, 2), dtype, False, state),)
+        return array
+
+    for code, data in (("f4", bytes(16)), ("f4", bytes(15)), ("O8", bytes(32)), ("O8", [1] * 4), ("V4", b"")):
+        save_pickled(tmp_path / "a.npy", {"keys": np.array([0]), "cam": forged(code, data)})
+        if data == bytes(16):
+            assert read_cam(tmp_path, "a").cam.shape == (1, 2, 2)
+        else:
+            with pytest.raises(InputError, match="a.npy: not a readable CAM file"):
+                read_cam(tmp_path, "a")
+
+
+@pytest.mark.parametrize("contents, pattern", [
+    ({"keys": np.array([0, 1]), "cam": np.ones((1, 2, 2))}, r"keys \[2\] and cam \[1, 2, 2\] are not"),
+    ({"keys": np.array([0]), "cam": np.ones((2, 2))}, r"cam \[2, 2\] are not"),
+    ({"keys": np.array([0]), "cam": np.ones((1, 0, 2))}, r"cam \[1, 0, 2\] are not"),
+    ({"keys": np.zeros(0, int), "cam": np.ones((0, 2, 2))}, "it holds no class"),
+    ({"keys": np.array([1, 1]), "cam": np.ones((2, 2, 2))}, "are not different class numbers"),
+    ({"keys": np.array([-1]), "cam": np.ones((1, 2, 2))}, "are not different class numbers"),
+    ({"keys": np.array([0]), "cam": np.full((1, 2, 2), np.nan)}, "cam holds NaN or infinity"),
+    ({"keys": KEYS, "cam": np.ones((2, 2, 2)), "high_res": np.full((2, 8, 8), np.inf)}, "high_res holds NaN"),
+    ({"keys": KEYS, "cam": np.ones((2, 2, 2)), "high_res": np.ones((1, 8, 8))}, r"high_res \[1, 8, 8\]"),
+    ({"keys": np.array([0.5]), "cam": np.ones((1, 2, 2))}, "a field is no array of numbers"),
+    ({"keys": np.array([0]), "cam": np.array([["x"]])}, "(a field is no array of|an array of type 'U1')"),
+    ({"keys": np.array([0]), "cam": np.ones((1, 2, 2), complex)}, "(no array of|array of type 'c16')"),
+    ({"keys": np.array([0])}, "no field 'cam'; found .'keys'."),
+])
+def test_bad_values(tmp_path, contents, pattern):
+    np.savez(tmp_path / "a.npz", **contents)
+    save_pickled(tmp_path / "b.npy", contents)
+    for name in ("a", "b"):
+        with pytest.raises(InputError, match=rf"{name}.np[yz]: .*{pattern}"):
+            read_cam(tmp_path, name)
+
+
+def test_damaged_missing_and_doubled_files(tmp_path):
+    with pytest.raises(InputError, match=r"a.npz \(or .npy\): no such CAM file"):
+        read_cam(tmp_path, "a")
+    for fmt, suffix in (("npz", ".npz"), ("irn", ".npy")):
+        path = write_cam(tmp_path, "a", KEYS, maps((3, 3)), fmt, maps((12, 12)))
+        whole = path.read_bytes()
+        for length in (0, 5, 100, len(whole) // 2, len(whole) - 30):
+            path.write_bytes(whole[:length])
+            with pytest.raises(InputError, match=f"a{suffix}: not a readable CAM file"):
+                read_cam(tmp_path, "a")
+        path.unlink()
+    np.save(tmp_path / "a.npy", np.ones(3))
+    with pytest.raises(InputError, match=r"an array \[3\] of float64, not IRN's dictionary"):
+        read_cam(tmp_path, "a")
+    save_pickled(tmp_path / "a.npy", [1, 2])
+    with pytest.raises(InputError, match="holds a list, not IRN's dictionary"):
+        read_cam(tmp_path, "a")
+    write_cam(tmp_path, "a", KEYS, maps((3, 3)))
+    with pytest.raises(InputError, match="both are there"):
+        read_cam(tmp_path, "a")
+
+
+def test_writing_refuses_what_reading_would_and_leaves_no_part(tmp_path):
+    for cam, options, pattern in ((np.full((2, 3, 3), np.nan), {}, "holds NaN"),
+                                  (maps((3, 3))[:1], {}, "are not"),
+                                  (maps((3, 3)), {"fmt": "irn"}, "needs high_res"),
+                                  (maps((3, 3)) * 1e6, {}, "holds NaN or infinity"),
+                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, irn")):
+        with pytest.raises(ValueError, match=pattern):
+            write_cam(tmp_path / "cams", "a", KEYS, cam, **options)
+    assert not (tmp_path / "cams").exists() or os.listdir(tmp_path / "cams") == []
+    with pytest.raises(InputError, match="no such folder of CAM files"):
+        list_cams(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no CAM files"):
+        list_cams(tmp_path)
+
+
+def test_resizing_follows_irns_grid():
+    cam = maps((3, 5))
+    up = resize_cam(CamFile(KEYS, cam, None), (10, 18))
+    grid = torch.nn.functional.interpolate(torch.from_numpy(cam)[None], scale_factor=4, mode="bilinear")[0]
+    assert up.shape == (2, 10, 18) and np.allclose(up, grid[:, :10, :18])
+    other = resize_cam(CamFile(KEYS, cam, None), (30, 50))
+    direct = torch.nn.functional.interpolate(torch.from_numpy(cam)[None], (30, 50), mode="bilinear")[0]
+    assert other.shape == (2, 30, 50) and np.allclose(other, direct)
+    high_res = maps((10, 18))
+    assert resize_cam(CamFile(KEYS, cam, high_res), (10, 18)) is high_res
+    assert resize_cam(CamFile(KEYS, cam, high_res), (20, 36)).shape == (2, 20, 36)
