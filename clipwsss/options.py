@@ -5,8 +5,13 @@ import json
 import sys
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from .cams.files import FORMATS
-from .datasets import DATASETS
+from .cams.maps import CamSettings
+from .datasets import DATASETS, TagDataset
+from .datasets.loaders import make_loader
+from .datasets.transforms import train_transform
 from .errors import InputError
 from .training import OPTIMIZERS, SCHEDULES, Training
 
@@ -130,6 +135,19 @@ def training_of(args: argparse.Namespace, label: str, **changes: object) -> Trai
     names = {field.name for field in dataclasses.fields(Training)}
     asked = {name: value for name, value in vars(args).items() if name in names}
     return Training(**{**asked, "label": label, **changes})
+
+
+def crops_of(args: argparse.Namespace, dataset: TagDataset) -> DataLoader:
+    """The loader of the generator's training crops that the command line asks for."""
+    resize_long = args.resize_long if any(args.resize_long) else None
+    transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
+    return make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers,
+                       seed=args.seed, drop_last=True)
+
+
+def cams_of(args: argparse.Namespace) -> CamSettings:
+    """How the command line wants CAM files to be made."""
+    return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format)
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:
