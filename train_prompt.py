@@ -45,8 +45,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="what stands for a class: its name, POLE's selected word, vectors learned as --template says")
     add("--background-prompt", choices=tuple(BACKGROUND_PROMPTS), default="none",
         help="what the foreground must not resemble: nothing, CLIMS' word list, SemPLeS' learned prompts")
-    add("--template", default="a photo of {}.", help="class prompt: {} the name; learned vectors: [S*n] shared, "
-        "[C*n] each class's own, [S:words] and [C:words] those that start from words")
+    add("--template", default="a photo of {}.", help="class prompt: {} the name; learned vectors: [S*n] "
+        "shared, [C*n] each class's own, [S:words] and [C:words] those that start from words")
     add("--background-template", default="[C*30]", help="the same of a learned background prompt")
     add("--prompt-start", choices=tuple(STARTS), default="normal", help="draw that other vectors start from")
     add("--synonyms", type=Path, help="JSON of candidates (class -> list of words), or a built-in list "
@@ -160,15 +160,16 @@ def main(argv: list[str] | None = None) -> int:
         lambda prompt: learn(args, run, loader, "class_prompts", LearnClassStep(guide, prompt, weights)))
     keep_choices(class_prompt, run, dataset.classes)
 
-    tuning = TuneStep(guide, class_prompt, BACKGROUND_PROMPTS["none"](clip, words, PromptSettings()), adapters,
-                      weights, suppression, args.area_over)
+    nothing = BACKGROUND_PROMPTS["none"](clip, words, PromptSettings())
+    tuning = TuneStep(guide, class_prompt, nothing, adapters, weights, suppression, args.area_over)
     if args.match_epochs:
         tune(args, run, loader, tuning,
              training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr))
 
     background_prompt = BACKGROUND_PROMPTS[args.background_prompt](clip, words, PromptSettings(
         args.background_template, args.prompt_start, args.background_prompts))
-    learning = partial(LearnBackgroundStep, guide, class_text=encode_words(clip, "a photo of {}.", words.names),
+    class_text = encode_words(clip, "a photo of {}.", words.names)
+    learning = partial(LearnBackgroundStep, guide, class_text=class_text,
                        weights=PromptWeights(args.w_prompt_image, args.w_prompt_class))
     background_prompt.make_ready(
         None, lambda prompt: learn(args, run, loader, "background_prompts", learning(prompt=prompt)))

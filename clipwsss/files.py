@@ -73,10 +73,10 @@ def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -
     return network.eval()
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Load a state dict strictly; InputError names the file and what does not fit."""
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
+    """Load a state dict strictly; InputError names the file, what was wanted and what does not fit."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).partition(": ")[2][:160]
-        raise InputError(f"{path}: not the weights of this {type(network).__name__} ({reason})") from error
+        raise InputError(f"{path}: not the weights of a {what or type(network).__name__} ({reason})") from error

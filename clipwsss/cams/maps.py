@@ -58,8 +58,8 @@ class CamSettings(NamedTuple):
     fmt: str = "npz"
 
 
-def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path, settings: CamSettings = CamSettings(),
-               resume: bool = False) -> None:
+def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
+               settings: CamSettings = CamSettings(), resume: bool = False) -> None:
     """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay."""
     suffix, device = FORMATS[settings.fmt], next(generator.parameters()).device
     done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}

@@ -1,6 +1,6 @@
 """Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
 
-    python -m clipwsss.guidance.pictures --image IMAGE... --text "a photo of boat." --prompts FILE.pt --out DIR
+    python -m clipwsss.guidance.pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
 """
 import argparse
 import sys

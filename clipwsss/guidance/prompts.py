@@ -14,7 +14,8 @@ from ..errors import InputError, input_errors
 from ..files import read_network, save_network
 
 SLOT = re.compile(r"\[([SC])(?:\*(\d+)|:([^\]]*))\]")
-STARTS = {"normal": lambda *shape: 0.02 * torch.randn(*shape), "uniform": torch.rand}  # CoOp; SemPLeS' release
+# How vectors that no word starts are drawn: CoOp's way, and that of SemPLeS' release.
+STARTS = {"normal": lambda *shape: 0.02 * torch.randn(*shape), "uniform": torch.rand}
 
 
 @torch.no_grad()
@@ -23,12 +24,13 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
     device = clip.text_projection.device
     if not words:
         return torch.empty(0, clip.text_projection.shape[1], device=device)
-    with input_errors(f"template {template!r}: "):  # a text too long, or a word that a small CLIP does not know
+    with input_errors(f"template {template!r}: "):  # too long, or a word that a small CLIP does not know
         tokens = tokenize([template.replace("{}", word) for word in words])
         return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
 
 
-CamRegions = Callable[[], Iterable[tuple[Sequence[str], Tensor, Tensor]]]  # names, classes [N], features [N,D]
+# Image names, classes [N] and features [N,D] of regions, batch by batch.
+CamRegions = Callable[[], Iterable[tuple[Sequence[str], Tensor, Tensor]]]
 Learn = Callable[["LearnedPrompt"], None]
 
 
@@ -117,7 +119,8 @@ class SelectedPrompt(Prompt):
         """Take choices from such a table (--prompts); InputError where it has other candidates."""
         for name, by_class in table.items():
             for label, entry in by_class.items():
-                if label not in classes or list(entry["similarity"]) != self.candidates[classes.index(label)]:
+                words = self.candidates[classes.index(label)] if label in classes else None
+                if list(entry["similarity"]) != words:
                     raise InputError(f"--prompts: image {name}, class {label!r} was selected from other "
                                      "candidates; select again without --prompts")
                 self.choices.setdefault(name, {})[classes.index(label)] = list(entry["similarity"].values())
@@ -205,7 +208,8 @@ class LearnedPrompt(Prompt):
                 if isinstance(part, str):
                     layout += [(token, -1) for token in encode(part.replace("{}", name))]
                 else:
-                    layout += [(token_start, vector) for vector in shared.get(index) or new_vectors(part, name)]
+                    vectors = shared.get(index) or new_vectors(part, name)
+                    layout += [(token_start, vector) for vector in vectors]
             layouts.append(layout)
         return layouts, given
 

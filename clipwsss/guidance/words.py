@@ -9,7 +9,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 class Words(NamedTuple):
-    """The classes, each one's prompt name and candidates (the name first, then synonyms), background words."""
+    """Classes, each one's prompt name and candidates (the name first, then synonyms), background words."""
     classes: list[str]
     names: list[str]
     candidates: list[list[str]]
