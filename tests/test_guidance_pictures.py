@@ -65,7 +65,8 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     sheet = Image.open(tmp_path / "out" / "prompt_pictures.png")
     assert sheet.width > 4 * 192 and len(sheet.getcolors(sheet.width * sheet.height)) > 1000
     (tmp_path / "bad.jpg").write_text("x")
-    torch.save({"text": torch.zeros(2, 3)}, tmp_path / "other.pt")
+    torch.save({"kind": "learned prompt", "config": {"text": torch.zeros(2, 3), "names": ["a", "b"]}, "state_dict": {}},
+               tmp_path / "other.pt")
     for flags, message in ((["--image", str(tmp_path / "bad.jpg"), "--text", "boat"], "bad.jpg: not a readable image"),
                            (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),
