@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         logits = generator(batch.images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
         return {"loss": F.multilabel_soft_margin_loss(logits, batch.labels)}  # POLE eq. 1
 
-    fit(run, crops_of(args, dataset), step, {"generator": generator},
+    fit(run, crops_of(args, dataset, args.batch_size), step, {"generator": generator},
         generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
     figures = {}

@@ -1,5 +1,6 @@
 """Stage 2: select or learn prompts, fine-tune the generator under frozen CLIP, write better CAMs."""
 import argparse
+import copy
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -65,6 +66,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--clip", default="ViT-B/32", help="published name or file")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
     add = parser.add_argument_group("losses").add_argument
+    add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
+        help="how a map becomes P: CLIMS' and POLE's sigmoid, or SemPLeS' release: by its extremes")
     add("--w-fg", type=float, default=10.0, help="weight of foreground matching (alpha)")
     add("--w-bg", type=float, default=24.0, help="weight of background repelling (beta, lambda_b)")
     add("--w-suppress", type=float, default=1.0, help="weight of background suppression (CBS, lambda)")
@@ -72,6 +75,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--w-prompt-image", type=float, default=1.0, help="prompt-I, eq. 2: attract them to (1 - P)X")
     add("--w-prompt-class", type=float, default=0.02,
         help="SemPLeS' lambda_T, eq. 2: repel background prompts from the class")
+    add("--prompt-repulsion", choices=("paper", "release"), default="paper",
+        help="prompt-T by -log(1 - s), as SemPLeS' paper has it, or by +log s, as its release")
     add("--suppress-threshold", type=float, default=0.0, help="similarity above which suppression acts")
     add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
     add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
@@ -80,8 +85,11 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("stages before guidance").add_argument
     add("--match-epochs", type=int, default=0, help="generator epochs without suppression before (SemPLeS a)")
     add("--match-lr", type=float, help="their learning rate (default: --lr)")
+    add("--restart", action=argparse.BooleanOptionalAction, default=False,
+        help="guidance starts again from the generator before matching (SemPLeS' release)")
     add("--prompt-epochs", type=int, default=0, help="epochs of learning prompts with the generator fixed")
     add("--prompt-lr", type=float, default=5e-4, help="learning rate of prompts (AdamW)")
+    add("--prompt-batch-size", type=int, help="images in a step that learns prompts (default: --batch-size)")
     add("--adapter-lr", type=float, help="learning rate of adapters (default: --lr)")
     generator_flags(parser, frozen_bn=False)
     return parser
@@ -147,8 +155,10 @@ def main(argv: list[str] | None = None) -> int:
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 
     seed_everything(args.seed)
-    guide, loader, dim = Guide(generator, clip), crops_of(args, dataset), clip.text_projection.shape[1]
+    guide, dim = Guide(generator, clip, args.map_scale), clip.text_projection.shape[1]
     adapters = tuple(Adapter(dim, args.adapter).to(device) for _ in ("images", "texts"))
+    loader = crops_of(args, dataset, args.batch_size)
+    prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size)
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
     suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
 
@@ -157,11 +167,13 @@ def main(argv: list[str] | None = None) -> int:
     whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
     class_prompt.make_ready(
         partial(cam_regions, clip, dataset, args.cams or before / "cams", device, whole_images),
-        lambda prompt: learn(args, run, loader, "class_prompts", LearnClassStep(guide, prompt, weights)))
+        lambda prompt: learn(args, run, prompt_loader, "class_prompts",
+                             LearnClassStep(guide, prompt, weights)))
     keep_choices(class_prompt, run, dataset.classes)
 
     nothing = BACKGROUND_PROMPTS["none"](clip, words, PromptSettings())
     tuning = TuneStep(guide, class_prompt, nothing, adapters, weights, suppression, args.area_over)
+    start = copy.deepcopy(generator.state_dict())
     if args.match_epochs:
         tune(args, run, loader, tuning,
              training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr))
@@ -170,10 +182,13 @@ def main(argv: list[str] | None = None) -> int:
         args.background_template, args.prompt_start, args.background_prompts))
     class_text = encode_words(clip, "a photo of {}.", words.names)
     learning = partial(LearnBackgroundStep, guide, class_text=class_text,
+                       repulsion=args.prompt_repulsion,
                        weights=PromptWeights(args.w_prompt_image, args.w_prompt_class))
     background_prompt.make_ready(
-        None, lambda prompt: learn(args, run, loader, "background_prompts", learning(prompt=prompt)))
+        None, lambda prompt: learn(args, run, prompt_loader, "background_prompts", learning(prompt=prompt)))
 
+    if args.restart:
+        generator.load_state_dict(start)
     tune(args, run, loader, tuning._replace(background_prompt=background_prompt), training_of(args, "guide"))
 
     save_generator(generator, run.path("generator.pt"))

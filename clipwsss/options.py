@@ -83,7 +83,8 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
     add("--scales", type=float, nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
-    add("--cam-format", choices=tuple(FORMATS), default="npz", help="npz without pickle, or IRN's .npy")
+    add("--cam-format", choices=tuple(FORMATS), default="npz", 
+        help="npz: maps at a quarter of the size; full: at full size too; irn: IRN's .npy")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
@@ -137,11 +138,11 @@ def training_of(args: argparse.Namespace, label: str, **changes: object) -> Trai
     return Training(**{**asked, "label": label, **changes})
 
 
-def crops_of(args: argparse.Namespace, dataset: TagDataset) -> DataLoader:
-    """The loader of the generator's training crops that the command line asks for."""
+def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int) -> DataLoader:
+    """A loader of the generator's training crops as the command line asks for them."""
     resize_long = args.resize_long if any(args.resize_long) else None
     transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
-    return make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers,
+    return make_loader(dataset.with_transform(transform, masks=False), batch_size, args.workers,
                        seed=args.seed, drop_last=True)
 
 

@@ -207,7 +207,7 @@ def test_writing_refuses_what_reading_would_and_leaves_no_part(tmp_path):
                                   (maps((3, 3))[:1], {}, "are not"),
                                   (maps((3, 3)), {"fmt": "irn"}, "needs high_res"),
                                   (maps((3, 3)) * 1e6, {}, "holds NaN or infinity"),
-                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, irn")):
+                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, full, irn")):
         with pytest.raises(ValueError, match=pattern):
             write_cam(tmp_path / "cams", "a", KEYS, cam, **options)
     assert not (tmp_path / "cams").exists() or os.listdir(tmp_path / "cams") == []

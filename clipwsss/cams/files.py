@@ -13,7 +13,7 @@ from ..files import atomic_path
 from ..errors import InputError
 
 STRIDE = 4
-FORMATS = {"npz": ".npz", "irn": ".npy"}
+FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy"}
 
 
 class CamFile(NamedTuple):
@@ -31,20 +31,20 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
               high_res: np.ndarray | None = None) -> Path:
     """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
 
-    fmt "npz": keys int64, cam and high_res float16. fmt "irn": IRN's pickled dictionary (keys, cam torch,
-    high_res numpy, which it needs), for IRN's own scripts with this numpy or newer. ValueError for bad maps.
+    fmt "npz": keys int64, cam float16; "full": high_res float16 too. fmt "irn": IRN's pickled dictionary
+    (keys, cam torch, high_res numpy), for IRN's own scripts with this numpy or newer. ValueError: bad maps.
     """
     if fmt not in FORMATS:
         raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
-    if fmt == "irn" and high_res is None:
-        raise ValueError("fmt irn needs high_res, which IRN's scripts read")
-    stored, path = np.float16 if fmt == "npz" else np.float32, Path(folder) / f"{name}{FORMATS[fmt]}"
+    if fmt != "npz" and high_res is None:
+        raise ValueError(f"fmt {fmt} needs high_res")
+    stored, path = np.float32 if fmt == "irn" else np.float16, Path(folder) / f"{name}{FORMATS[fmt]}"
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
         file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
                        None if high_res is None else np.asarray(high_res).astype(stored))
     _check(file, f"CAMs of {name}")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        if fmt == "npz":
+        if fmt != "irn":
             np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
         else:
             tensors = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam)}
@@ -58,7 +58,7 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
     InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors,
     missing fields, shapes that do not match, no class, NaN, infinity. The caller checks keys against K.
     """
-    candidates = [Path(folder) / (name + suffix) for suffix in FORMATS.values()]
+    candidates = [Path(folder) / (name + suffix) for suffix in (".npz", ".npy")]
     paths = [path for path in candidates if path.is_file()]
     if not paths:
         raise InputError(f"{candidates[0]} (or .npy): no such CAM file")

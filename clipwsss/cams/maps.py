@@ -50,7 +50,7 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
 
 
 class CamSettings(NamedTuple):
-    """How CAM files are made: scales of the image, mirror image too, images in a forward pass, file format."""
+    """How CAM files are made: scales, mirror images too, images in a forward pass, file format."""
     scales: Sequence[float] = SCALES
     flip: bool = True
     batch_size: int = 1
@@ -73,7 +73,7 @@ def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
         for index, name in enumerate(batch.names):
             keys = batch.labels[index].nonzero()[:, 0]
             present, high = keys.to(device), None
-            if settings.fmt == "irn":
+            if settings.fmt != "npz":
                 maps = [output[index:index + 1, present] for output in outputs]
                 high = merge_scales(maps, (height, width), multiple=16)[0].cpu()
             write_cam(folder, name, keys, cams[index, present].cpu(), settings.fmt, high)

@@ -1,4 +1,5 @@
-"""One batch of guided training: the generator's regions under frozen CLIP, and what each stage asks of them."""
+"""One batch of guided training: regions under frozen CLIP, and what each stage asks of them."""
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,10 @@ from ..datasets import Batch
 from . import losses
 from .losses import Suppression, Weights
 from .prompts import LearnedPrompt, Prompt
-from .regions import encode_regions
+from .regions import encode_regions, min_max
+
+
+PROMPT_EPSILON = 1e-4  # of min_max while prompts are learned (SemPLeS' release)
 
 
 class Regions(NamedTuple):
@@ -27,16 +31,20 @@ class Regions(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A map generator under frozen CLIP."""
+    """A map generator under frozen CLIP. map_scale: P is the maps' `sigmoid`, or their `minmax` (SemPLeS)."""
     generator: nn.Module
     clip: CLIP
+    map_scale: str = "sigmoid"
 
-    def regions(self, batch: Batch) -> Regions:
-        """The batch's regions by the generator's present maps."""
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        probabilities = torch.sigmoid(self.generator(images))
-        pairs = batch.labels.nonzero(as_tuple=True)
-        foreground, background = encode_regions(self.clip, batch.images, probabilities, pairs)
+    def regions(self, batch: Batch, epsilon: float = 0.1) -> Regions:
+        """The batch's regions by the generator's present maps; `epsilon` is that of `min_max`."""
+        maps = self.generator(batch.images.contiguous(memory_format=torch.channels_last))
+        pairs, scale = batch.labels.nonzero(as_tuple=True), None
+        if self.map_scale == "minmax":
+            scale = partial(min_max, epsilon=epsilon)
+        probabilities = torch.sigmoid(maps) if scale is None else scale(maps)
+        seen = probabilities if scale is None else maps
+        foreground, background = encode_regions(self.clip, batch.images, seen, pairs, scale=scale)
         return Regions([batch.names[i] for i in pairs[0].tolist()], pairs[1], probabilities,
                        probabilities[pairs], foreground, background)
 
@@ -75,10 +83,12 @@ class LearnClassStep(NamedTuple):
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            regions = self.guide.regions(batch)
+            regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
-        return losses.weighted({"fg": losses.attract(losses.similarity(regions.foreground, text)),
-                                "bg": losses.repel(losses.similarity(regions.background, text))}, self.weights)
+        return losses.weighted({
+            "fg": losses.attract(losses.similarity(regions.foreground, text)),
+            "bg": losses.repel(losses.similarity(regions.background, text)),
+        }, self.weights)
 
 
 class PromptWeights(NamedTuple):
@@ -90,20 +100,23 @@ class PromptWeights(NamedTuple):
 class LearnBackgroundStep(NamedTuple):
     """Learns background prompts with the generator fixed (SemPLeS eq. 2).
 
-    They are attracted to (1 - P)X and repelled from the class's text, class_text [K,D].
+    They are attracted to (1 - P)X and repelled from the class's text, class_text [K,D], by -log(1 - s) as the
+    `paper` has it or by +log s as its `release` does; both are means over pairs.
     """
     guide: Guide
     prompt: LearnedPrompt
     class_text: Tensor
     weights: PromptWeights
+    repulsion: str = "paper"
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
-            regions = self.guide.regions(batch)
-        text, present = self.prompt.features(), regions.classes.unique()
+            regions = self.guide.regions(batch, PROMPT_EPSILON)
+        text = self.prompt.features()[regions.classes]
+        alike = losses.similarity(self.class_text[regions.classes], text)
         return losses.weighted({
-            "image": losses.attract(losses.similarity(regions.background, text[regions.classes])),
-            "text": losses.repel(losses.similarity(self.class_text[present], text[present])),
+            "image": losses.attract(losses.similarity(regions.background, text)),
+            "text": losses.repel(alike) if self.repulsion == "paper" else -losses.attract(alike),
         }, self.weights)
 
 
