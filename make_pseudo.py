@@ -73,7 +73,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="a class takes a segment of which it has more than this share")
     add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
     training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4)
+                   weight_decay=1e-4, momentum=0.0)
     add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
     return parser
 

@@ -11,8 +11,8 @@ from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import run_script
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (cams_of, crops_of, generator_flags, parse, script_parser, training_flags,
-                              training_of)
+from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_of, script_parser,
+                              training_flags, training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import Run, fit, pick_device, seed_everything
@@ -28,8 +28,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--output-stride", type=int, default=16, help="image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
     training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4)
-    generator_flags(parser, frozen_bn=True)
+                   weight_decay=1e-4, momentum=0.0)
+    generator_flags(parser, frozen_bn=True, freeze_stages=3)
     return parser
 
 
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
     if args.val_split:  # checked before any training
         val = build_dataset(args.dataset, args.data_root, args.val_split, skip_bad=args.skip_bad)
+    scored = scored_of(args, dataset)
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"classifier mAP on {args.val_split}: {figures['mAP']:.2f}")
 
     write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
-    run.result(**figures, **print_cam_curve(dataset, run.path("cams")))
+    run.result(**figures, **print_cam_curve(scored, run.path("cams")))
     return 0
 
 

@@ -16,7 +16,7 @@ from clipwsss.cams.maps import write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.loaders import size_loader
-from clipwsss.errors import run_script
+from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
 from clipwsss.guidance.adapters import KINDS, Adapter
 from clipwsss.guidance.kinds import BACKGROUND_PROMPTS, CLASS_PROMPTS, PromptSettings
@@ -27,9 +27,10 @@ from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
 from clipwsss.guidance.words import load_words
-from clipwsss.options import (cams_of, crops_of, generator_flags, parse, script_parser, stage_folder,
-                              training_flags, training_of)
+from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_of, script_parser,
+                              stage_folder, training_flags, training_of)
 from clipwsss.progress import Progress
+from clipwsss.report.best import BestEpoch
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import Run, Training, fit, pick_device, seed_everything
 
@@ -81,7 +82,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
     add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
     training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4)
+                   weight_decay=1e-4, momentum=0.0)
     add = parser.add_argument_group("stages before guidance").add_argument
     add("--match-epochs", type=int, default=0, help="generator epochs without suppression before (SemPLeS a)")
     add("--match-lr", type=float, help="their learning rate (default: --lr)")
@@ -91,7 +92,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompt-lr", type=float, default=5e-4, help="learning rate of prompts (AdamW)")
     add("--prompt-batch-size", type=int, help="images in a step that learns prompts (default: --batch-size)")
     add("--adapter-lr", type=float, help="learning rate of adapters (default: --lr)")
-    generator_flags(parser, frozen_bn=False)
+    generator_flags(parser, frozen_bn=False, freeze_stages=1)
+    add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as SemPLeS' "
+        "release does; the last one is kept else, and no mask is seen")
     return parser
 
 
@@ -116,20 +119,20 @@ def cam_regions(clip: CLIP, dataset: TagDataset, cams: Path, device: torch.devic
 def learn(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, step: LearnStep) -> None:
     """Learn a prompt's vectors with the generator fixed, and save them as LABEL.pt."""
     step.guide.generator.eval()
-    groups = [{"params": [step.prompt.vectors], "weight_decay": 0.0}]
+    groups = [{"params": [step.prompt.vectors]}]
     fit(run, loader, step, {"prompt": step.prompt}, groups,
         training_of(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
     step.prompt.save(run.path(f"{label}.pt"))
 
 
-def tune(args: argparse.Namespace, run: Run, loader: DataLoader, step: TuneStep, training: Training) -> None:
+def tune(args: argparse.Namespace, run: Run, loader: DataLoader, step: TuneStep, training: Training,
+         best: nn.Module) -> None:
     """Fine-tune the generator (with adapters, and class prompts when joint) under CLIP."""
     modules = {"generator": step.guide.generator, "adapters": nn.ModuleList(step.adapters),
-               "class_prompt": step.class_prompt}
+               "class_prompt": step.class_prompt, "best": best}
     groups = step.guide.generator.parameter_groups(training.lr, args.head_ratio)
     for name, rate in (("adapters", args.adapter_lr or training.lr), ("class_prompt", args.prompt_lr)):
-        groups.append({"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate,
-                       "weight_decay": 0.0})
+        groups.append({"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate})
     fit(run, loader, step, modules, groups, training)
 
 
@@ -150,6 +153,13 @@ def main(argv: list[str] | None = None) -> int:
                                freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
     generator.to(device, memory_format=torch.channels_last)
     clip = load_clip(args.clip, device, args.clip_cache)
+    scored = scored_of(args, dataset)
+    best = nn.Module()
+    if args.keep_best:
+        watched = build_dataset(args.dataset, args.data_root, args.keep_best, skip_bad=args.skip_bad)
+        if not watched.has_masks:
+            raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+        best = BestEpoch(generator, watched, args.cam_batch_size, args.workers)
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
@@ -176,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     start = copy.deepcopy(generator.state_dict())
     if args.match_epochs:
         tune(args, run, loader, tuning,
-             training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr))
+             training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), nn.Module())
 
     background_prompt = BACKGROUND_PROMPTS[args.background_prompt](clip, words, PromptSettings(
         args.background_template, args.prompt_start, args.background_prompts))
@@ -189,14 +199,16 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.restart:
         generator.load_state_dict(start)
-    tune(args, run, loader, tuning._replace(background_prompt=background_prompt), training_of(args, "guide"))
+    tune(args, run, loader, tuning._replace(background_prompt=background_prompt), training_of(args, "guide"), best)
+    if args.keep_best:
+        best.restore()
 
     save_generator(generator, run.path("generator.pt"))
     keep_choices(class_prompt, run, dataset.classes)
     if isinstance(class_prompt, LearnedPrompt) and class_prompt.joint:
         class_prompt.save(run.path("class_prompts.pt"))
     write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
-    run.result(**print_cam_curve(dataset, run.path("cams")))
+    run.result(**print_cam_curve(scored, run.path("cams")))
     return 0
 
 

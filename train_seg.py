@@ -54,7 +54,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
     add("--iterations", type=int, default=20000, help="optimiser steps, where --epochs is not given")
     add("--accumulate", type=int, default=2, help="batches whose gradients make one step")
-    training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4)
+    training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,
+                   momentum=0.9)
     add("--predict-split", default="val", help="split to write predictions for; '' for none")
     add("--test-scales", type=float, nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         help="scales whose probabilities are averaged in predictions")

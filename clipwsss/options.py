@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from .cams.files import FORMATS
 from .cams.maps import CamSettings
-from .datasets import DATASETS, TagDataset
+from .datasets import DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.transforms import train_transform
 from .errors import InputError
@@ -60,7 +60,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     add("--optimizer", choices=OPTIMIZERS, help="optimiser")
     add("--schedule", choices=SCHEDULES, help="learning-rate schedule, per step")
     add("--weight-decay", type=float, help="weight decay")
-    add("--momentum", type=float, default=0.9, help="momentum of sgd")
+    add("--momentum", type=float, help="momentum of sgd")
     add("--warmup", type=int, default=0, help="steps of linear warm-up")
     add("--clip-norm", type=float, default=0.0, help="clip the gradient's norm; 0 does not")
     add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
@@ -68,11 +68,12 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     parser.set_defaults(**defaults)
 
 
-def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
-    """Flags of the CAM generator, for the scripts that train it; `frozen_bn` is the default of that flag."""
+def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_stages: int) -> None:
+    """Flags of the CAM generator, for the scripts that train it, with the script's defaults of two."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
-    add("--freeze-stages", type=int, default=1, help="1: the stem; 3: also layer1-2 (IRN's released code)")
+    add("--freeze-stages", type=int, default=freeze_stages,
+        help="1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
     add("--frozen-bn", action=switch, default=frozen_bn, help="keep batch norm statistics (IRN's classifier)")
     add("--head-ratio", type=float, default=10.0, help="learning rate of the classifier over the backbone's")
     add("--crop-size", type=int, default=512, help="side of the training crop")
@@ -80,6 +81,7 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool) -> None:
         help="range of the long side before cropping; 0 0 keeps images as they are")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
     add = parser.add_argument_group("CAMs").add_argument
+    add("--score-split", help="split whose CAMs are scored by masks (default: --split)")
     add("--scales", type=float, nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
@@ -149,6 +151,13 @@ def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int) -> 
 def cams_of(args: argparse.Namespace) -> CamSettings:
     """How the command line wants CAM files to be made."""
     return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format)
+
+
+def scored_of(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
+    """The data set of --score-split, or `dataset` where that is the split at work."""
+    if args.score_split in (None, args.split):
+        return dataset
+    return build_dataset(args.dataset, args.data_root, args.score_split, skip_bad=args.skip_bad)
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:

@@ -145,7 +145,8 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
         modules: dict[str, nn.Module], groups: list[dict], training: Training) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
-    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` is told each epoch's number.
+    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` or
+    `end_epoch(epoch)` is told each epoch's number.
     InputError on a loss that is not finite names the batch's images.
     """
     device = groups[0]["params"][0].device
@@ -164,6 +165,9 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
         means = _train_epoch(loader, step, optimizer, scheduler, training,
                              Progress(f"{training.label} {epoch + 1}/{training.epochs}",
                                       min(len(loader) * loader.batch_size, len(loader.sampler))), device)
+        for module in modules.values():
+            if hasattr(module, "end_epoch"):
+                module.end_epoch(epoch)
         run.log(label=training.label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
         run.save(training.label, epoch + 1, **stateful)
 
