@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,15 +85,20 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
             if stage == "train_prompt":
                 flags += extra
                 starts = [BASELINE, *([rows[entry["needs"]]] if "needs" in entry else [])]
-            against = entry.get("against", [table["reference"]] if "reference" in table else [])
+            against = entry.get("against", [table.get("reference", name)])
             rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), entry.get("paper", ""))
     return rows
 
 
+def with_starts(rows: Iterable[Row]) -> list[Row]:
+    """These rows, each after what it starts from, without repetition."""
+    return list(dict.fromkeys(item for row in rows for item in (*with_starts(row.starts), row)))
+
+
 def ask(dataset: str, row: Row) -> dict[str, object]:
     """A row's settings that are unlike its script's own, as the script tells them; InputError on bad flags."""
-    command = [script(row), "--dataset", dataset, *row.flags, "--dry-run"]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"row {row.name!r}: {why(done.stderr, done.returncode)}")
     told = json.loads(done.stdout)
@@ -101,21 +106,11 @@ def ask(dataset: str, row: Row) -> dict[str, object]:
             if name not in WHERE and value != told["defaults"][name]}
 
 
-def with_starts(rows: Iterable[Row]) -> list[Row]:
-    """These rows and all that they start from, each once."""
-    return list(dict.fromkeys(item for row in rows for item in (*with_starts(row.starts), row)))
-
-
 def ask_all(dataset: str, rows: Iterable[Row]) -> dict[Row, dict[str, object]]:
     """`ask` of these rows and all that they start from, a few at a time: a script takes seconds to start."""
     rows = with_starts(rows)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return dict(zip(rows, pool.map(lambda row: ask(dataset, row), rows)))
-
-
-def script(row: Row) -> str:
-    """The path of a row's script."""
-    return str(SCRIPTS / f"{row.stage}.py")
 
 
 def why(output: str, code: int) -> str:
@@ -134,15 +129,13 @@ def finished(out: Path) -> float | None:
 class Ablation:
     """The runs of rows on one data set, below the folder `base`: where they lie and how they are made.
 
-    settings: what `ask_all` answered; data_root: None for a toy world per seed; threads: of each run.
+    settings: what `ask_all` answered; data_root: None for a toy world per seed.
     """
     base: Path
     dataset: str
     settings: dict[Row, dict[str, object]]
     data_root: Path | None = None
     co_occurrence: float = CO_OCCURRENCE
-    threads: int = 1
-    failed: set[Path] = field(default_factory=set)
     interrupted: bool = False
 
     def out(self, row: Row, seed: int) -> Path:
@@ -171,45 +164,48 @@ class Ablation:
         for mark, start in zip(("{baseline}", "{needs}"), row.starts):
             flags = [flag.replace(mark, str(self.out(start, seed))) for flag in flags]
         resume = ["--resume"] if (out / "args.json").exists() else []
-        return [script(row), "--dataset", self.dataset, "--data-root", str(self.world(seed)),
+        return [f"{SCRIPTS / row.stage}.py", "--dataset", self.dataset, "--data-root", str(self.world(seed)),
                 "--out", str(out), "--seed", str(seed), *flags, *resume]
 
     def run(self, row: Row, seed: int) -> float:
         """A row's mIoU in percent with one seed, of its finished run where there is one.
 
-        NaN where it, or what it starts from, failed; one line says why.
+        NaN where it failed; one line says why.
         """
-        out = self.out(row, seed)
+        out, begin = self.out(row, seed), time.perf_counter()
         if (miou := finished(out)) is not None:
             return miou
-        if out in self.failed or np.isnan([self.run(start, seed) for start in row.starts]).any():
-            return float("nan")
         if self.interrupted:
             raise KeyboardInterrupt
-        command, begin = [sys.executable, *self.command(row, seed)], time.perf_counter()
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "output.txt", "w") as output:
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                                  env={**os.environ, "OMP_NUM_THREADS": str(self.threads)}).returncode
+            command = [sys.executable, *self.command(row, seed)]
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
         if code in INTERRUPTED:
             self.interrupted = True
             raise KeyboardInterrupt
-        miou = finished(out)
-        if code == 0 and miou is not None:
-            spent = time.perf_counter() - begin
-            print(f"seed {seed}  {row.name:<40} {miou:6.2f}  {spent:.0f} s", flush=True)
-            return miou
-        reason = why((out / "output.txt").read_text(), code) if code else "no masks to score CAMs with"
-        print(f"error: row {row.name!r}, seed {seed}: {reason} (see {out / 'output.txt'})", file=sys.stderr,
-              flush=True)
-        self.failed.add(out)
-        return float("nan")
+        miou = None if code else finished(out)
+        if miou is None:
+            reason = why((out / "output.txt").read_text(), code) if code else "no masks to score CAMs with"
+            print(f"error: row {row.name!r}, seed {seed}: {reason} (see {out / 'output.txt'})",
+                  file=sys.stderr, flush=True)
+            return float("nan")
+        print(f"seed {seed}  {row.name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
+        return miou
+
+    def run_seed(self, rows: Sequence[Row], seed: int) -> list[float]:
+        """The rows' mIoU with one seed; NaN where a run, or one that it starts from, failed."""
+        miou: dict[Path, float] = {}
+        for row in with_starts(rows):
+            out, starts = self.out(row, seed), [miou[self.out(start, seed)] for start in row.starts]
+            if out not in miou:
+                miou[out] = float("nan") if np.isnan(starts).any() else self.run(row, seed)
+        return [miou[self.out(row, seed)] for row in rows]
 
     def run_all(self, rows: Sequence[Row], seeds: int, jobs: int) -> dict[str, NDArray]:
-        """Every row's mIoU [seeds] by its name, NaN where a run failed; `jobs` seeds run at the same time."""
+        """Every row's mIoU [seeds] by its name; `jobs` seeds run at the same time."""
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(lambda seed: [self.run(row, seed) for row in rows], seed)
-                       for seed in range(seeds)]
+            futures = [pool.submit(self.run_seed, rows, seed) for seed in range(seeds)]
             try:
                 columns = np.array([future.result() for future in futures])
             except BaseException:
@@ -220,10 +216,9 @@ class Ablation:
 
     def chosen_words(self, row: Row, seeds: int, picture: Path) -> str:
         """The words that a row's runs chose, all seeds together: Markdown, and a radar `picture`."""
-        tables = []
-        for seed in range(seeds):
-            truth = toy_truth(self.world(seed), "train") if self.dataset == "toy" else None
-            tables.append((read_choices(self.out(row, seed) / "prompts.json"), truth))
+        tables = [(read_choices(self.out(row, seed) / "prompts.json"),
+                   toy_truth(self.world(seed), "train") if self.dataset == "toy" else None)
+                  for seed in range(seeds)]
         return (f"\nWords that {row.name} chose, all seeds together (POLE Fig. 4):\n\n"
                 f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
 
@@ -264,10 +259,10 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, known))}")
     rows = [row for name, row in known.items() if name in (args.only or known)]
 
-    base = args.runs / args.dataset / (f"ablate_{args.co_occurrence:g}" if other_worlds else "ablate")
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // args.jobs))
     settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
-    ablation = Ablation(base, args.dataset, settings, args.data_root, args.co_occurrence, threads)
+    base = args.runs / args.dataset / (f"ablate_{args.co_occurrence:g}" if other_worlds else "ablate")
+    ablation = Ablation(base, args.dataset, settings, args.data_root, args.co_occurrence)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     values = ablation.run_all(rows, args.seeds, args.jobs)
 
     part = [*args.flags, *(args.only or ())]
