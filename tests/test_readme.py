@@ -20,8 +20,8 @@ TEXT = (ROOT / "README.md").read_text()
 
 def command_lines(text):
     """Every command line of a script or module: from `python`, or a script's name, to the end of line or code."""
-    found = re.findall(r"^(?:python3?|\S*/python) [^\n`]+|(?<=`)(?:python|[a-z_]+\.py) [^`]+(?=`)", text, re.MULTILINE)
-    return [" ".join(line.partition(" # ")[0].split()) for line in found if " -m venv" not in line]
+    lines = re.findall(r"^(?:python3?|\S*/python) [^\n`]+|(?<=`)(?:python|[a-z_]+\.py) [^`]+(?=`)", text, re.MULTILINE)
+    return [" ".join(line.partition(" # ")[0].split()) for line in lines if " -m venv" not in line]
 
 
 def help_of(module):
@@ -54,7 +54,7 @@ def wrong_with(line):
 LINES = sorted({line for page in PAGES for line in command_lines((ROOT / page).read_text())})
 
 
-def test_the_lines_are_found():
+def test_command_lines_are_read_from_the_pages():
     for line in ("python train_cam.py --dataset folder --data-root mydata", "make_pseudo.py --segments DIR",
                  "python -m clipwsss.toy --train-clip", "python -m clipwsss.ablate --table combined --co-occurrence 0.9"):
         assert line in LINES
