@@ -96,7 +96,7 @@ def with_starts(rows: Iterable[Row]) -> list[Row]:
 
 
 def ask(dataset: str, row: Row) -> dict[str, object]:
-    """A row's settings that are unlike its script's own, as the script tells them; InputError on bad flags."""
+    """A row's settings that are unlike its script's own, as the script tells; InputError on bad flags."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -281,10 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     with atomic_path(page) as temporary:
         temporary.write_text(text)
     print(f"\n{text}\nwritten to {page}")
-    failed = sum(int(np.isnan(row).sum()) for row in values.values())
+    failed, runs = sum(np.isnan(row).sum() for row in values.values()), len(rows) * args.seeds
     if failed:
-        raise InputError(f"{failed} of {len(rows) * args.seeds} runs failed, see above; the others are in the "
-                         "table")
+        raise InputError(f"{failed} of {runs} runs failed, see above; the others are in the table")
     return 0
 
 
