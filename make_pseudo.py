@@ -194,7 +194,8 @@ def report(run: Run, results: list[Scored]) -> None:
           "of the pixels")
     scored = [item for item in results if item.after is not None]
     if scored:
-        after, before = scores(sum(item.after for item in scored)), scores(sum(item.before for item in scored))
+        after = scores(sum(item.after for item in scored))
+        before = scores(sum(item.before for item in scored))
         figures |= {"miou": float(after["miou"]), "cam_miou": float(before["miou"])}
         print(f"mIoU {after['miou']:.2f} (CAMs alone {before['miou']:.2f}) over {after['classes']} classes "
               f"that occur, {len(scored)} images with masks")
@@ -219,10 +220,12 @@ def draw(run: Run, inputs: TaggedCams, background: Constant | Alpha, indices: li
 
 def check_stages(names: list[str]) -> str | None:
     """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go."""
-    walks = [name for name in names if not (name == "none" or STAGES[name](StageSettings()).takes_background)]
-    if len(walks) > 1 or walks and names[0] != walks[0] or "none" in names and len(names) > 1:
-        raise InputError(f"--refine {' '.join(names)}: at most one walk (color, irn, psa), before crf and pamr; "
-                         "none stands alone")
+    walks = [name for name in names
+             if name != "none" and not STAGES[name](StageSettings()).takes_background]
+    alone = "none" not in names or names == ["none"]
+    if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
+        raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
+                         "pamr; none stands alone")
     return walks[0] if walks and walks[0] in NETWORKS else None
 
 

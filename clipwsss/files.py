@@ -79,4 +79,5 @@ def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: s
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).partition(": ")[2][:160]
-        raise InputError(f"{path}: not the weights of a {what or type(network).__name__} ({reason})") from error
+        wanted = what or type(network).__name__
+        raise InputError(f"{path}: not the weights of a {wanted} ({reason})") from error

@@ -105,7 +105,7 @@ class Training:
     """How to train: `label` names the progress line, the log's lines and the checkpoint.
 
     accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,
-    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision as in use_bf16.
+    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision: use_bf16's.
     Momentum is SGD's momentum: IRN's and CLIMS' PolyOptimizer hands weight decay to that slot and uses none.
     """
     label: str

@@ -50,7 +50,7 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
 
 
 class CamSettings(NamedTuple):
-    """How CAM files are made: scales of the image, mirror image too, images in a forward pass, file format."""
+    """How CAM files are made: scales, mirror images too, images in a forward pass, file format."""
     scales: Sequence[float] = SCALES
     flip: bool = True
     batch_size: int = 1

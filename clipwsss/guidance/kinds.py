@@ -1,4 +1,4 @@
-"""The kinds of class and background prompts: a new one is a function here (or a Prompt class) and a table row."""
+"""The kinds of class and background prompts: a new one is a function (or a Prompt class) and a table row."""
 from pathlib import Path
 from typing import NamedTuple
 

@@ -133,14 +133,14 @@ class SelectedPrompt(Prompt):
 
 
 class Slot(NamedTuple):
-    """Learned vectors in a template: `own` to each class or shared; `count` of them, or started by `words`."""
+    """Learned vectors in a template: `own` to each class or shared; `count` of them, or begun by `words`."""
     own: bool
     count: int
     words: str | None
 
 
 def parse_template(template: str) -> list[str | Slot]:
-    """A template as literal texts and slots in turn: [S*n], [C*n], [S:words], [C:words] (see LearnedPrompt)."""
+    """A template as literal texts and slots in turn (LearnedPrompt says how they are written)."""
     parts, end = [], 0
     for mark in SLOT.finditer(template):
         kind, count, words = mark.groups()

@@ -1,4 +1,4 @@
-"""One batch of guided training: the generator's regions under frozen CLIP, and what each stage asks of them."""
+"""One batch of guided training: regions under frozen CLIP, and what each stage asks of them."""
 from typing import NamedTuple
 
 import torch
@@ -77,8 +77,10 @@ class LearnClassStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch)
         text = self.prompt.features()[regions.classes]
-        return losses.weighted({"fg": losses.attract(losses.similarity(regions.foreground, text)),
-                                "bg": losses.repel(losses.similarity(regions.background, text))}, self.weights)
+        return losses.weighted({
+            "fg": losses.attract(losses.similarity(regions.foreground, text)),
+            "bg": losses.repel(losses.similarity(regions.background, text)),
+        }, self.weights)
 
 
 class PromptWeights(NamedTuple):

@@ -67,8 +67,8 @@ class IRNet(nn.Module):
     def losses(self, images: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
         """IRN's boundary loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
 
-        Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2). Weights, the
-        1e-5 in the logarithm and the final halving are the release's (train_irn).
+        Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2). Weights,
+        the 1e-5 in the logarithm and the final halving are the release's (train_irn).
         """
         logits = self(images)
         labels = shrink_labels(labels, logits.shape[-2:])

@@ -93,8 +93,8 @@ class ColorWalk:
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
         seeds = on_grid(maps, picture.size, self.stride).to(self.device)
-        affinities = color_affinity(picture.tensor(self.device), self.walk.radius, size=tuple(seeds.shape[-2:]))
-        offsets = pair_offsets(self.walk.radius)
+        pixels, offsets = picture.tensor(self.device), pair_offsets(self.walk.radius)
+        affinities = color_affinity(pixels, self.walk.radius, size=tuple(seeds.shape[-2:]))
         walked = propagate_affinity(seeds, affinities, offsets, self.walk.exp_times, self.walk.beta)
         return widened(walked, self.stride, picture.size)
 
@@ -116,15 +116,15 @@ class IrnWalk:
 
 @dataclass
 class PsaWalk:
-    """The walk over the affinities of a trained AffinityNet; maps of the image's size are averaged over cells."""
+    """The walk over a trained AffinityNet's affinities; maps of the image's size are averaged over cells."""
     network: nn.Module
     walk: Walk = Walk(beta=8.0)
     device: torch.device | str = "cpu"
     from_strided, takes_background = False, False
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        height, width = picture.size
-        affinities = self.network.to(self.device).affinities(picture.tensor(self.device) / 255, self.walk.radius)
+        (height, width), pixels = picture.size, picture.tensor(self.device) / 255
+        affinities = self.network.to(self.device).affinities(pixels, self.walk.radius)
         stride = math.ceil(height / MULTIPLE) * MULTIPLE // affinities.shape[-2]
         seeds = F.avg_pool2d(F.pad(maps, (0, -width % MULTIPLE, 0, -height % MULTIPLE)), stride)
         offsets = pair_offsets(self.walk.radius)
@@ -197,7 +197,8 @@ def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, 
     return maps if complete else background.after(maps)
 
 
-def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> np.ndarray:
+def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
+                 stages: Sequence) -> np.ndarray:
     """Label map uint8 [H,W] of a picture, 0 the background."""
     with torch.inference_mode():
         labels = refined_maps(picture, file, background, stages).argmax(0).numpy()
@@ -209,7 +210,8 @@ def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes
     if file.keys.max() >= n_classes:
         raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
     if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
-        raise InputError(f"{where}: high_res is {list(file.high_res.shape[1:])}, its image {list(size)} (H, W)")
+        stored = list(file.high_res.shape[1:])
+        raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")
     height, width = file.cam.shape[1:]
     ratio = size[0] / size[1]  # maps have the image's shape up to the rounding of each side
     if height > size[0] or width > size[1] or abs(height - width * ratio) > max(1, ratio):
