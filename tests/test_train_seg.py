@@ -116,7 +116,7 @@ def test_iterations_end_within_a_pass(world, tmp_path, capsys):
     assert "5 steps of 2 x 4" in capsys.readouterr().out
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     state = torch.load(tmp_path / "whole" / "last_train_seg.pt", weights_only=True)
-    assert len(log) == 1 and state["scheduler"]["last_epoch"] == 5
+    assert len(log) == 2 and state["scheduler"]["last_epoch"] == 5
 
 
 def test_submit_and_export(world, trained, tmp_path):
