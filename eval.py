@@ -29,7 +29,8 @@ class Result(NamedTuple):
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
-    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOCdevkit/VOC2012 --split val")
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 "
+                           "--data-root VOCdevkit/VOC2012 --split val")
     run_flags(parser)
     add = parser.add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",

@@ -60,8 +60,8 @@ def read_network(path: Path | str, kind: str) -> tuple[dict, dict[str, Tensor]]:
     """(constructor arguments, state dict) of a checkpoint of this kind; InputError on any other file."""
     stored = load_weights(path)
     if stored.get("kind") != kind:
-        what = f"holds a {stored['kind']}" if "kind" in stored else "is no checkpoint of these scripts"
-        raise InputError(f"{path}: {what}; a {kind} is wanted")
+        what = f"holds: {stored['kind']}" if "kind" in stored else "is no checkpoint of these scripts"
+        raise InputError(f"{path}: {what}; wanted here: {kind}")
     return stored["config"], stored["state_dict"]
 
 

@@ -6,7 +6,8 @@ import torch
 
 from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
-from clipwsss.segment.segmenter import build_segmenter, load_segmenter, probabilities, save_segmenter
+from clipwsss.segment.predict import probabilities
+from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
 
 CONFIG = dict(network="mask2former", backbone="", output_stride=4, rates=None, classes=["cat", "dog"])
 

@@ -13,7 +13,8 @@ from clipwsss.files import save_atomic
 from clipwsss.errors import InputError
 from clipwsss.segment.export import export_network
 from clipwsss.pictures import write_mask
-from clipwsss.segment.segmenter import build_segmenter, decide, load_segmenter, probabilities, save_segmenter
+from clipwsss.segment.predict import decide, probabilities
+from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
 from clipwsss.segment.submission import FOLDER, pack
 
 CONFIG = dict(network="deeplabv2", backbone="resnet_tiny", output_stride=4, rates=[1, 2],
@@ -29,7 +30,7 @@ def test_file_round_trip_keeps_network_classes_and_palette(tmp_path):
         assert found["classes"] == ["cat", "dog"] and np.array_equal(palette, voc_palette())
         assert not loaded.training and torch.equal(loaded(images), network.eval()(images))
     save_atomic({"epoch": 1}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="other.pt: not a segmenter"):
+    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; wanted here: segmenter"):
         load_segmenter(tmp_path / "other.pt")
 
 

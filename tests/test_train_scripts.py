@@ -129,7 +129,7 @@ def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
     alone = guide(runs, tmp_path / "alone", "--method", "clims")
     assert log[-2]["suppress"] > alone[-2]["suppress"] > 0  # they come beside the list
     torch.save({"text": torch.zeros(3, 4)}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; a learned prompt is wanted"):
+    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; wanted here: learned prompt"):
         guide(runs, tmp_path / "bad", "--method", "clims", "--background-prompts", str(tmp_path / "other.pt"))
 
 

@@ -53,7 +53,9 @@ def trained(world) -> Path:
 
 def test_learns_and_writes_palette_predictions(world, trained):
     log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    result = log.pop()
     assert len(log) == 12 and log[-1]["loss"] < 0.3 * log[0]["loss"]
+    assert result["label"] == "result" and 0 < result["miou"] <= 100
     hits = total = 0
     for path in sorted((world / "masks").iterdir()):
         with Image.open(trained / "predictions" / path.name) as file:
@@ -113,8 +115,8 @@ def test_iterations_end_within_a_pass(world, tmp_path, capsys):
     script.main([*options, "--out", str(tmp_path / "whole")])
     assert "5 steps of 2 x 4" in capsys.readouterr().out
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
-    state = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
-    assert len(log) == 1 and state["scheduler"]["last_epoch"] == 5
+    state = torch.load(tmp_path / "whole" / "last_train_seg.pt", weights_only=True)
+    assert len(log) == 2 and state["scheduler"]["last_epoch"] == 5
 
 
 def test_submit_and_export(world, trained, tmp_path):

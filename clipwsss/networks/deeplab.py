@@ -5,6 +5,7 @@ Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave 
 """
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import Conv2dNormActivation
 
-from ..networks import resnet
+from . import resnet
 
 IGNORE = 255
 NETWORKS = ("deeplabv2", "deeplabv3plus")
@@ -92,15 +93,25 @@ class DeepLabV3Plus(DeepLab):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def build(network: str, backbone: str, n_labels: int, output_stride: int, weights: str = "none",
-          frozen_bn: bool = True, rates: Sequence[int] | None = None, multi_scale: bool | None = None,
-          caffe: bool = False) -> DeepLab:
-    """One of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`; `weights` are the backbone's.
+class Settings(NamedTuple):
+    """A DeepLab: one of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`.
 
     frozen_bn: the backbone's batch norm learns nothing. rates: of the ASPP (deeplabv2: 6 12 18 24;
     deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: the loss (default: deeplabv2 only). caffe: the
-    layout of deeplab-pytorch's checkpoints. ValueError lists the valid names.
+    layout of deeplab-pytorch's checkpoints.
     """
+    network: str
+    backbone: str
+    output_stride: int
+    rates: Sequence[int] | None = None
+    caffe: bool = False
+    frozen_bn: bool = True
+    multi_scale: bool | None = None
+
+
+def build(settings: Settings, n_labels: int, weights: str = "none") -> DeepLab:
+    """The network of these settings; `weights` are the backbone's. ValueError lists the valid names."""
+    network, backbone, output_stride, rates, caffe, frozen_bn, multi_scale = settings
     if network not in NETWORKS:
         raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
     body = resnet.build(backbone, output_stride, weights, frozen_bn, dilate=True, caffe=caffe)
@@ -161,7 +172,9 @@ def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: s
             name = f"backbone.{found[1]}1.{found[2]}"
         elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
             stage, block, part, kind, field = found.groups()
-            inner = f"downsample.{'01'[kind == 'bn']}" if part == "shortcut" else kind + parts.get(part, "?")
+            inner = kind + parts.get(part, "?")
+            if part == "shortcut":
+                inner = "downsample.0" if kind == "conv" else "downsample.1"
             name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
         renamed[name] = value
     with_head = any(name.startswith("aspp.") for name in renamed)

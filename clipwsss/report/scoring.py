@@ -156,7 +156,7 @@ def print_curve(found: dict) -> None:
 
 
 def print_cam_curve(dataset: TagDataset, cams: Path) -> dict[str, float]:
-    """Print a folder's CAM mIoU over background thresholds; {threshold, miou} of the best, {} without masks."""
+    """Print a folder's CAM mIoU over thresholds; {threshold, miou} of the best, {} without masks."""
     if not dataset.has_masks:
         print("no masks: no mIoU")
         return {}

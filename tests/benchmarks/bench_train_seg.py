@@ -30,7 +30,8 @@ from clipwsss.pictures import voc_palette
 from clipwsss.training import Run, fit, make_optimizer, make_scheduler
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.pictures import write_mask
-from clipwsss.segment.segmenter import build_segmenter, probabilities
+from clipwsss.segment.predict import probabilities
+from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.datasets.transforms import train_transform
 
 SIZE = (250, 334)
