@@ -23,8 +23,8 @@ from clipwsss.options import parse, script_parser, stage_folder, training_flags,
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
-from clipwsss.refine.stages import (STAGES, Alpha, Constant, Picture, Snap, StageSettings, Walk, check_cam,
-                                    refined_maps, refined_mask)
+from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, StageSettings, Walk,
+                                    check_cam, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.scoring import THRESHOLDS, curve
 from clipwsss.training import Run, fit, pick_device, seed_everything
@@ -57,10 +57,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--beta", type=float, default=10.0, help="power of the affinities")
     add("--exp-times", type=int, default=8, help="the walk takes 2 to this many steps")
     add("--color-stride", type=int, default=4, help="image size over the grid of the colour walk")
-    add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) to snap masks to")
+    add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) that decide masks")
+    add("--segment-rule", choices=("sepl", "fma"), default="sepl", help="sepl: masks are snapped to "
+        "segments; fma: segments are painted by their scores, as for SemPLeS' 78.4 (--refine none)")
+    add("--segment-power", type=float, default=0.6, help="fma: background (1 - largest score)^this")
     add("--segment-inside", type=float, default=0.5,
-        help="a class takes a segment of which it has more than this share")
+        help="sepl: a class takes a segment of which it has more than this share")
     add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
+    add("--score-split", help="split whose masks are scored (default: --split)")
     add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
@@ -82,6 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 class Scored(NamedTuple):
     """One image's outcome: confusions of its mask and CAMs (None without truth), pixels that differ."""
+    name: str
     after: np.ndarray | None
     before: np.ndarray | None
     changed: int
@@ -139,7 +144,7 @@ def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: P
         write_mask(path, after, dataset.palette)
     truth, n = dataset.load_mask(index), len(dataset.classes) + 1
     tables = (None, None) if truth is None else (confusion(after, truth, n), confusion(before, truth, n))
-    return Scored(*tables, int((after != before).sum()), after.size)
+    return Scored(picture.name, *tables, int((after != before).sum()), after.size)
 
 
 def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str, jobs: ImageJobs,
@@ -218,20 +223,26 @@ def draw(run: Run, inputs: TaggedCams, background: Constant | Alpha, indices: li
     save(sheet, run.path("pictures.png"))
 
 
-def check_stages(names: list[str]) -> str | None:
-    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go."""
+def check_stages(names: list[str], painted: bool) -> str | None:
+    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go.
+
+    painted: segments decide at the end, from maps that no CRF or PAMR has decided before.
+    """
     walks = [name for name in names
              if name != "none" and not STAGES[name](StageSettings()).takes_background]
     alone = "none" not in names or names == ["none"]
     if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
         raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
                          "pamr; none stands alone")
+    if painted and names != ["none"] and names != walks:
+        raise InputError(f"--refine {' '.join(names)}: --segment-rule fma paints by maps; use none or a walk")
     return walks[0] if walks and walks[0] in NETWORKS else None
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
-    device, kind = pick_device(args.device), check_stages(args.refine)
+    device, kind = pick_device(args.device), check_stages(
+        args.refine, args.segments is not None and args.segment_rule == "fma")
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
     inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
     absent = inputs.missing()
@@ -258,12 +269,16 @@ def main(argv: list[str] | None = None) -> int:
     else:
         backgrounds = (Alpha(args.alpha) if args.threshold == "alpha" else Constant(args.threshold),) * 2
     if args.segments:
-        stages.append(Snap(args.segments, args.segment_inside, args.segment_cover))
+        stages.append(Paint(args.segments, args.segment_power) if args.segment_rule == "fma" else
+                      Snap(args.segments, args.segment_inside, args.segment_cover))
 
     work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"))
     results = list(jobs.run("pseudo masks", work, range(len(dataset))))
     if not results:
         raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
+    if args.score_split not in (None, args.split):
+        scored = build_dataset(args.dataset, args.data_root, args.score_split, skip_bad=args.skip_bad).names
+        results = [item if item.name in set(scored) else item._replace(after=None) for item in results]
     report(run, results)
     if args.pictures:
         good = [i for i in range(len(dataset)) if i not in jobs.failures]

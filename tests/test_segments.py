@@ -6,7 +6,12 @@ import pytest
 from PIL import Image
 
 from clipwsss.errors import InputError
-from clipwsss.refine.segments import read_segments, snap, write_segments
+from clipwsss.refine.segments import Segment, paint, snap, write_segments
+from clipwsss.refine.segments import read_segments as read_levelled
+
+
+def read_segments(*place):
+    return [segment.mask for segment in read_levelled(*place)]
 
 
 def area(size, rows, columns):
@@ -112,3 +117,35 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "cut.json").write_text("[]")
     with pytest.raises(InputError, match="both are there"):
         read_segments(tmp_path, "cut", (2, 2))
+
+
+def test_painting_by_hand_with_nested_segments():
+    """A whole with two parts: the whole is painted last; what no segment covers is background."""
+    maps = np.zeros((2, 4, 8), np.float32)
+    maps[0, :, :3], maps[1, :, 3:6] = 1.0, 0.6
+    maps[1, 0, 0] = -5.0  # cut to zero
+    left, right = np.zeros((4, 8), bool), np.zeros((4, 8), bool)
+    left[:, :3], right[:, 3:6] = True, True
+    far = np.zeros((4, 8), bool)
+    far[:2, 6:] = True
+    whole = left | right
+    parts = [Segment(left, 0), Segment(right, 0), Segment(far, 0)]
+    # scores: map 0: left 1, right 0, far 0; map 1: left 0, right 0.6 -> 1, far 0; background of far (1 - 0)^0.6 = 1
+    expected = np.zeros((4, 8), np.uint8)
+    expected[:, :3], expected[:, 3:6] = 1, 2
+    assert np.array_equal(paint(maps, parts), expected)
+    # with the whole: map 0 scores 0.5 there, map 1 0.3 -> 0.5; the first wins the tie, over (1 - 0.5)^0.6 = 0.66: background
+    assert np.array_equal(paint(maps, [*parts, Segment(whole, 2)]), np.zeros((4, 8), np.uint8))
+    assert np.array_equal(paint(maps, [*parts, Segment(whole, 2)], power=3.0)[:, :6], np.ones((4, 6), np.uint8))
+    assert not paint(maps, []).any()
+
+
+def test_levels_are_read_or_counted(tmp_path):
+    whole, part = np.zeros((6, 9), bool), np.zeros((6, 9), bool)
+    whole[1:5, 1:8], part[2:4, 2:5] = True, True
+    write_segments(tmp_path, "a", [part, whole])
+    assert [segment.level for segment in read_levelled(tmp_path, "a", (6, 9))] == [0, 1]
+    regions = json.loads((tmp_path / "a.json").read_text())
+    regions[0]["level"], regions[1]["level"] = 2, 0
+    (tmp_path / "b.json").write_text(json.dumps(regions))
+    assert [segment.level for segment in read_levelled(tmp_path, "b", (6, 9))] == [2, 0]

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .transforms import IGNORE
 from .base import Entry, Size, TagDataset, Transform, split_error
 from .coco_masks import Region, draw, parse
 
@@ -19,9 +18,11 @@ class CocoDataset(TagDataset):
     """COCO 2014 below `root`: annotations/instances_{train,val}2014.json, {train,val}2014/ (or in images/).
 
     Classes are the file's categories by id. Tags are all annotations of an image, crowds too, as in CLIMS'
-    release. Masks: crowds first as 255 (CLIMS: background), then the instances in the file's order, later
-    ones on top. Images without any annotation have no tag; they are left out and counted in `notes`.
+    release. Masks: crowds first as `crowd_label` (0, background, as CLIMS scores them; 255 ignores them),
+    then the instances in the file's order, later ones on top. Images without any annotation have no tag; they
+    are left out and counted in `notes`.
     """
+    crowd_label = 0
 
     def __init__(self, root: Path | str, split: str, transform: Transform | None = None,
                  skip_bad: bool = False):
@@ -75,7 +76,7 @@ class CocoDataset(TagDataset):
         size, regions = self._drawn[self.names[index]]
         mask = np.zeros(size, np.uint8)
         for number, crowd, region in regions:
-            mask[draw(region, size)] = IGNORE if crowd else number
+            mask[draw(region, size)] = self.crowd_label if crowd else number
         return mask
 
     def _check_mask(self, entry: Entry) -> None:

@@ -22,7 +22,7 @@ from .irn import STRIDE as IRN_STRIDE
 from .pamr import pamr
 from .psa import MULTIPLE
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
-from .segments import read_segments, snap
+from .segments import paint, read_segments, snap
 
 
 class Picture(NamedTuple):
@@ -162,9 +162,22 @@ class Snap:
     from_strided, takes_background = False, True
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        segments = read_segments(self.folder, picture.name, picture.size)
+        segments = [segment.mask for segment in read_segments(self.folder, picture.name, picture.size)]
         labels = snap(maps.argmax(0).numpy().astype(np.uint8), segments, self.inside, self.cover)
         return F.one_hot(torch.from_numpy(labels).long(), len(maps)).permute(2, 0, 1).float()
+
+
+@dataclass
+class Paint:
+    """Segments of a folder painted by their scores (FMA-WSSS, see `segments.paint`), the background's too."""
+    folder: Path
+    power: float = 0.6
+    from_strided, takes_background, gives_background = False, False, True
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        segments = read_segments(self.folder, picture.name, picture.size)
+        labels = torch.from_numpy(paint(maps.numpy(), segments, self.power)).long()
+        return F.one_hot(labels, len(maps) + 1).permute(2, 0, 1).float()
 
 
 class StageSettings(NamedTuple):
@@ -194,6 +207,7 @@ def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, 
         if stage.takes_background and not complete:
             maps, complete = background.after(maps), True
         maps = stage(picture, maps)
+        complete = complete or getattr(stage, "gives_background", False)
     return maps if complete else background.after(maps)
 
 
