@@ -25,7 +25,7 @@ from clipwsss.options import parse, script_parser, stage_folder, training_flags,
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine.stages import Refiner, check_cam
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.report.scoring import THRESHOLDS, curve
+from clipwsss.report.scoring import THRESHOLDS, miou_curve
 from clipwsss.datasets.transforms import train_transform
 
 REFINEMENTS = ("none", "crf", "color", "color+crf", "psa", "psa+crf", "irn", "irn+crf")
@@ -170,7 +170,7 @@ def best_thresholds(run: Run, source: Source, refiner: Refiner, jobs: ImageJobs)
             return PAPER_THRESHOLD, PAPER_THRESHOLD
         tables = sum(jobs.run("thresholds", partial(threshold_tables, source, refiner), known))
         names = ["background", *dataset.classes]
-        write_json([curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
+        write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
     refined, cams = json.loads(stored.read_text())
     print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, segments), "
           f"for CAMs alone {cams['threshold']:.2f}")

@@ -15,7 +15,8 @@ from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
 from .pictures import colored, contact_sheet, heat, save
-from .segment.segmenter import decide, load_segmenter, probabilities
+from .segment.predict import decide, probabilities
+from .segment.segmenter import load_segmenter
 from .toy.world import RECIPE, draw_world
 from .toy.__main__ import main as toy_main
 
@@ -71,7 +72,7 @@ def table(runs: Path) -> str:
 def sheet(runs: Path, data: Path) -> Path:
     """The contact sheet: image, CAM baseline, CAM guided, pseudo mask, prediction, truth."""
     dataset, folder, rows = build_dataset("toy", data, "train"), runs / "toy", []
-    network, _, _ = load_segmenter(folder / "train_seg" / "segmenter.pt")
+    network = load_segmenter(folder / "train_seg" / "segmenter.pt").network
     for index, name in enumerate(dataset.names[:8]):
         image = dataset.load_image(index)
         cams = [read_cam(folder / stage / "cams", name) for stage in ("train_cam", "train_prompt")]
