@@ -8,31 +8,31 @@ from typing import NamedTuple
 import numpy as np
 
 from clipwsss.datasets import TagDataset, build_dataset
-from clipwsss.files import atomic_path, write_json
 from clipwsss.errors import InputError, run_script
-from clipwsss.report.metrics import mean_present, scores
+from clipwsss.files import atomic_path, write_json
 from clipwsss.options import parse, run_flags, script_parser, stage_folder
-from clipwsss.pictures import confusion_picture, contact_sheet, overlay, save
-from clipwsss.report.scoring import THRESHOLDS, Folder, Scored, by_class, curve, print_curve, score_folder
+from clipwsss.pictures import contact_sheet, overlay, save
+from clipwsss.report.charts import confusion_picture
+from clipwsss.report.metrics import mean_present, scores
+from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, local_jobs,
+                                     miou_curve, print_curve, score_labels, score_thresholds)
 
-DEFAULTS = (("train_cam", "cams"), ("train_prompt", "cams"), ("make_pseudo", "masks"),
-            ("train_seg", "predictions"))
+DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
+            (LabelFolder, "make_pseudo", "masks"), (LabelFolder, "train_seg", "predictions"))
 
 
 class Result(NamedTuple):
-    """A folder's counts, what `metrics.scores` found in them, and the report for JSON."""
+    """A folder (CAMs: with their best threshold), its counts, their scores by class, the report for JSON."""
     folder: Folder
-    scored: Scored
-    found: dict
+    tally: Tally
+    scores: dict
     report: dict
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
-    parser = script_parser(__doc__, "python eval.py --dataset voc12 "
-                           "--data-root VOCdevkit/VOC2012 --split val")
-    run_flags(parser)
-    add = parser.add_argument
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val")
+    add = parser.add_argument_group("folders to score").add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of CAM files (.npz or IRN's .npy)")
     add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
@@ -40,71 +40,75 @@ def get_parser() -> argparse.ArgumentParser:
     add("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T",
         help="background scores to try on CAMs")
     add("--boundary", action="store_true", help="also boundary IoU (bands of 2%% of the image diagonal)")
+    add = parser.add_argument_group("outputs").add_argument
     add("--json", type=Path, metavar="FILE", help="write the figures here")
     add("--per-image", type=Path, metavar="FILE", help="write every image's scores, worst first, as CSV")
     add("--confusion", action="store_true", help="draw a confusion matrix per folder into OUT")
     add("--pictures", type=int, default=0, metavar="N",
         help="draw overlays of the first N images into OUT/pictures")
+    run_flags(parser)
     return parser
 
 
 def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> list[Folder]:
     """The folders of --cams and --masks, or the default outputs that hold this split's images."""
-    folders = [Folder(path, True) for path in args.cams] + [Folder(path, False) for path in args.masks]
-    if folders:
-        return folders
-    looked = [Folder(stage_folder(args.runs, args.dataset, stage) / name, name == "cams")
-              for stage, name in DEFAULTS]
-    folders = [item for item in looked if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
+    if args.cams or args.masks:
+        return [*map(CamFolder, args.cams), *map(LabelFolder, args.masks)]
+    places = [kind(stage_folder(args.runs, args.dataset, stage) / name) for kind, stage, name in DEFAULTS]
+    folders = [item for item in places if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
     if not folders:
-        places = ", ".join(str(item.path) for item in looked)
-        raise InputError(f"no files of split {args.split} in {places}: give --cams or --masks")
+        raise InputError(f"no files of split {args.split} in {', '.join(str(item.path) for item in places)}: "
+                         "give --cams or --masks")
     return folders
 
 
 def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> Result:
     """Score one folder: a CAM's threshold curve first, then label maps where details are asked for."""
-    names = ["background", *dataset.classes]
-    options = dict(workers=args.workers, skip_bad=args.skip_bad)
-    if folder.cams:
-        scored = score_folder(dataset, folder, args.thresholds, **options)
-        report = curve(scored.table, args.thresholds, names)
-        folder = folder._replace(threshold=report["best"]["threshold"])
-        scored = scored._replace(table=scored.table[report["curve"].index(report["best"])])
-    if not folder.cams or args.boundary or args.per_image:
-        scored = score_folder(dataset, folder, boundary=args.boundary, **options)
-    if not folder.cams:
-        report = curve(scored.table[None], [None], names)
-    for problem in scored.problems:
-        print(f"skipped: {problem}", file=sys.stderr)
-    found = scores(scored.table)
-    report = {"folder": str(folder.path), "images": scored.images, "classes": int(found["classes"]), **report}
-    report["accuracy"] = round(float(found["accuracy"]), 4)
-    for key in ("precision", "recall"):
-        report[key] = by_class(found[key], names)
-        report[f"mean_{key}"] = round(float(found[f"mean_{key}"]), 4)
+    names, jobs = ["background", *dataset.classes], local_jobs(dataset, args.workers, args.skip_bad)
+    curve = None
+    if isinstance(folder, CamFolder):
+        tally = score_thresholds(dataset, folder, jobs, args.thresholds)
+        curve = miou_curve(tally.confusion, args.thresholds, names)
+        best = curve["curve"].index(curve["best"])
+        folder = folder._replace(threshold=curve["best"]["threshold"])
+        tally = tally._replace(confusion=tally.confusion[best])
+    if curve is None or args.boundary or args.per_image:
+        tally = score_labels(dataset, folder, jobs, args.boundary, bool(args.per_image))
+    curve = curve or miou_curve(tally.confusion[None], [None], names)
+    figures = scores(tally.confusion)
     if args.boundary:
-        found["boundary"] = scores(scored.boundary)["iou"][:-1]
-        report.update(boundary_miou=round(float(mean_present(found["boundary"])), 4),
-                      boundary_iou=by_class(found["boundary"], names))
-    return Result(folder, scored, found, report)
+        figures["boundary"] = scores(tally.boundary)["iou"][:-1]
+    return Result(folder, tally, figures, report_of(folder, tally.images, curve, figures, names))
+
+
+def report_of(folder: Folder, images: int, curve: dict, figures: dict, names: list[str]) -> dict:
+    """One folder's figures for JSON, in percent."""
+    report = {"folder": str(folder.path), "images": images, "classes": int(figures["classes"]), **curve}
+    report["accuracy"] = round(float(figures["accuracy"]), 4)
+    for key in ("precision", "recall"):
+        report[key] = by_class(figures[key], names)
+        report[f"mean_{key}"] = round(float(figures[f"mean_{key}"]), 4)
+    if "boundary" in figures:
+        report |= {"boundary_miou": round(float(mean_present(figures["boundary"])), 4),
+                   "boundary_iou": by_class(figures["boundary"], names)}
+    return report
 
 
 def print_result(result: Result, names: list[str]) -> None:
     """One folder's table: the curve of CAMs, then every class that occurs."""
-    report, found = result.report, result.found
-    kind = "CAMs" if result.folder.cams else "label maps"
-    print(f"\n{result.folder.path}: {kind} of {report['images']} images, {report['classes']} classes occur")
-    if result.folder.cams:
-        print_curve(report)
-        print(f"best threshold {result.folder.threshold:g}:")
-    keys = ["iou", "precision", "recall"] + ["boundary"] * ("boundary" in found)
+    folder, _, figures, report = result
+    what = "label maps" if folder.threshold is None else "CAMs"
+    print(f"\n{folder.path}: {what} of {report['images']} images, {report['classes']} classes occur")
+    if folder.threshold is not None:
+        print_curve(report["curve"])
+        print(f"best threshold {folder.threshold:g}:")
+    keys = ["iou", "precision", "recall"] + ["boundary"] * ("boundary" in figures)
     width = max(map(len, names)) + 2
     print(" " * width + "".join(f"{key:>11}" for key in keys))
     for index, name in enumerate(names):
-        if np.isfinite(found["iou"][index]):
-            figures = "".join(f"{found[key][index]:11.2f}" for key in keys)
-            print(f"{name:<{width}}{figures.replace('nan', '  -')}")
+        if np.isfinite(figures["iou"][index]):
+            line = "".join(f"{figures[key][index]:11.2f}" for key in keys)
+            print(f"{name:<{width}}{line.replace('nan', '  -')}")
     wanted = ("mean_precision", "mean_recall", "boundary_miou")
     means = [report["best"]["miou"]] + [report[key] for key in wanted if key in report]
     print(f"{'mean':<{width}}" + "".join(f"{value:11.2f}" for value in means))
@@ -115,11 +119,11 @@ def print_comparison(results: list[Result], names: list[str]) -> None:
     """All folders in one summary; two of them also side by side with the difference per class."""
     print("\n mIoU  accuracy  threshold  folder")
     for result in results:
-        threshold = f"{result.folder.threshold:g}" if result.folder.cams else "-"
+        threshold = "-" if result.folder.threshold is None else f"{result.folder.threshold:g}"
         print(f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f} {threshold:>10}  "
               f"{result.folder.path}")
     if len(results) == 2:
-        first, second = (np.append(result.found["iou"], result.found["miou"]) for result in results)
+        first, second = (np.append(result.scores["iou"], result.scores["miou"]) for result in results)
         width = max(map(len, names)) + 2
         print(f"\n{'IoU':<{width}}    first   second  second - first")
         for name, before, after in zip([*names, "mean"], first, second):
@@ -130,7 +134,7 @@ def print_comparison(results: list[Result], names: list[str]) -> None:
 
 def write_csv(path: Path, results: list[Result]) -> None:
     """Scores of every image, worst first, of all folders."""
-    rows = [(str(result.folder.path), *row) for result in results for row in result.scored.rows]
+    rows = [(str(result.folder.path), *row) for result in results for row in result.tally.per_image]
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["folder", "image", "miou", "accuracy"])
@@ -180,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.confusion:
         for label, result in zip(labels_of([result.folder for result in results]), results):
             path = args.out / f"confusion-{label}.png"
-            save(confusion_picture(result.scored.table, names), path)
+            save(confusion_picture(result.tally.confusion, names), path)
             print(f"confusion matrix in {path}")
     if args.pictures:
         draw(dataset, [result.folder for result in results] or folders, args.out / "pictures", args.pictures)

@@ -26,7 +26,7 @@ from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, StageSettings, Walk,
                                     check_cam, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
-from clipwsss.report.scoring import THRESHOLDS, curve
+from clipwsss.report.scoring import THRESHOLDS, miou_curve
 from clipwsss.training import Run, fit, pick_device, seed_everything
 
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
@@ -184,7 +184,7 @@ def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs)
             return PAPER_THRESHOLD, PAPER_THRESHOLD
         tables = sum(jobs.run("thresholds", partial(threshold_tables, inputs, stages), masked))
         names = ["background", *dataset.classes]
-        write_json([curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
+        write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
     refined, cams = json.loads(stored.read_text())
     print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, segments), "
           f"for CAMs alone {cams['threshold']:.2f}")

@@ -1,4 +1,4 @@
-"""Pictures of results: overlays, heat maps, contact sheets and confusion matrices; palette PNG files."""
+"""Pictures of images and label maps: overlays, heat maps, contact sheets; palette PNG files."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,12 +65,12 @@ def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Se
     """The picture over a list of its label map's classes and their shares (names: background first)."""
     font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
     shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
-    found = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
-    texts = [f"{names[index]} {max(100 * shares[index], 0.1):.1f} %" for index in found]
-    result = Image.new("RGB", (picture.width, picture.height + line * max(len(found), 1)), "white")
+    present = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
+    texts = [f"{names[index]} {max(100 * shares[index], 0.1):.1f} %" for index in present]
+    result = Image.new("RGB", (picture.width, picture.height + line * max(len(present), 1)), "white")
     result.paste(picture, (0, 0))
     draw, top = ImageDraw.Draw(result), picture.height
-    for index, text in zip(found or [0], texts or ["nothing but background"]):
+    for index, text in zip(present or [0], texts or ["nothing but background"]):
         color = tuple(np.asarray(palette[index]).tolist())
         draw.rectangle((3, top + 3, TEXT_SIZE + 3, top + line - 3), color, "gray")
         draw.text((line + 3, top + line / 2), text, "black", font, anchor="lm")
@@ -123,31 +123,3 @@ def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
         return text
     fitting = (text[:end] + "..." for end in range(len(text) - 1, 0, -1))
     return next((cut for cut in fitting if font.getlength(cut) <= width), "...")
-
-
-def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
-    """The confusion [n,n] as a picture: rows true classes, columns predictions, in percent of the row.
-
-    Names stand at the left and, turned, on top; rows of classes that do not occur stay grey.
-    """
-    font = ImageFont.load_default(TEXT_SIZE)
-    margin = int(max(font.getlength(name) for name in names)) + 10
-    side = margin + len(names) * cell + 1
-    picture = Image.new("RGB", (side, side), "white")
-    draw = ImageDraw.Draw(picture)
-    share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    for (row, column), depth in np.ndenumerate(share):
-        left, top = margin + column * cell, margin + row * cell
-        full = np.array((30, 120, 50) if row == column else (190, 40, 40))
-        color = tuple((255 - (255 - full) * depth**0.5).round().astype(int).tolist())
-        color = color if table[row].any() else "gainsboro"
-        draw.rectangle((left, top, left + cell, top + cell), color, "silver")
-        if depth >= 0.005:
-            text_color, center = "white" if depth > 0.4 else "black", (left + cell / 2, top + cell / 2)
-            draw.text(center, f"{100 * depth:.0f}", text_color, font, anchor="mm")
-    for index, name in enumerate(names):
-        label = Image.new("RGB", (margin, cell - 2), "white")
-        ImageDraw.Draw(label).text((5, cell / 2), name, "black", font, anchor="lm")
-        picture.paste(label, (0, margin + index * cell + 1))
-        picture.paste(label.rotate(90, expand=True), (margin + index * cell + 1, 0))
-    return picture

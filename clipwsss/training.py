@@ -149,8 +149,8 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     `end_epoch(epoch)` is told each epoch's number.
     InputError on a loss that is not finite names the batch's images.
     """
-    device = groups[0]["params"][0].device
     optimizer = make_optimizer(groups, training)
+    device = optimizer.param_groups[0]["params"][0].device
     per_epoch = -(-len(loader) // training.accumulate)
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)

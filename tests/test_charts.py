@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from clipwsss.report.charts import COLORS, bars, radar
+from clipwsss.report.charts import COLORS, bars, confusion_picture, radar
 
 BAR = np.array((170, 195, 230))
 
@@ -23,9 +23,26 @@ def test_bars_are_as_long_as_their_means():
     assert lengths[0] > 300 and lengths[3] == 0
 
 
-@pytest.mark.parametrize("values", [[[0.0]], [[]], [[100.0, 100.0]], [[0.03]]])
-def test_odd_values_are_drawn_too(values):
-    assert bars(["row"], values).width >= 760
+def dots(picture):
+    """Left and right end of the only row's dots in pixels: their centres, one or several seeds."""
+    pixels = np.asarray(picture).astype(int)
+    columns = np.flatnonzero((np.abs(pixels - COLORS[0]).sum(-1) < 60).any(0))
+    return (columns[0] + 2, columns[-1] - 2) if len(columns) else None
+
+
+def test_a_dot_stands_at_every_seeds_value():
+    left, right = dots(bars(["row"], [[0.0, 80.0]]))
+    assert left == pytest.approx(34, abs=2) and right == pytest.approx(690 - 13, abs=2)  # 2 % of room
+    assert dots(bars(["row"], [[20.0, 80.0]]))[0] == pytest.approx(left + 0.25 * (right - left), abs=2)
+    for values in ([100.0, 100.0], [0.03]):  # the highest value ends the scale, whatever it is
+        assert dots(bars(["row"], [values])) == pytest.approx((right, right), abs=2)
+    assert dots(bars(["row"], [[0.0]])) == pytest.approx((left, left), abs=2)
+
+
+def test_a_row_without_values_is_called_failed():
+    pixels = np.asarray(bars(["row"], [[]])).astype(int)
+    assert dots(pixels) is None and (pixels[..., 0] - pixels[..., 1] > 100).sum() > 20  # a red word
+    assert bar_lengths(bars(["row"], [[]])) == [0]
 
 
 def test_radar_has_a_corner_at_every_share():
@@ -37,3 +54,14 @@ def test_radar_has_a_corner_at_every_share():
         spot = picture[center[1] + dy, center[0] + dx]
         assert np.abs(spot - COLORS[0]).sum() < 60, (dx, dy, spot)
     assert np.abs(picture[center[1], center[0] - 50] - COLORS[0]).sum() > 200
+
+
+def test_confusion_picture_colours_by_share_of_the_row():
+    table = np.array([[3, 1, 0], [0, 0, 0], [0, 5, 5]])
+    picture = confusion_picture(table, ["a", "bb", "c"], cell=30)
+    left = picture.width - 3 * 30 - 1
+    corners = [[picture.getpixel((left + 30 * column + 3, left + 30 * row + 3)) for column in range(3)]
+               for row in range(3)]
+    assert corners[0][2] == (255, 255, 255) and corners[1] == [(220, 220, 220)] * 3
+    assert corners[0][0][1] > corners[0][0][0] and corners[0][1][0] > corners[0][1][1]
+    assert sum(corners[2][1]) < sum(corners[0][1])

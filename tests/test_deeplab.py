@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from clipwsss.networks import deeplab, resnet
 
 MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
+CAFFE = deeplab.Design("deeplabv2", "resnet50", 8, caffe=True)
 BLOCKS = (3, 4, 6, 3)  # ResNet-50: the 101's third stage only repeats its block
 
 
@@ -71,7 +72,7 @@ def plain_forward(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch
 
 def test_published_checkpoint_gives_the_same_logits():
     state = published_state(21, "aspp")
-    network = deeplab.build(deeplab.Settings("deeplabv2", "resnet50", 8, caffe=True), 21).eval()
+    network = deeplab.build(CAFFE, 21).eval()
     assert deeplab.is_deeplab_pytorch(state) and not deeplab.is_deeplab_pytorch(network.state_dict())
     assert deeplab.load_deeplab_pytorch(network, state, "v2.pth")
     images = torch.rand(1, 3, 65, 92)
@@ -90,7 +91,7 @@ def test_published_checkpoint_gives_the_same_logits():
 
 def test_v1_checkpoint_leaves_the_new_layers_alone_and_misfits_are_named():
     state = published_state(21, "fc")
-    network = deeplab.build(deeplab.Settings("deeplabv2", "resnet50", 8, caffe=True), 21)
+    network = deeplab.build(CAFFE, 21)
     before = network.aspp[0].weight.clone()
     assert not deeplab.load_deeplab_pytorch(network, state, "v1.pth")
     assert torch.equal(network.aspp[0].weight, before)
@@ -107,7 +108,7 @@ def test_v1_checkpoint_leaves_the_new_layers_alone_and_misfits_are_named():
 
 @pytest.mark.parametrize("name, expected", [("deeplabv2", (2, 7, 9, 12)), ("deeplabv3plus", (2, 7, 36, 48))])
 def test_shapes_groups_and_frozen_batch_norm(name, expected):
-    network = deeplab.build(deeplab.Settings(name, "resnet_tiny", 4, rates=(1, 2, 3)), 7).train()
+    network = deeplab.build(deeplab.Design(name, "resnet_tiny", 4, (1, 2, 3)), 7).train()
     images = torch.rand(2, 3, 36, 48)
     logits = network(images)
     assert logits.shape == expected
@@ -120,12 +121,12 @@ def test_shapes_groups_and_frozen_batch_norm(name, expected):
         assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-2, 2e-2])
         assert [group["weight_decay"] for group in groups] == [5e-4, 5e-4, 0.0]
         assert [{item.dim() for item in group["params"]} for group in groups[1:]] == [{4}, {1}]
-    thawed = deeplab.build(deeplab.Settings(name, "resnet_tiny", 4, frozen_bn=False), 7).train()
+    thawed = deeplab.build(deeplab.Design(name, "resnet_tiny", 4, frozen_bn=False), 7).train()
     assert thawed.backbone.bn1.training and thawed.backbone.bn1.weight.requires_grad
 
 
 def test_aspp_is_the_sum_of_its_branches():
-    network = deeplab.build(deeplab.Settings("deeplabv2", "resnet_tiny", 4, rates=(1, 2)), 3).eval()
+    network = deeplab.build(deeplab.Design("deeplabv2", "resnet_tiny", 4, (1, 2)), 3).eval()
     features = torch.randn(1, 64, 9, 7)
     network.backbone = torch.nn.Identity()
     first = F.conv2d(features, network.aspp[0].weight, network.aspp[0].bias, padding=1)
@@ -150,16 +151,17 @@ def test_loss_by_hand_with_ignored_and_balanced_pixels():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="valid: deeplabv2, deeplabv3plus"):
-        deeplab.build(deeplab.Settings("unet", "resnet_tiny", 4), 3)
+        deeplab.build(deeplab.Design("unet", "resnet_tiny", 4), 3)
 
 
 def test_lifts_out_with_resnet_alone(tmp_path):
-    folder = tmp_path / "networks"
+    folder = tmp_path / "lifted"
     folder.mkdir()
     (folder / "__init__.py").touch()
     for module in (deeplab, resnet):
         shutil.copy(module.__file__, folder)
-    code = ("import torch; from networks import deeplab; "
-            "print(*deeplab.build(deeplab.Settings('deeplabv2', 'resnet_tiny', 4), 3)(torch.rand(1, 3, 32, 40)).shape)")
+    code = ("import torch; from lifted import deeplab; "
+            "design = deeplab.Design('deeplabv2', 'resnet_tiny', 4); "
+            "print(*deeplab.build(design, 3)(torch.rand(1, 3, 32, 40)).shape)")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "1 3 8 10", done.stderr

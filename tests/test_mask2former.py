@@ -4,12 +4,12 @@ import sys
 import pytest
 import torch
 
-from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
+from clipwsss.pictures import voc_palette
 from clipwsss.segment.predict import probabilities
-from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
+from clipwsss.segment.segmenter import Segmenter, build_segmenter, load_segmenter
 
-CONFIG = dict(network="mask2former", backbone="", output_stride=4, rates=None, classes=["cat", "dog"])
+DESIGN = {"network": "mask2former"}
 
 
 @pytest.fixture
@@ -26,6 +26,10 @@ def tiny(tmp_path) -> str:
     return str(tmp_path / "tiny")
 
 
+def built(weights: str, *classes: str) -> Segmenter:
+    return build_segmenter(DESIGN, classes or ("cat", "dog"), voc_palette(), weights)
+
+
 def squares() -> tuple[torch.Tensor, torch.Tensor]:
     """Two images of a bright square with their masks; a column is ignored."""
     images, masks = torch.full((2, 3, 64, 48), 0.3), torch.zeros(2, 64, 48, dtype=torch.int64)
@@ -38,7 +42,7 @@ def squares() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_learns_and_predicts_at_image_size(tiny):
     torch.manual_seed(0)
-    network, config = build_segmenter(CONFIG, tiny)
+    network = built(tiny).network
     images, masks = squares()
     groups = network.parameter_groups(1e-3, 0.05)
     assert {group["lr"] for group in groups} == {1e-3, 1e-2}
@@ -52,24 +56,24 @@ def test_learns_and_predicts_at_image_size(tiny):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    found = probabilities(network.eval(), images, (1.0, 1.5), flip=True)
-    assert found.shape == (2, 3, 64, 48)
-    assert torch.allclose(found.sum(1), torch.ones(2, 64, 48), atol=1e-4)
-    assert (found.argmax(1) == masks)[:, :, 1:].float().mean() > 0.7
+    shares = probabilities(network.eval(), images, (1.0, 1.5), flip=True)
+    assert shares.shape == (2, 3, 64, 48)
+    assert torch.allclose(shares.sum(1), torch.ones(2, 64, 48), atol=1e-4)
+    assert (shares.argmax(1) == masks)[:, :, 1:].float().mean() > 0.7
     empty = torch.full_like(masks, 255)
     assert torch.isfinite(network.training_loss(images, empty))
 
 
 def test_file_rebuilds_the_network(tiny, tmp_path):
-    network, config = build_segmenter(CONFIG, tiny)
-    save_segmenter(network, config, voc_palette(), tmp_path / "segmenter.pt")
-    loaded, _, _ = load_segmenter(tmp_path / "segmenter.pt")
+    segmenter = built(tiny)
+    segmenter.save(tmp_path / "segmenter.pt")
+    network, loaded = segmenter.network, load_segmenter(tmp_path / "segmenter.pt").network
     images = squares()[0]
     with torch.no_grad():
         assert torch.equal(loaded(images), network.eval()(images))
     assert loaded.model.class_predictor.out_features == 4  # background, two classes, no object
     network.model.save_pretrained(tmp_path / "published")
-    other, _ = build_segmenter({**CONFIG, "classes": ["cat"]}, tmp_path / "published")
+    other = built(str(tmp_path / "published"), "cat").network
     body = "model.pixel_level_module.decoder.mask_projection.weight"
     assert torch.equal(other.model.state_dict()[body], network.model.state_dict()[body])
     assert other.model.class_predictor.out_features == 3
@@ -78,15 +82,15 @@ def test_file_rebuilds_the_network(tiny, tmp_path):
 def test_bad_starts_are_one_clear_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="--weights imagenet: mask2former starts from a model"):
-        build_segmenter(CONFIG, "imagenet")
+        built("imagenet")
     with pytest.raises(InputError, match="nowhere") as caught:
-        build_segmenter(CONFIG, str(tmp_path / "nowhere"))
+        built(str(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="--balanced"):
-        build_segmenter(CONFIG, tiny)[0].training_loss(*squares(), balanced=True)
+        built(tiny).network.training_loss(*squares(), balanced=True)
 
 
 def test_without_the_package_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="pip install transformers"):
-        build_segmenter(CONFIG, "none")
+        built("none")

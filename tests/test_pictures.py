@@ -60,14 +60,3 @@ def test_contact_sheet_places_pictures_in_rows_and_columns():
     assert sheet.getpixel((24, line + 40 + line + 10)) == (255, 255, 255)
     with pytest.raises(ValueError, match="shorter"):
         pictures.contact_sheet([[red]], ["one", "two"])
-
-
-def test_confusion_picture_colours_by_share_of_the_row():
-    table = np.array([[3, 1, 0], [0, 0, 0], [0, 5, 5]])
-    picture = pictures.confusion_picture(table, ["a", "bb", "c"], cell=30)
-    left = picture.width - 3 * 30 - 1
-    corners = [[picture.getpixel((left + 30 * column + 3, left + 30 * row + 3)) for column in range(3)]
-               for row in range(3)]
-    assert corners[0][2] == (255, 255, 255) and corners[1] == [(220, 220, 220)] * 3
-    assert corners[0][0][1] > corners[0][0][0] and corners[0][1][0] > corners[0][1][1]
-    assert sum(corners[2][1]) < sum(corners[0][1])

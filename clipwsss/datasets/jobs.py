@@ -6,12 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..progress import Progress
 from ..errors import InputError
+from ..progress import Progress
+
+CHUNK = 16  # images that a process takes at most at a time: sending results costs little then
+ROUNDS = 16  # fewer, where a process would not get so many chunks: all end at about the same time
+Outcome = tuple[int, object, str | None]  # image number, result, problem
 
 
 class ImageJobs:
-    """Runs functions of image numbers in `workers` processes (0: in this one; on CUDA they start by spawn).
+    """Runs functions of image numbers in this process and `workers` others (on CUDA they start by spawn).
 
     The first bad image raises InputError; with `skip_bad` it is printed, kept in `failures` (number -> line)
     and left out of later runs too.
@@ -19,11 +23,14 @@ class ImageJobs:
 
     def __init__(self, names: Sequence[str], workers: int, device: torch.device, skip_bad: bool = False):
         self.names, self.workers, self.skip_bad = names, workers, skip_bad
-        self.context = "spawn" if workers and device.type == "cuda" else None
+        self.context = "spawn" if device.type == "cuda" else None
         self.failures: dict[int, str] = {}
 
     def leave_out(self, failures: dict[int, str]) -> None:
-        """Print these failures (number -> line) and leave their images out from now on."""
+        """Print these failures (number -> line), leave their images out; InputError without `skip_bad`."""
+        if failures and not self.skip_bad:
+            more = f"and {len(failures) - 1} more of {len(self.names)} images; " if len(failures) > 1 else ""
+            raise InputError(f"{next(iter(failures.values()))} ({more}--skip-bad goes on without)")
         self.failures |= failures
         for problem in failures.values():
             print(f"skipped: {problem}", file=sys.stderr)
@@ -31,28 +38,46 @@ class ImageJobs:
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
         """Yield the results of `work(index)` in order, under a progress line."""
         todo = [index for index in indices if index not in self.failures]
-        loader = DataLoader(_Jobs(work, self.names), batch_size=None, sampler=todo, collate_fn=tuple,
-                            num_workers=min(self.workers, len(todo)),
-                            multiprocessing_context=self.context if todo else None)
-        progress = Progress(label, len(todo))
-        for index, result, problem in loader:
-            if problem and not self.skip_bad:
-                raise InputError(f"{problem} (--skip-bad goes on without)")
-            progress.update(1)
-            if problem:
-                self.leave_out({index: problem})
-            else:
-                yield result
+        size = min(CHUNK, 1 + len(todo) // (ROUNDS * (self.workers + 1)))
+        chunks = _Chunks(work, self.names, [todo[start:start + size] for start in range(0, len(todo), size)])
+        progress, threads = Progress(label, len(todo)), torch.get_num_threads()
+        workers = max(0, min(self.workers, len(chunks) - 1))
+        try:
+            torch.set_num_threads(1 if workers else threads)  # as in the workers: all images come out alike
+            for index, result, problem in self._outcomes(chunks, workers):
+                progress.update(1)
+                if problem:
+                    self.leave_out({index: problem})
+                else:
+                    yield result
+        finally:
+            torch.set_num_threads(threads)
         progress.close()
+
+    def _outcomes(self, chunks: "_Chunks", workers: int) -> Iterator[Outcome]:
+        """The chunks' outcomes in order; this process takes each (workers + 1)-th chunk itself."""
+        theirs = [number for number in range(len(chunks)) if number % (workers + 1)]
+        arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=workers,
+                                   collate_fn=list, prefetch_factor=4 if workers else None,
+                                   multiprocessing_context=self.context if workers else None))
+        for number, indices in enumerate(chunks.parts):
+            yield from next(arriving) if number % (workers + 1) else map(chunks.attempt, indices)
 
 
 @dataclass
-class _Jobs(Dataset):
-    """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
+class _Chunks(Dataset):
+    """Chunks of images as a data set, whose loader brings the processes; an item: a chunk's outcomes."""
     work: Callable[[int], object]
     names: Sequence[str]
+    parts: list[Sequence[int]]
 
-    def __getitem__(self, index: int) -> tuple[int, object, str | None]:
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, number: int) -> list[Outcome]:
+        return [self.attempt(index) for index in self.parts[number]]
+
+    def attempt(self, index: int) -> Outcome:
         try:
             return index, self.work(index), None
         except InputError as error:

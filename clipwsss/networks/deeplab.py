@@ -5,6 +5,7 @@ Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave 
 """
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,24 @@ from . import resnet
 
 IGNORE = 255
 NETWORKS = ("deeplabv2", "deeplabv3plus")
+# deeplab-pytorch's names of a bottleneck's layers; its shortcut's are those of torchvision's `downsample`
+CONVOLUTIONS, SHORTCUT = {"reduce": "1", "conv3x3": "2", "increase": "3"}, {"conv": "0", "bn": "1"}
+
+
+class Design(NamedTuple):
+    """What a network is built from, beside labels and weights: one of NETWORKS on one of resnet.BACKBONES.
+
+    rates: of the ASPP (None: deeplabv2 6 12 18 24; deeplabv3plus 6 12 18, doubled at stride 8). multi_scale:
+    the loss (None: deeplabv2 only). frozen_bn: the backbone's batch norm learns nothing. caffe: the layout of
+    deeplab-pytorch's checkpoints.
+    """
+    network: str
+    backbone: str
+    output_stride: int = 8
+    rates: Sequence[int] | None = None
+    multi_scale: bool | None = None
+    frozen_bn: bool = True
+    caffe: bool = False
 
 
 class DeepLab(nn.Module):
@@ -93,34 +112,21 @@ class DeepLabV3Plus(DeepLab):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-class Settings(NamedTuple):
-    """A DeepLab: one of NETWORKS on one of resnet.BACKBONES, dilated to `output_stride`.
+def build(design: Design, n_labels: int, weights: str | Path = "none") -> DeepLab:
+    """The network of a design; `weights` are the backbone's, as of `resnet.build`.
 
-    frozen_bn: the backbone's batch norm learns nothing. rates: of the ASPP (deeplabv2: 6 12 18 24;
-    deeplabv3plus: 6 12 18, doubled at stride 8). multi_scale: the loss (default: deeplabv2 only). caffe: the
-    layout of deeplab-pytorch's checkpoints.
+    ValueError lists the valid names, or says which weights do not fit.
     """
-    network: str
-    backbone: str
-    output_stride: int
-    rates: Sequence[int] | None = None
-    caffe: bool = False
-    frozen_bn: bool = True
-    multi_scale: bool | None = None
-
-
-def build(settings: Settings, n_labels: int, weights: str = "none") -> DeepLab:
-    """The network of these settings; `weights` are the backbone's. ValueError lists the valid names."""
-    network, backbone, output_stride, rates, caffe, frozen_bn, multi_scale = settings
-    if network not in NETWORKS:
-        raise ValueError(f"unknown network '{network}'; valid: {', '.join(NETWORKS)}")
-    body = resnet.build(backbone, output_stride, weights, frozen_bn, dilate=True, caffe=caffe)
-    for module in body.batch_norms() if frozen_bn else ():
+    if design.network not in NETWORKS:
+        raise ValueError(f"unknown network '{design.network}'; valid: {', '.join(NETWORKS)}")
+    body = resnet.build(design.backbone, design.output_stride, weights, design.frozen_bn, dilate=True,
+                        caffe=design.caffe)
+    for module in body.batch_norms() if design.frozen_bn else ():
         module.requires_grad_(False)
-    if network == "deeplabv2":
-        return DeepLabV2(body, n_labels, rates or (6, 12, 18, 24), multi_scale in (None, True))
-    rates = rates or ((12, 24, 36) if output_stride == 8 else (6, 12, 18))
-    return DeepLabV3Plus(body, n_labels, rates, bool(multi_scale))
+    if design.network == "deeplabv2":
+        return DeepLabV2(body, n_labels, design.rates or (6, 12, 18, 24), design.multi_scale is not False)
+    rates = design.rates or ((12, 24, 36) if design.output_stride == 8 else (6, 12, 18))
+    return DeepLabV3Plus(body, n_labels, rates, bool(design.multi_scale))
 
 
 def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
@@ -163,18 +169,16 @@ def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: s
     Theirs sees BGR: the first convolution's channels are turned round. V1's `fc` is left out, the ASPP then
     keeps its start. ValueError names `source` and what does not fit the network (of the caffe layout).
     """
-    parts = {"reduce": "1", "conv3x3": "2", "increase": "3"}
     renamed = {}
     for name, value in state.items():
         name = name.removeprefix("base.").replace("aspp.c", "aspp.")
-        if found := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
-            value = value.flip(1) if found[1] == "conv" else value
-            name = f"backbone.{found[1]}1.{found[2]}"
-        elif found := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
-            stage, block, part, kind, field = found.groups()
-            inner = kind + parts.get(part, "?")
-            if part == "shortcut":
-                inner = "downsample.0" if kind == "conv" else "downsample.1"
+        if stem := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
+            kind, field = stem.groups()
+            name, value = f"backbone.{kind}1.{field}", value.flip(1) if kind == "conv" else value
+        elif layer := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
+            stage, block, part, kind, field = layer.groups()
+            inner = f"{kind}{CONVOLUTIONS.get(part, '?')}"
+            inner = f"downsample.{SHORTCUT[kind]}" if part == "shortcut" else inner
             name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
         renamed[name] = value
     with_head = any(name.startswith("aspp.") for name in renamed)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deeplab import IGNORE
 from ..errors import InputError
+from .deeplab import IGNORE
 from .resnet import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -28,10 +28,10 @@ class Mask2Former(nn.Module):
 
         Masks are enlarged before the sum. A softmax over labels makes scores that sum to one of it.
         """
-        found = self.model(pixel_values=(images - self.mean) / self.std)
-        masks = F.interpolate(found.masks_queries_logits, images.shape[-2:], mode="bilinear",
+        queries = self.model(pixel_values=(images - self.mean) / self.std)
+        masks = F.interpolate(queries.masks_queries_logits, images.shape[-2:], mode="bilinear",
                               align_corners=False)
-        labels = found.class_queries_logits.softmax(-1)[..., :-1]
+        labels = queries.class_queries_logits.softmax(-1)[..., :-1]
         return torch.einsum("bqn,bqhw->bnhw", labels, masks.sigmoid()).clamp_min(1e-6).log()
 
     def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
@@ -55,31 +55,40 @@ class Mask2Former(nn.Module):
         return list(groups.values())
 
 
-def build(config: dict, n_labels: int, weights: str) -> tuple[Mask2Former, dict]:
-    """The network, and the config with the model's own under "model", from which it is rebuilt.
+def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former:
+    """The network from `weights`, or with no weights from `model`, the settings of another.
 
-    weights: a hub model's name, a folder of save_pretrained, one with a config.json alone (random), or none.
-    ModuleNotFoundError says how to install the package.
+    weights: a hub model's name or a folder of save_pretrained, of a whole Mask2Former or of a Swin backbone
+    alone (ImageNet's: a Mask2Former trained on ADE20K or COCO has seen masks); a folder with a config.json
+    alone (random); or none. ModuleNotFoundError says how to install the package.
     """
     try:
-        from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+        from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinBackbone
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--network mask2former needs: pip install transformers") from None
-    if "model" in config:
-        settings = Mask2FormerConfig.from_dict(config["model"])
-    elif weights == "imagenet":
+    if weights == "imagenet":
         raise InputError("--weights imagenet: mask2former starts from a model of transformers, such as "
-                         "facebook/mask2former-swin-large-ade-semantic, or none")
-    elif weights == "none":
-        settings = Mask2FormerConfig(num_labels=n_labels)
-    elif (Path(weights) / "config.json").is_file() and not any(Path(weights).glob("*.safetensors")):
-        settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
-    else:
-        try:
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(
-                weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True)
-        except OSError as error:
-            raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error
-        return Mask2Former(model), {**config, "model": model.config.to_dict()}
-    model = Mask2FormerForUniversalSegmentation(settings)
-    return Mask2Former(model), {**config, "model": settings.to_dict()}
+                         "microsoft/swin-large-patch4-window12-384-in22k, or none")
+    if model is not None:
+        return Mask2Former(Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(model)))
+    if weights == "none":
+        return Mask2Former(Mask2FormerForUniversalSegmentation(Mask2FormerConfig(num_labels=n_labels)))
+    stored = not (Path(weights) / "config.json").is_file() or any(Path(weights).glob("*.safetensors"))
+    try:
+        settings = AutoConfig.from_pretrained(weights)
+        if settings.model_type == "swin":
+            stages = [f"stage{number}" for number in range(1, len(settings.depths) + 1)]
+            settings.out_features = stages
+            network = Mask2FormerForUniversalSegmentation(
+                Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
+            if stored:
+                network.model.pixel_level_module.encoder = SwinBackbone.from_pretrained(
+                    weights, out_features=stages, use_safetensors=True)
+            return Mask2Former(network)
+        if not stored:
+            settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
+            return Mask2Former(Mask2FormerForUniversalSegmentation(settings))
+        return Mask2Former(Mask2FormerForUniversalSegmentation.from_pretrained(
+            weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error

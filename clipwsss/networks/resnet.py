@@ -67,8 +67,8 @@ class ResNet(nn.Module):
             if reached * stride > output_stride:
                 dilation, stride = dilation * stride if dilate else 1, 1
             reached *= stride
-            stage = _make_stage(spec.block, self.channels[-1], planes, depth, stride, before, dilation * own,
-                                caffe)
+            stage = _make_stage(spec.block, self.channels[-1], planes, depth, stride, caffe)
+            _dilate(stage, dilation * own if caffe else before, dilation * own)
             self.add_module(f"layer{index + 1}", stage)
             self.channels.append(planes * spec.block.expansion if depth else self.channels[-1])
         mean, std = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
@@ -102,22 +102,25 @@ class ResNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int, before: int,
-                after: int, caffe: bool) -> nn.Sequential:
-    """One stage; the 3x3 convolution that has (or had) the stride is dilated by `before`, others `after`."""
+def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int,
+                caffe: bool) -> nn.Sequential:
+    """One stage; its first block has the stride and, where the maps change, a shortcut of its own."""
     width, shortcut = planes * block.expansion, None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-    blocks = [block(planes * block.expansion if index else width_in, planes, 1 if index else stride,
+    blocks = [block(width if index else width_in, planes, 1 if index else stride,
                     None if index else shortcut) for index in range(depth)]
     if caffe and blocks:
         blocks[0].conv1.stride, blocks[0].conv2.stride = blocks[0].conv2.stride, blocks[0].conv1.stride
-    convolutions = [conv for item in blocks for conv in item.modules()
-                    if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
-    for index, conv in enumerate(convolutions):
-        rate = before if index == 0 and not caffe else after
-        conv.dilation = conv.padding = (rate, rate)
     return nn.Sequential(*blocks)
+
+
+def _dilate(stage: nn.Module, first: int, others: int) -> None:
+    """Dilate a stage's 3x3 convolutions; the first of them has (or had) the stride."""
+    convolutions = [conv for conv in stage.modules()
+                    if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
+    for conv, rate in zip(convolutions, [first] + [others] * len(convolutions)):
+        conv.dilation = conv.padding = (rate, rate)
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:

@@ -1,17 +1,19 @@
-"""Charts of results: bars with their spread over seeds, and a radar of shares. Numbers in, pictures out."""
+"""Charts of results: bars with their spread over seeds, a radar of shares, a confusion matrix."""
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ((45, 105, 180), (225, 130, 30), (60, 150, 80), (190, 50, 50))
+TEXT_SIZE = 12
 SCALE = 2  # drawn at twice the size and halved: smooth edges
 
 
 def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "") -> Image.Image:
     """A bar per row of figures >= 0, one a seed: mean, whisker of a standard deviation, dots, or "failed"."""
-    font = ImageFont.load_default(12 * SCALE)
+    font = ImageFont.load_default(TEXT_SIZE * SCALE)
     step, top, right = 26 * SCALE, 34 * SCALE, 70 * SCALE
     left = int(max(font.getlength(name) for name in names)) + 12 * SCALE
     wide = max(760 * SCALE - left - right, 200 * SCALE)
@@ -47,7 +49,7 @@ def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "
 
 def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 460) -> Image.Image:
     """Shares in [0,1] of each name as a polygon a series on spokes, 0 in the middle and 1 on the rim."""
-    font = ImageFont.load_default(12 * SCALE)
+    font = ImageFont.load_default(TEXT_SIZE * SCALE)
     margin = int(max(font.getlength(name) for name in names)) + 16 * SCALE
     side, below = size * SCALE, 22 * SCALE * len(series) + 10 * SCALE
     picture = Image.new("RGB", (side + 2 * margin, side + 60 * SCALE + below), "white")
@@ -78,3 +80,31 @@ def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 
         draw.line((20 * SCALE, height, 44 * SCALE, height), color, 3 * SCALE)
         draw.text((52 * SCALE, height), label, "black", font, anchor="lm")
     return picture.reduce(SCALE)
+
+
+def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
+    """The confusion [n,n] as a picture: rows true classes, columns predictions, in percent of the row.
+
+    Names stand at the left and, turned, on top; rows of classes that do not occur stay grey.
+    """
+    font = ImageFont.load_default(TEXT_SIZE)
+    margin = int(max(font.getlength(name) for name in names)) + 10
+    side = margin + len(names) * cell + 1
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+    share = table / np.maximum(table.sum(1, keepdims=True), 1)
+    for (row, column), depth in np.ndenumerate(share):
+        left, top = margin + column * cell, margin + row * cell
+        full = np.array((30, 120, 50) if row == column else (190, 40, 40))
+        color = tuple((255 - (255 - full) * depth**0.5).round().astype(int).tolist())
+        color = color if table[row].any() else "gainsboro"
+        draw.rectangle((left, top, left + cell, top + cell), color, "silver")
+        if depth >= 0.005:
+            text_color, center = "white" if depth > 0.4 else "black", (left + cell / 2, top + cell / 2)
+            draw.text(center, f"{100 * depth:.0f}", text_color, font, anchor="mm")
+    for index, name in enumerate(names):
+        label = Image.new("RGB", (margin, cell - 2), "white")
+        ImageDraw.Draw(label).text((5, cell / 2), name, "black", font, anchor="lm")
+        picture.paste(label, (0, margin + index * cell + 1))
+        picture.paste(label.rotate(90, expand=True), (margin + index * cell + 1, 0))
+    return picture

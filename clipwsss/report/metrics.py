@@ -28,8 +28,8 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
         true, predicted, counts = true[ends], predicted[ends], np.diff(ends, prepend=-1)
     else:
         every = np.bincount(true.astype(np.uint16) << 8 | predicted, minlength=1 << 16)
-        found = np.flatnonzero(every)
-        true, predicted, counts = found >> 8, found & 255, every[found]
+        pairs = np.flatnonzero(every)
+        true, predicted, counts = pairs >> 8, pairs & 255, every[pairs]
     scored = true != IGNORE
     true, predicted, counts = true[scored].astype(np.int64), predicted[scored], counts[scored]
     if (worst := true.max(initial=0)) >= n:
@@ -90,7 +90,8 @@ def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresho
     above = np.searchsorted(thresholds[order], flat.max(0), side="left")
     index = (truth.ravel()[kept].astype(np.int64) * len(keys) + best) * bins + above
     histogram = np.bincount(index, minlength=n * len(keys) * bins).reshape(n, len(keys), bins)
-    foreground = histogram[..., ::-1].cumsum(-1)[..., -2::-1]
+    # Foreground at the j-th lowest threshold is what lies above more than j of them.
+    foreground = np.flip(np.flip(histogram, -1).cumsum(-1), -1)[..., 1:]
     tables = np.zeros((thresholds.size, n, n), np.int64)
     np.add.at(tables, (order[:, None, None], np.arange(n)[None, :, None], keys[None, None, :] + 1),
               foreground.transpose(2, 0, 1))
@@ -130,11 +131,11 @@ def average_precision(predictions: ArrayLike, labels: ArrayLike) -> float:
         raise ValueError(f"scores {predictions.shape} and labels {labels.shape} are not both [N,K]")
     if not np.isfinite(predictions).all():
         raise ValueError("the scores are not all finite")
-    found = []
+    precisions = []
     for score, positive in zip(predictions.T, labels.T):
         if positive.any():
             order = np.argsort(-score, kind="stable")
             last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
             hits = positive[order].cumsum()[last]
-            found.append((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / positive.sum())
-    return 100 * float(np.mean(found)) if found else float("nan")
+            precisions.append((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / positive.sum())
+    return 100 * float(np.mean(precisions)) if precisions else float("nan")

@@ -1,145 +1,137 @@
 """Scores of whole folders of CAM files or label maps against a data set's masks, in several processes."""
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from ..cams.files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
 from ..datasets.base import files_of, read_mask
-from ..progress import Progress
-from ..errors import InputError
+from ..datasets.jobs import ImageJobs
+from ..errors import InputError, input_errors
 from .metrics import boundary_confusion, confusion, scores, threshold_confusions
 
 THRESHOLDS = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
-CHUNK = 16
 
 
-class Scored(NamedTuple):
-    """Counts over a folder's images.
-
-    table: confusions [T,n,n] at T thresholds, or [n,n] of label maps; boundary: [n+1,n+1], 0 if not asked
-    for; images: number scored; rows: (name, mIoU, pixel accuracy) of label maps; problems: a line per file.
-    """
-    table: NDArray
-    boundary: NDArray
-    images: int
-    rows: list[tuple[str, float, float]]
-    problems: list[str]
-
-
-class Folder(NamedTuple):
-    """A folder to score: CAM files (`cams`) or label map PNGs; threshold: the CAMs' background score."""
+class LabelFolder(NamedTuple):
+    """A folder of label maps, NAME.png: pseudo masks or predictions; there is nothing to threshold."""
     path: Path
-    cams: bool
-    threshold: float = 0.25  # make_pseudo's
-
-    def labels(self, name: str, size: tuple[int, int]) -> NDArray:
-        """Label map uint8 [H,W] of one image; InputError names a missing or bad file."""
-        if not self.cams:
-            return read_mask(self.path / f"{name}.png")
-        cam = read_cam(self.path, name)
-        maps = resize_cam(cam, size)
-        found = maps.max(0) > np.float32(self.threshold)
-        return np.where(found, cam.keys[maps.argmax(0)] + 1, 0).astype(np.uint8)
+    threshold: None = None
 
     def names(self) -> set[str]:
         """Images that have a file here; InputError without any."""
-        found = set(list_cams(self.path)) if self.cams else {path.stem for path in files_of(self.path)}
-        if not found:
+        names = {path.stem for path in files_of(self.path)}
+        if not names:
             raise InputError(f"{self.path}: no label maps (.png) in this folder")
-        return found
+        return names
+
+    def labels(self, name: str, size: tuple[int, int]) -> NDArray:
+        """Label map uint8 [H,W] of an image, at the size it has; InputError names a missing or bad file."""
+        return read_mask(self.path / f"{name}.png")
 
 
-class _Chunks(Dataset):
-    """Item i is the `Scored` of the i-th chunk of images, so that a DataLoader's workers do the scoring."""
+class CamFolder(NamedTuple):
+    """A folder of CAM files; a pixel is of the class of its largest map where that exceeds `threshold`."""
+    path: Path
+    threshold: float = 0.25  # make_pseudo's
 
-    def __init__(self, dataset: TagDataset, folder: Folder, indices: Sequence[int],
-                 thresholds: Sequence[float] | None, boundary: bool):
-        self.dataset, self.folder, self.thresholds, self.boundary = dataset, folder, thresholds, boundary
-        self.parts = [indices[start:start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    def names(self) -> set[str]:
+        """Images that have a file here; InputError without any."""
+        return set(list_cams(self.path))
 
-    def __len__(self) -> int:
-        return len(self.parts)
+    def maps(self, name: str, size: tuple[int, int]) -> tuple[NDArray, NDArray]:
+        """Maps float32 [k,H,W] of an image of this size and their 0-based classes [k]."""
+        file = read_cam(self.path, name)
+        return resize_cam(file, size), file.keys
 
-    def __getitem__(self, part: int) -> Scored:
-        names, tables, boundary, problems = [], [], 0, []
-        for index in self.parts[part]:
-            name = self.dataset.names[index]
-            try:
-                truth = self.dataset.load_mask(index)
-                if truth is None:
-                    continue
-                table, edges = self._score(name, truth)
-            except ValueError as error:
-                where = "" if isinstance(error, InputError) else f"{self.folder.path / name}: "
-                problems.append(f"{where}{error}")
-                continue
-            names.append(name)
-            tables.append(table)
-            boundary = boundary + edges
-        rows = []
-        if tables and self.thresholds is None:
-            found = scores(np.stack(tables))
-            rows = list(zip(names, found["miou"].tolist(), found["accuracy"].tolist()))
-        return Scored(sum(tables), boundary, len(names), rows, problems)
-
-    def _score(self, name: str, truth: NDArray) -> tuple[NDArray, NDArray | int]:
-        n = len(self.dataset.classes) + 1
-        if self.thresholds is not None:
-            cam = read_cam(self.folder.path, name)
-            return threshold_confusions(resize_cam(cam, truth.shape), cam.keys, truth, self.thresholds, n), 0
-        labels = self.folder.labels(name, truth.shape)
-        return confusion(labels, truth, n), boundary_confusion(labels, truth, n) if self.boundary else 0
+    def labels(self, name: str, size: tuple[int, int]) -> NDArray:
+        """Label map uint8 [H,W] of an image of this size; InputError names a missing or bad file."""
+        maps, keys = self.maps(name, size)
+        exceeds = maps.max(0) > np.float32(self.threshold)
+        return np.where(exceeds, keys[maps.argmax(0)] + 1, 0).astype(np.uint8)
 
 
-def score_folder(dataset: TagDataset, folder: Folder, thresholds: Sequence[float] | None = None,
-                 boundary: bool = False, workers: int = 0, skip_bad: bool = False) -> Scored:
-    """Compare a folder with every image of the data set that has a mask.
+Folder = LabelFolder | CamFolder
 
-    With `thresholds` the CAMs' confusion at each of them (one pass), else that of the folder's label maps.
-    `workers` processes help this one. InputError names the first bad file and counts the others; with
-    `skip_bad` they are listed in `problems`.
+
+class Tally(NamedTuple):
+    """Counts of one image or, added up, of many.
+
+    confusion: [n,n] of label maps, [T,n,n] of CAMs at T thresholds; boundary: [n+1,n+1], 0 if not asked for;
+    images: how many; per_image: (name, mIoU, pixel accuracy) of every image, if asked for.
     """
-    present = folder.names()
-    problems = [f"{folder.path}: no file for image {name}" for index, name in enumerate(dataset.names)
-                if name not in present and dataset.has_mask(index)]
-    indices = [index for index, name in enumerate(dataset.names) if name in present]
-    chunks = _Chunks(dataset, folder, indices, thresholds, boundary)
-    progress, workers = Progress(f"scoring {folder.path}", len(indices)), min(workers, max(0, len(chunks) - 1))
-    own = range(0, len(chunks), workers + 1)  # this process scores its share while the others do theirs
-    theirs = [index for index in range(len(chunks)) if index not in own]
-    arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=workers,
-                               prefetch_factor=len(theirs) or None, collate_fn=Scored._make))
-    parts = {}
-    for index in (*own, *theirs):
-        parts[index] = part = chunks[index] if index in own else next(arriving)
-        progress.update(part.images + len(part.problems))
-    progress.close()
-    total = Scored(0, 0, 0, [], problems)
-    for index in sorted(parts):
-        total = Scored(*(before + new for before, new in zip(total, parts[index])))
-    problems = total.problems
-    if problems and (not skip_bad or not total.images):
-        more = f"and {len(problems) - 1} more of {len(dataset)} images; " if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
-    if not total.images:
-        raise InputError(f"{folder.path}: none of this split's images has a mask to compare with")
+    confusion: NDArray
+    boundary: NDArray | int = 0
+    images: int = 1
+    per_image: tuple[tuple[str, float, float], ...] = ()
+
+
+def local_jobs(dataset: TagDataset, workers: int = 0, skip_bad: bool = False) -> ImageJobs:
+    """Processes that score: this one and `workers` others."""
+    return ImageJobs(dataset.names, workers, torch.device("cpu"), skip_bad)
+
+
+def score_labels(dataset: TagDataset, folder: Folder, jobs: ImageJobs, boundary: bool = False,
+                 per_image: bool = False) -> Tally:
+    """Compare a folder's label maps with the masks of all images that have one.
+
+    InputError names a missing or bad file; jobs that skip bad files go on without.
+    """
+    return _add_up(dataset, folder, jobs, partial(_tally_labels, dataset, folder, boundary, per_image))
+
+
+def score_thresholds(dataset: TagDataset, cams: CamFolder, jobs: ImageJobs,
+                     thresholds: Sequence[float]) -> Tally:
+    """Compare a folder's CAMs at all background thresholds, in one pass, as `score_labels` does."""
+    return _add_up(dataset, cams, jobs, partial(_tally_thresholds, dataset, cams, thresholds))
+
+
+def _tally_labels(dataset: TagDataset, folder: Folder, boundary: bool, per_image: bool, index: int) -> Tally:
+    name, truth, n = dataset.names[index], dataset.load_mask(index), len(dataset.classes) + 1
+    labels = folder.labels(name, truth.shape)
+    with input_errors(f"{folder.path / name}: "):
+        table = confusion(labels, truth, n)
+        bands = boundary_confusion(labels, truth, n) if boundary else 0
+    figures = scores(table) if per_image else {}
+    return Tally(table, bands, 1, ((name, figures["miou"], figures["accuracy"]),) if per_image else ())
+
+
+def _tally_thresholds(dataset: TagDataset, cams: CamFolder, thresholds: Sequence[float], index: int) -> Tally:
+    name, truth = dataset.names[index], dataset.load_mask(index)
+    maps, keys = cams.maps(name, truth.shape)
+    with input_errors(f"{cams.path / name}: "):
+        return Tally(threshold_confusions(maps, keys, truth, thresholds, len(dataset.classes) + 1))
+
+
+def _add_up(dataset: TagDataset, folder: Folder, jobs: ImageJobs, work: Callable[[int], Tally]) -> Tally:
+    """The sum of every image's tally; InputError where there is none."""
+    present, known = folder.names(), [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    jobs.leave_out({index: f"{folder.path}: no file for image {dataset.names[index]}" for index in known
+                    if dataset.names[index] not in present and index not in jobs.failures})
+    tallies = jobs.run(f"scoring {folder.path}", work, known)
+    total = next(tallies, None)
+    if total is None:
+        raise InputError(next(iter(jobs.failures.values()),
+                              f"{folder.path}: none of this split's images has a mask to compare with"))
+    for tally in tallies:
+        total = Tally(*(before + new for before, new in zip(total, tally)))
     return total
 
 
-def curve(tables: NDArray, thresholds: Sequence[float | None], names: Sequence[str]) -> dict:
-    """Summed confusions [T,n,n] as {"curve": [{"threshold", "miou", "iou": {class: value}}...], "best": row}.
+def miou_curve(tables: NDArray, thresholds: Iterable[float | None], names: Sequence[str]) -> dict:
+    """Confusions [T,n,n] as {"curve": [{"threshold", "miou", "iou": {class: value}}...], "best": item}.
 
     In percent over the classes (`names`, background first) that occur in truth or prediction.
     """
-    found = scores(tables)
-    rows = [{"threshold": threshold, "miou": round(float(miou), 4), "iou": by_class(iou, names)}
-            for threshold, miou, iou in zip(thresholds, found["miou"], found["iou"])]
-    return {"curve": rows, "best": max(rows, key=lambda row: row["miou"])}
+    figures = scores(tables)
+    points = [{"threshold": threshold, "miou": round(float(miou), 4), "iou": by_class(iou, names)}
+              for threshold, miou, iou in zip(thresholds, figures["miou"], figures["iou"])]
+    return {"curve": points, "best": max(points, key=lambda point: point["miou"])}
 
 
 def by_class(values: NDArray, names: Sequence[str]) -> dict[str, float]:
@@ -147,12 +139,12 @@ def by_class(values: NDArray, names: Sequence[str]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in zip(names, values) if np.isfinite(value)}
 
 
-def print_curve(found: dict) -> None:
-    """Print `curve`'s mIoU under its thresholds, ten to a line."""
-    for start in range(0, len(found["curve"]), 10):
-        rows = found["curve"][start:start + 10]
-        print("threshold " + " ".join(f"{row['threshold']:6.2f}" for row in rows))
-        print("mIoU      " + " ".join(f"{row['miou']:6.2f}" for row in rows))
+def print_curve(points: Sequence[dict]) -> None:
+    """Print the mIoU of `miou_curve`'s points under their thresholds, ten to a line."""
+    for start in range(0, len(points), 10):
+        line = points[start:start + 10]
+        print("threshold " + " ".join(f"{point['threshold']:6.2f}" for point in line))
+        print("mIoU      " + " ".join(f"{point['miou']:6.2f}" for point in line))
 
 
 def print_cam_curve(dataset: TagDataset, cams: Path) -> dict[str, float]:
@@ -160,12 +152,12 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict[str, float]:
     if not dataset.has_masks:
         print("no masks: no mIoU")
         return {}
-    scored = score_folder(dataset, Folder(cams, True), THRESHOLDS)
-    found = curve(scored.table, THRESHOLDS, ["background", *dataset.classes])
-    print_curve(found)
-    best = found["best"]
-    print(f"best CAM mIoU {best['miou']:.2f} at threshold {best['threshold']:.2f} ({scored.images} images)")
-    return {"threshold": best["threshold"], "miou": best["miou"]}
+    tally = score_thresholds(dataset, CamFolder(cams), local_jobs(dataset), THRESHOLDS)
+    curve = miou_curve(tally.confusion, THRESHOLDS, ["background", *dataset.classes])
+    print_curve(curve["curve"])
+    threshold, miou = curve["best"]["threshold"], curve["best"]["miou"]
+    print(f"best CAM mIoU {miou:.2f} at threshold {threshold:.2f} ({tally.images} images)")
+    return {"threshold": threshold, "miou": miou}
 
 
 def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int = 0) -> dict[str, float]:
@@ -173,7 +165,7 @@ def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int 
     if not dataset.has_masks:
         print(f"no masks: no mIoU of the {what}")
         return {}
-    scored = score_folder(dataset, Folder(folder, False), workers=workers)
-    found = scores(scored.table)
-    print(f"{what} mIoU {found['miou']:.2f} ({scored.images} images, {found['classes']} classes occur)")
-    return {"miou": float(found["miou"])}
+    tally = score_labels(dataset, LabelFolder(folder), local_jobs(dataset, workers))
+    figures = scores(tally.confusion)
+    print(f"{what} mIoU {figures['miou']:.2f} ({tally.images} images, {figures['classes']} classes occur)")
+    return {"miou": float(figures["miou"])}

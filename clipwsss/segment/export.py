@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..files import atomic_path
 from ..errors import InputError
+from ..files import atomic_path
 
 
 class ImageLogits(nn.Module):
@@ -40,4 +40,3 @@ def export_network(network: nn.Module, path: Path) -> None:
             torch.export.save(program, temporary)
         else:
             torch.onnx.export(program, (), temporary, dynamo=True, external_data=False)
-    print(f"exported {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,5 +1,6 @@
-"""Label maps of whole images: probabilities over scales, a CRF, and their files."""
-from collections.abc import Iterator, Sequence
+"""Label maps of whole images: probabilities over scales, the CRF's decision, files of many images."""
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,33 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..datasets import TagDataset
+from ..datasets.base import files_of, read_image
+from ..datasets.folder import SUFFIXES
+from ..datasets.loaders import size_loader
+from ..datasets.transforms import eval_transform
+from ..errors import InputError
 from ..pictures import overlay, save, with_legend, write_mask
 from ..progress import Progress
 from ..refine.crf import dense_crf, unary_from_probabilities
+from .segmenter import Segmenter
 
 # deeplab-pytorch's for VOC 2012: (sxy, weight), (sxy, srgb, weight)
 CRF_KERNELS = ((1, 3), (67, 3, 4))
 LIKELY = 1e-3  # probability that a label needs somewhere in an image to take part in its CRF
+
+
+class Prediction(NamedTuple):
+    """How to predict: the scales whose probabilities are averaged, mirror images too (flip), dense CRF.
+
+    batch_size: images of one size per forward pass; workers: threads that decide and write, and processes
+    that load.
+    """
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    crf: bool = False
+    batch_size: int = 1
+    workers: int = 0
 
 
 @torch.inference_mode()
@@ -27,73 +48,109 @@ def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = 
 
     The largest scale comes first, and the others, added to the mean one by one, fit into the memory it took.
     """
-    size = images.shape[-2:]
-    total, passes = None, len(scales) * (2 if flip else 1)
+    size, total = images.shape[-2:], None
+    mirrors = (False, True) if flip else (False,)
     for scale in sorted(scales, reverse=True):
         scaled = images
         if scale != 1:
             target = [max(1, round(side * scale)) for side in size]
             scaled = F.interpolate(images, target, mode="bilinear", align_corners=False)
-        for mirrored in (False, True)[:2 if flip else 1]:
+        for mirrored in mirrors:
             logits = network(scaled.flip(-1) if mirrored else scaled).float()
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-            share = logits.softmax(1).div_(passes)
+            share = logits.softmax(1).div_(len(scales) * len(mirrors))
             share = share.flip(-1) if mirrored else share
             total = share if total is None else total.add_(share)
     return total
 
 
-def decide(image: NDArray, scores: NDArray, crf: bool = False) -> NDArray:
+def decide(image: NDArray, likelihood: NDArray, crf: bool = False) -> NDArray:
     """Label map uint8 [H,W] of an image uint8 [H,W,3] and its probabilities float32 [n_labels,H,W].
 
     With `crf` the dense CRF decides, over the labels that reach LIKELY somewhere: most of its time is saved.
     """
     if not crf:
-        return scores.argmax(0).astype(np.uint8)
-    labels = np.flatnonzero(scores.reshape(len(scores), -1).max(1) >= LIKELY)
+        return likelihood.argmax(0).astype(np.uint8)
+    labels = np.flatnonzero(likelihood.reshape(len(likelihood), -1).max(1) >= LIKELY)
     if len(labels) == 1:
-        return np.full(scores.shape[1:], labels[0], np.uint8)
-    kept = scores[labels] / scores[labels].sum(0)
+        return np.full(likelihood.shape[1:], labels[0], np.uint8)
+    kept = likelihood[labels] / likelihood[labels].sum(0)
     refined = dense_crf(image, unary_from_probabilities(kept), 10, *CRF_KERNELS)
     return labels[refined.argmax(0)].astype(np.uint8)
 
 
-class Predictor(NamedTuple):
-    """A segmenter and how it predicts: scales and mirror images averaged, CRF after them.
+def predict_split(segmenter: Segmenter, dataset: TagDataset, folder: Path, prediction: Prediction,
+                  done: Container[str] = ()) -> None:
+    """Write FOLDER/NAME.png, the label map, of a data set's images but those in `done`."""
+    plain = dataset.with_transform(eval_transform(), masks=False)
+    loader = size_loader(plain, prediction.batch_size, prediction.workers, done)
+    batches = (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader)
+    _write_all(segmenter, batches, prediction, sum(name not in done for name in dataset.names))
 
-    palette uint8 [256,3] of the label maps; writers: threads that decide and write beside the device.
+
+def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, prediction: Prediction,
+                  skip_bad: bool = False) -> list[str]:
+    """Write FOLDER/NAME.png, the label map, and NAME_overlay.png of image files; the bad ones, if skipped."""
+    problems = []
+
+    def batches() -> Iterator[tuple[list[Path], Tensor]]:
+        for file in files:
+            try:
+                image = read_image(file, oriented=True)
+            except InputError as error:
+                if not skip_bad:
+                    raise
+                problems.append(str(error))
+                continue
+            yield [folder / f"{file.stem}.png"], eval_transform()(image, None)[0][None]
+
+    _write_all(segmenter, batches(), prediction, len(files), overlays=True)
+    return problems
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The image files that --predict's files and folders name; InputError says what is missing."""
+    files = []
+    for path in paths:
+        inside = files_of(path, SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"--predict {path}: no image in this folder ({', '.join(SUFFIXES)})")
+        files += inside
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"--predict {path}: no such file or folder")
+    stem, count = Counter(path.stem for path in files).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"--predict: several images are named {stem}, their results would overwrite each "
+                         "other")
+    return files
+
+
+def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]], prediction: Prediction,
+               total: int, overlays: bool = False) -> None:
+    """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1]).
+
+    The network's device computes probabilities, threads decide and write.
     """
-    network: nn.Module
-    palette: NDArray
-    scales: Sequence[float] = (1.0,)
-    flip: bool = False
-    crf: bool = False
-    writers: int = 1
+    def write(path: Path, image: NDArray, likelihood: NDArray) -> None:
+        labels = decide(image, likelihood, prediction.crf)
+        write_mask(path, labels, segmenter.palette)
+        if overlays:
+            picture = overlay(Image.fromarray(image), labels, segmenter.palette)
+            picture = with_legend(picture, labels, segmenter.palette, ("background", *segmenter.classes))
+            save(picture, path.with_name(f"{path.stem}_overlay.png"))
 
-    def write(self, label: str, total: int, batches: Iterator[tuple[list[Path], Tensor]],
-              classes: tuple[str, ...] = ()) -> None:
-        """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1]).
-
-        classes: all labels' names; given, an overlay with a legend is written beside each map.
-        """
-        device = next(self.network.parameters()).device
-        progress, waiting = Progress(label, total), []
-        with ThreadPoolExecutor(self.writers) as pool:
-            for paths, images in batches:
-                scores = probabilities(self.network, images.to(device), self.scales, self.flip).cpu().numpy()
-                pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-                waiting += [pool.submit(self._write_one, *item, classes) for item in zip(paths, pixels, scores)]
-                progress.update(len(paths))
-                while len(waiting) > 2 * self.writers:  # few probabilities are held at once
-                    waiting.pop(0).result()
-            for job in waiting:
-                job.result()
-        progress.close()
-
-    def _write_one(self, path: Path, image: NDArray, scores: NDArray, classes: tuple[str, ...]) -> None:
-        labels = decide(image, scores, self.crf)
-        write_mask(path, labels, self.palette)
-        if classes:
-            picture = overlay(Image.fromarray(image), labels, self.palette)
-            legend = with_legend(picture, labels, self.palette, classes)
-            save(legend, path.with_name(f"{path.stem}_overlay.png"))
+    device = next(segmenter.network.parameters()).device
+    progress, waiting, threads = Progress("predict", total), [], max(1, prediction.workers)
+    with ThreadPoolExecutor(threads) as pool:
+        for paths, images in batches:
+            likelihoods = probabilities(segmenter.network, images.to(device), prediction.scales,
+                                        prediction.flip).cpu().numpy()
+            pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            waiting += [pool.submit(write, *image) for image in zip(paths, pixels, likelihoods)]
+            progress.update(len(paths))
+            while len(waiting) > 2 * threads:  # few probabilities are held at once
+                waiting.pop(0).result()
+        for job in waiting:
+            job.result()
+    progress.close()

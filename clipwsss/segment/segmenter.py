@@ -1,5 +1,7 @@
-"""The final segmenter: its start and its file."""
+"""The final segmenter: a network with its classes and colours, its start, its file."""
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,39 +15,50 @@ from ..networks import deeplab, mask2former
 NETWORKS = (*deeplab.NETWORKS, "mask2former")
 
 
-def build_segmenter(config: dict, weights: str | Path = "none", frozen_bn: bool = True,
-                    multi_scale: bool | None = None) -> tuple[nn.Module, dict]:
-    """A network for config = {network, backbone, output_stride, rates, classes}, and the config completed.
+class Segmenter(NamedTuple):
+    """A network, the design it was built from, its classes and their palette uint8 [256,3].
+
+    Label 0 is the background, label i the i-th class.
+    """
+    network: nn.Module
+    design: dict
+    classes: Sequence[str]
+    palette: NDArray
+
+    def save(self, path: Path | str) -> None:
+        """Write the weights with the arguments of `build_segmenter`."""
+        palette = torch.from_numpy(np.asarray(self.palette, np.uint8).copy())
+        config = {"design": self.design, "classes": list(self.classes), "palette": palette}
+        save_network(self.network, "segmenter", config, path)
+
+
+def build_segmenter(design: dict, classes: Sequence[str], palette: NDArray | torch.Tensor,
+                    weights: str | Path = "none") -> Segmenter:
+    """A segmenter of a design: the fields of `deeplab.Design`, or of mask2former its `network` alone.
 
     weights: imagenet, none, a file of torchvision, of a generator or of deeplab-pytorch; for mask2former a
     `transformers` model's name or folder, or none. InputError names weights that do not fit.
     """
-    n_labels = len(config["classes"]) + 1
-    if config["network"] == "mask2former":
-        return mask2former.build(config, n_labels, str(weights))
-    stored = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
-    own = deeplab.is_deeplab_pytorch(stored)
-    config = {**config, "caffe": own or config.get("caffe", False)}
-    layout = {name: config[name] for name in ("network", "backbone", "output_stride", "rates", "caffe")}
+    n_labels = len(classes) + 1
+    if design["network"] == "mask2former":
+        network = mask2former.build(n_labels, str(weights), design.get("model"))
+        return Segmenter(network, {**design, "model": network.model.config.to_dict()}, classes,
+                         np.asarray(palette))
+    published = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
+    if not deeplab.is_deeplab_pytorch(published):
+        published = {}
+    design = {**design, "caffe": bool(published) or design.get("caffe", False)}
     with input_errors():
-        network = deeplab.build(deeplab.Settings(**layout, frozen_bn=frozen_bn, multi_scale=multi_scale),
-                                n_labels, "none" if own else weights)
-        if own:
-            head = deeplab.load_deeplab_pytorch(network, stored, str(weights))
+        network = deeplab.build(deeplab.Design(**design), n_labels, "none" if published else weights)
+        if published:
+            head = deeplab.load_deeplab_pytorch(network, published, str(weights))
             print(f"{weights}: deeplab-pytorch's; {'all layers loaded' if head else 'the ASPP starts anew'}")
-    return network, config
+    return Segmenter(network, design, classes, np.asarray(palette))
 
 
-def save_segmenter(network: nn.Module, config: dict, palette: NDArray, path: Path | str) -> None:
-    """Weights with all that is needed to rebuild the network and to write its palette PNGs."""
-    palette = torch.from_numpy(np.asarray(palette, np.uint8).copy())
-    save_network(network, "segmenter", {**config, "palette": palette}, path)
-
-
-def load_segmenter(path: Path | str) -> tuple[nn.Module, dict, NDArray]:
-    """(network in eval mode, config, palette uint8 [256,3]) of a segmenter's file; InputError on others."""
+def load_segmenter(path: Path | str) -> Segmenter:
+    """The segmenter of a file, its network in eval mode; InputError on other files."""
     config, state = read_network(path, "segmenter")
-    palette = config.pop("palette").numpy()
-    network, config = build_segmenter(config)
-    fill(network, state, path)
-    return network.eval(), config, palette
+    segmenter = build_segmenter(**config)
+    fill(segmenter.network.eval(), state, path)
+    return segmenter

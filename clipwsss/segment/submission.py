@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..datasets import TagDataset
 from ..datasets.base import read_mask
-from ..files import atomic_path
 from ..errors import InputError
+from ..files import atomic_path
 
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"  # as VOC 2012's development kit names it
 
@@ -34,5 +34,4 @@ def pack(dataset: TagDataset, folder: Path, archive: Path) -> Path:
     with atomic_path(archive) as temporary, tarfile.open(temporary, "w:gz") as packed:
         for name in dataset.names:
             packed.add(shutil.copy(folder / f"{name}.png", target), f"{FOLDER}/{name}.png")
-    print(f"{len(dataset)} checked label maps in {archive} and {target}")
     return target

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from clipwsss.pictures import voc_palette
 from clipwsss.datasets.base import read_mask
 from clipwsss.pictures import write_mask
-from clipwsss.report.scoring import Folder, score_folder
+from clipwsss.report.scoring import LabelFolder, local_jobs, score_labels
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 
@@ -33,6 +33,10 @@ class Masks:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def has_mask(self, index: int) -> bool:
+        """Every image has one."""
+        return True
 
     def load_mask(self, index: int) -> np.ndarray:
         """True label map uint8 [H,W]."""
@@ -76,11 +80,11 @@ def main() -> None:
         names = [f"image{index:05d}" for index in range(args.images)]
         draw(truth, names, 0, 0.01)
         draw(predicted, names, 1, 0)
-        data, folder = Masks(truth, names), Folder(predicted, cams=False)
+        data, folder = Masks(truth, names), LabelFolder(predicted)
         times: dict[str, list[float]] = {"one": [], "two": [], "decode": []}
         for _ in range(args.repeat):
-            times["one"].append(seconds(score_folder, data, folder, workers=0))
-            times["two"].append(seconds(score_folder, data, folder, workers=1))
+            times["one"].append(seconds(score_labels, data, folder, local_jobs(data, 0)))
+            times["two"].append(seconds(score_labels, data, folder, local_jobs(data, 1)))
             times["decode"].append(seconds(decode, [truth, predicted], names))
     one, two, png = (statistics.median(times[key]) for key in ("one", "two", "decode"))
     print(f"{args.images} label maps: one process {one:.2f} s, two {two:.2f} s ({one / two:.2f}x); "
