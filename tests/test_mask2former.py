@@ -94,3 +94,18 @@ def test_without_the_package_the_command_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="pip install transformers"):
         built("none")
+
+
+def test_a_swin_backbone_alone_starts_the_network(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    swin = transformers.SwinModel(transformers.SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1],
+                                                          num_heads=[1, 1, 1, 1], window_size=4))
+    swin.save_pretrained(tmp_path / "swin")
+    network = built(str(tmp_path / "swin")).network
+    inner = network.model.model.pixel_level_module.encoder
+    stored = dict(inner.named_parameters())
+    name = next(name for name in stored if name.endswith("layers.2.blocks.0.attention.self.query.weight"))
+    assert torch.equal(stored[name], dict(swin.named_parameters())[name])
+    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+    groups = network.parameter_groups(1e-5, 0.05, 10.0)
+    assert {round(group["lr"], 8) for group in groups} == {1e-5, 1e-4}
