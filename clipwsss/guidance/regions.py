@@ -11,9 +11,9 @@ from ..toy.clip import load_toy_clip
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the toy world's tiny one, whose kind a file may be too.
+    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
 
-    InputError names a file that is missing, damaged or no CLIP.
+    A file may hold a toy CLIP too. InputError names one that is missing, damaged or no CLIP.
     """
     if name == "toy":
         return load_toy_clip().to(device)
