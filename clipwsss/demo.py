@@ -44,7 +44,7 @@ def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
     """The whole demo's command lines in order; CLIMS and SemPLeS run beside POLE, whose CAMs go on."""
     folder, clip = runs / "toy", runs / "toy_clip.pt"
     seeded, toy = ["--seed", seed], ["--dataset", "toy", "--runs", runs]
-    own_clip = ["--clip", f"toy:{clip}"] if retrain_clip else []
+    own_clip = ["--clip", clip] if retrain_clip else []
     guide = [*toy, *seeded, *own_clip, *(["--epochs", 1] if quick else [])]
     shown = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHOWN)]
 

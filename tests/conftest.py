@@ -24,6 +24,6 @@ def tiny_clip():
 
     from clipwsss.clip import CLIP, Architecture
     torch.manual_seed(0)
-    model = CLIP(Architecture(embed_dim=32, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=4,
-                              context_length=77, vocab_size=49408, text_width=64, text_heads=2, text_layers=2))
-    return model.eval().requires_grad_(False)
+    sizes = Architecture(embed_dim=32, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=4,
+                         context_length=77, vocab_size=49408, text_width=64, text_heads=2, text_layers=2)
+    return CLIP(sizes).eval().requires_grad_(False)

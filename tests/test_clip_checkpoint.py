@@ -30,9 +30,9 @@ def half_state(model: clip.CLIP) -> dict[str, torch.Tensor]:
 
 def assert_same(loaded: clip.CLIP, model: clip.CLIP) -> None:
     """Weights equal to the model's after rounding to half precision, frozen, and ready to use."""
-    expected, found = half_state(model), loaded.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(found[name].equal(value.to(found[name].dtype)) for name, value in expected.items())
+    expected, weights = half_state(model), loaded.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(weights[name].equal(value.to(weights[name].dtype)) for name, value in expected.items())
     assert not loaded.training
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in loaded.parameters())
     images, tokens = torch.rand(2, 3, 32, 32), torch.tensor([[5, 7, 299, 0]])
@@ -66,9 +66,9 @@ def test_archive_is_read_for_its_tensors_alone(archive, monkeypatch):
     monkeypatch.setattr(torch.jit, "load", forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
     assert_same(clip.load(archive), tiny_clip())
-    found = checkpoint.read_tensors(archive)
-    assert found.keys() == scripted.keys()
-    assert all(found[name].equal(value) for name, value in scripted.items())
+    tensors = checkpoint.read_tensors(archive)
+    assert tensors.keys() == scripted.keys()
+    assert all(tensors[name].equal(value) for name, value in scripted.items())
 
 
 class Gadget:

@@ -77,10 +77,13 @@ def test_exactly_full_text_is_kept():
     assert row[-1] == END and (row[1:-1] == 1929).all()
 
 
-@pytest.mark.parametrize("start, end", [("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>")])
+@pytest.mark.parametrize("start, end", [
+    ("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>")])
 def test_both_spellings_of_the_special_tokens(start, end):
     assert tokenize(f"{start} a dog {end}", 7)[0].tolist() == [START, START, 320, 1929, END, END, 0]
     assert tokenize(f"{start.upper()}dog", 5)[0].tolist() == [START, START, 1929, END, 0]
+    assert tokenizer_module.encode(f"{start}{end}") == [START, END]
+    assert len(tokenizer_module.encode(f"{start[:-1]} {end[1:]}")) > 2  # half a token is but text
 
 
 def test_decode():

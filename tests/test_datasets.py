@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clipwsss.datasets import DATASETS, Batch, build_dataset, collate
-from clipwsss.pictures import voc_palette
-from clipwsss.datasets import coco_masks
-from clipwsss.errors import InputError
+from clipwsss.datasets import DATASETS, Batch, build_dataset, coco_masks, collate
 from clipwsss.datasets.transforms import train_transform
+from clipwsss.errors import InputError
+from clipwsss.pictures import voc_palette
 
 
 def save_image(path: Path, size: tuple[int, int] = (12, 20), seed: int = 0, **options) -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipwsss.datasets import build_dataset
 from clipwsss.datasets import toy as toy_dataset
 from clipwsss.datasets.toy import ToyDataset
-from clipwsss.toy import __main__ as command
-from clipwsss.toy import world as toy
-from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.words import load_words
+from clipwsss.toy import __main__ as command
+from clipwsss.toy import world as toy
 from clipwsss.toy.scenes import Scene, ScenePainter
 from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 

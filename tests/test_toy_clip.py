@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from clipwsss import clip
-from clipwsss.toy import __main__ as command
-from clipwsss.toy import clip as toy_clip
-from clipwsss.errors import run_script
+from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.prompts import encode_words
 from clipwsss.guidance.regions import load_clip
+from clipwsss.toy import __main__ as command
+from clipwsss.toy import clip as toy_clip
 from clipwsss.toy.clip import NO, UNSURE, WORDS, YES
 from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
 
@@ -94,7 +94,7 @@ def test_command_saves_a_loadable_clip(tmp_path, monkeypatch, capsys):
     assert run_script(partial(command.main, ["--train-clip", "--steps", "2", "--out", str(path)])) == 0
     assert "held-out scenes named right" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["clip.pt"]
-    assert load_clip(f"toy:{path}", "cpu").input_resolution == toy_clip.IMAGE_SIZE
+    assert load_clip(str(path), "cpu").input_resolution == toy_clip.IMAGE_SIZE
     assert run_script(partial(command.main, ["--train-clip", "--steps", "0", "--out", str(path)])) == 2
 
 
@@ -103,8 +103,35 @@ def shipped() -> clip.CLIP:
     return toy_clip.load_toy_clip()
 
 
+@pytest.mark.parametrize("path", [None, toy_clip.CLIP_WEIGHTS])
+def test_toy_clip_is_chosen_by_name_or_file(shipped, path):
+    """A plain CLIP must not load the file: it would take its few rows for CLIP's first tokens."""
+    loaded = load_clip("toy" if path is None else str(path), torch.device("cpu"))
+    assert type(loaded) is toy_clip.ToyCLIP and loaded.transformer.resblocks[0].attn.heads == 2
+    assert all(map(torch.equal, loaded.state_dict().values(), shipped.state_dict().values()))
+    assert not loaded.training
+    assert all(p.dtype == torch.float32 and not p.requires_grad for p in loaded.parameters())
+    with pytest.raises(clip.CheckpointError, match='Unexpected key.* "token_ids"'):
+        clip.load(toy_clip.CLIP_WEIGHTS)
+
+
+def test_other_files_keep_their_own_errors(tmp_path):
+    with pytest.raises(InputError, match="none.pt is neither a file nor a published CLIP"):
+        load_clip(str(tmp_path / "none.pt"), torch.device("cpu"))
+    (tmp_path / "torn.pt").write_bytes(toy_clip.CLIP_WEIGHTS.read_bytes()[:5000])
+    with pytest.raises(InputError, match="torn.pt: no CLIP checkpoint or a damaged one"):
+        load_clip(str(tmp_path / "torn.pt"), torch.device("cpu"))
+    with pytest.raises(InputError, match="none.pt: no such checkpoint"):
+        toy_clip.load_toy_clip(tmp_path / "none.pt")
+
+
+def test_plain_weights_of_any_clip_load(tiny_clip, tmp_path):
+    torch.save(tiny_clip.state_dict(), tmp_path / "plain.pt")
+    assert type(load_clip(str(tmp_path / "plain.pt"), torch.device("cpu"))) is clip.CLIP
+
+
 def test_shipped_weights_are_small_and_know_the_world(shipped):
-    assert toy_clip.CLIP_WEIGHTS.stat().st_size <= 3e6
+    assert toy_clip.CLIP_WEIGHTS.stat().st_size < 2e6
     assert not shipped.training and shipped.context_length == 16
     right = toy_clip.zero_shot(shipped, toy_clip.draw_scenes(300, 1, "clip_val"))
     assert right["class"] > 0.86 and right["subtype"] > 0.78 and right["background"] > 0.97
@@ -145,8 +172,10 @@ def test_small_vocabulary_equals_the_rows_of_a_whole_one():
     sizes = clip.Architecture(128, 64, (1, 1, 1, 1), 12, None, 16, 49408, 64, 2, 2)
     whole = clip.CLIP(sizes).eval()
     whole.token_embedding.weight[token_ids] = small.token_embedding.weight
-    rows = {name: value for name, value in small.state_dict().items() if name != "token_embedding.weight"}
-    whole.load_state_dict({**whole.state_dict(), **rows})
+    state = whole.state_dict()
+    state.update((name, value) for name, value in small.state_dict().items()
+                 if name not in ("token_embedding.weight", "token_ids"))
+    whole.load_state_dict(state)
     torch.testing.assert_close(small.encode_text(tokens), whole.encode_text(tokens), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(small.embed_tokens(tokens)[:, :4], whole.embed_tokens(tokens)[:, :4])
     with pytest.raises(ValueError, match=f"knows {len(token_ids)} tokens, and not 'zebra' .token 22548.$"):

@@ -160,14 +160,14 @@ def _read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, Tensor]:
         return torch.frombuffer(bytearray(archive.read(f"{root}/data/{key}")), dtype=dtype)
 
     def walk(module: object, prefix: str) -> dict[str, Tensor]:
-        found = {}
+        tensors = {}
         for name, value in vars(module).items():
             if isinstance(value, _StoredTensor):
                 place, offset, size, stride = value
-                found[prefix + name] = storage(*place).as_strided(size, stride, offset)
+                tensors[prefix + name] = storage(*place).as_strided(size, stride, offset)
             elif type(value).__name__ == "Attributes":
-                found.update(walk(value, f"{prefix}{name}."))
-        return found
+                tensors.update(walk(value, f"{prefix}{name}."))
+        return tensors
 
     with archive.open(f"{root}/data.pkl") as file:
         return walk(_ArchiveUnpickler(file).load(), "")

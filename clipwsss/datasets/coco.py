@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, input_errors
 from .base import Entry, Size, TagDataset, Transform, split_error
 from .coco_masks import Region, draw, parse
 
@@ -29,9 +29,10 @@ class CocoDataset(TagDataset):
         root = Path(root)
         files = {name: root / "annotations" / f"instances_{name}2014.json" for name in SPLITS}
         splits = [name for name in SPLITS if files[name].is_file()]
+        if split not in SPLITS:
+            raise split_error(split, splits, root)
         if split not in splits:
-            raise InputError(f"{files[split]}: no such file") if split in SPLITS else \
-                split_error(split, splits, root)
+            raise InputError(f"{files[split]}: no such file")
         path, places = files[split], (root / f"{split}2014", root / "images" / f"{split}2014")
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
@@ -108,11 +109,9 @@ def read_regions(items: list[tuple[int, dict]], numbers: dict[int, int], size: S
     """The regions of an image's (position, annotation) pairs; InputError names the first bad one."""
     drawn = []
     for index, item in items:
-        try:
+        with input_errors(f"{where}: annotations[{index}]: ", TypeError, ValueError):
             if item["category_id"] not in numbers:
                 raise ValueError(f"category {item['category_id']} is not among the file's categories")
             region = parse(item["segmentation"], size)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: annotations[{index}]: {error}") from error
         drawn.append((numbers[item["category_id"]], bool(item.get("iscrowd")), region))
     return drawn

@@ -37,16 +37,16 @@ class FolderDataset(TagDataset):
         places |= {path.name: places[path.stem] for path in stored}
         entries = []
         for image, labels, _, where in (row for row in rows if row[2] == split):
-            found = places.get(image, [])
+            files = places.get(image, [])
             try:
-                if not found:
+                if not files:
                     raise InputError(f"{where}: image {image!r} is not in the folder images "
                                      f"({', '.join(SUFFIXES)})")
-                if len(found) > 1:
-                    raise InputError(f"{where}: {' and '.join(path.name for path in found)} share one name, "
+                if len(files) > 1:
+                    raise InputError(f"{where}: {' and '.join(path.name for path in files)} share one name, "
                                      "which results are saved by")
-                name, tags = found[0].stem, self._numbers(labels, where)
-                entries.append(Entry(name, found[0], tags, masks.get(name), where))
+                name, tags = files[0].stem, self._numbers(labels, where)
+                entries.append(Entry(name, files[0], tags, masks.get(name), where))
             except InputError as error:
                 problems.append(str(error))
         lost = sorted(masks.keys() - {path.stem for path in stored})

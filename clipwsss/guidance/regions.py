@@ -1,25 +1,29 @@
 """CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ..clip import CLIP, load
-from ..errors import input_errors
+from ..clip import CLIP, CheckpointError, load
+from ..errors import InputError
 from ..toy.clip import load_toy_clip
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the toy world's tiny one, `toy:FILE` another such.
+    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
 
-    InputError names a file that is missing, damaged or no CLIP.
+    A file may hold a toy CLIP too. InputError names one that is missing, damaged or no CLIP.
     """
-    kind, _, path = name.partition(":")
-    if kind == "toy":
-        return load_toy_clip(*([Path(path)] if path else [])).to(device)
-    with input_errors():
+    if name == "toy":
+        return load_toy_clip().to(device)
+    try:
         return load(name, device, cache)
+    except CheckpointError as error:
+        with suppress(InputError):
+            return load_toy_clip(Path(name)).to(device)
+        raise InputError(str(error)) from error
 
 
 def min_max(maps: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -37,12 +37,15 @@ NO, UNSURE, YES = 0, 1, 2  # does a word describe a picture; what is unsure take
 
 
 class ToyCLIP(CLIP):
-    """A CLIP whose vocabulary is a few of CLIP's tokens: `token_ids`, rising."""
+    """A CLIP whose vocabulary is a few of CLIP's tokens: `token_ids`, rising.
+
+    They are among its weights, so that no other CLIP loads these by mistake.
+    """
 
     def __init__(self, token_ids: list[int]):
         super().__init__(Architecture(EMBED_DIM, IMAGE_SIZE, (1, 1, 1, 1), VISION_WIDTH, None, CONTEXT_LENGTH,
                                       len(token_ids), TEXT_WIDTH, text_heads=2, text_layers=2))
-        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
+        self.register_buffer("token_ids", torch.tensor(token_ids))
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """Tokens [N,L] -> embeddings [N,L,W]; ValueError for words that are not in the vocabulary.
