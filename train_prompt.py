@@ -26,7 +26,7 @@ from clipwsss.guidance.regions import encode_regions, load_clip
 from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
-from clipwsss.guidance.words import load_words
+from clipwsss.guidance.words import Words, load_words
 from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_of, script_parser,
                               stage_folder, training_flags, training_of)
 from clipwsss.progress import Progress
@@ -93,8 +93,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompt-batch-size", type=int, help="images in a step that learns prompts (default: --batch-size)")
     add("--adapter-lr", type=float, help="learning rate of adapters (default: --lr)")
     generator_flags(parser, frozen_bn=False, freeze_stages=1)
-    add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as SemPLeS' "
-        "release does; the last one is kept else, and no mask is seen")
+    add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as "
+        "SemPLeS' release does; else the last one is kept and no mask is seen")
     return parser
 
 
@@ -144,29 +144,23 @@ def keep_choices(prompt: Prompt, run: Run, classes: list[str]) -> None:
         print(f"own name chosen: {own_name_shares(table, classes)} (all choices: {path})")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(get_parser(), argv, "train_prompt")
-    device, before = pick_device(args.device), stage_folder(args.runs, args.dataset, "train_cam")
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
-    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms)
-    generator = load_generator(args.init or before / "generator.pt", dataset.classes,
-                               freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
-    generator.to(device, memory_format=torch.channels_last)
-    clip = load_clip(args.clip, device, args.clip_cache)
-    scored = scored_of(args, dataset)
-    best = nn.Module()
-    if args.keep_best:
-        watched = build_dataset(args.dataset, args.data_root, args.keep_best, skip_bad=args.skip_bad)
-        if not watched.has_masks:
-            raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
-        best = BestEpoch(generator, watched, args.cam_batch_size, args.workers)
-    run = Run(args.out, vars(args), args.resume, args.overwrite)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
-          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
+def best_epoch(args: argparse.Namespace, generator: nn.Module) -> nn.Module:
+    """What keeps the epoch of best masks where --keep-best asks for it, else a module that does nothing."""
+    if not args.keep_best:
+        return nn.Module()
+    watched = build_dataset(args.dataset, args.data_root, args.keep_best, skip_bad=args.skip_bad)
+    if not watched.has_masks:
+        raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+    return BestEpoch(generator, watched, args.cam_batch_size, args.workers)
 
+
+def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, words: Words, guide: Guide,
+                    best: nn.Module) -> Prompt:
+    """Match, learn, guide: the paper's stages, in their order; the class prompt at the end."""
+    cams = args.cams or stage_folder(args.runs, args.dataset, "train_cam") / "cams"
     seed_everything(args.seed)
-    guide, dim = Guide(generator, clip, args.map_scale), clip.text_projection.shape[1]
-    adapters = tuple(Adapter(dim, args.adapter).to(device) for _ in ("images", "texts"))
+    clip, generator, dim = guide.clip, guide.generator, guide.clip.text_projection.shape[1]
+    adapters = tuple(Adapter(dim, args.adapter).to(guide.device) for _ in ("images", "texts"))
     loader = crops_of(args, dataset, args.batch_size)
     prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size)
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
@@ -176,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         args.template, args.prompt_start, args.prompts, args.reselect_every, args.joint))
     whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
     class_prompt.make_ready(
-        partial(cam_regions, clip, dataset, args.cams or before / "cams", device, whole_images),
+        partial(cam_regions, clip, dataset, cams, guide.device, whole_images),
         lambda prompt: learn(args, run, prompt_loader, "class_prompts",
                              LearnClassStep(guide, prompt, weights)))
     keep_choices(class_prompt, run, dataset.classes)
@@ -199,10 +193,28 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.restart:
         generator.load_state_dict(start)
-    tune(args, run, loader, tuning._replace(background_prompt=background_prompt), training_of(args, "guide"), best)
+    tuning = tuning._replace(background_prompt=background_prompt)
+    tune(args, run, loader, tuning, training_of(args, "guide"), best)
     if args.keep_best:
         best.restore()
+    return class_prompt
 
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(get_parser(), argv, "train_prompt")
+    device, before = pick_device(args.device), stage_folder(args.runs, args.dataset, "train_cam")
+    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms)
+    generator = load_generator(args.init or before / "generator.pt", dataset.classes,
+                               freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
+    generator.to(device, memory_format=torch.channels_last)
+    clip = load_clip(args.clip, device, args.clip_cache)
+    scored, best = scored_of(args, dataset), best_epoch(args, generator)
+    run = Run(args.out, vars(args), args.resume, args.overwrite)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
+          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
+
+    class_prompt = guide_generator(args, run, dataset, words, Guide(generator, clip, args.map_scale), best)
     save_generator(generator, run.path("generator.pt"))
     keep_choices(class_prompt, run, dataset.classes)
     if isinstance(class_prompt, LearnedPrompt) and class_prompt.joint:

@@ -12,8 +12,8 @@ class VocDataset(TagDataset):
     Splits are ImageSets/Segmentation/SPLIT.txt, an id or `/JPEGImages/ID.jpg /.../ID.png` a line; without
     train_aug.txt, `train_aug` is every id of SegmentationClassAug that is not in val (10,582). Tags are the
     objects of Annotations/ID.xml, difficult and truncated ones too, as in IRN's label file. Masks are
-    SegmentationClass/ID.png, the official ones that papers score, else SegmentationClassAug/ID.png. `test` has
-    neither, its labels are zero.
+    SegmentationClass/ID.png, the official ones that papers score, else SegmentationClassAug/ID.png. `test`
+    has neither, its labels are zero.
     """
     classes = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
                "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",

@@ -3,6 +3,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip import CLIP
@@ -31,17 +32,22 @@ class Regions(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A map generator under frozen CLIP. map_scale: P is the maps' `sigmoid`, or their `minmax` (SemPLeS)."""
+    """A map generator under frozen CLIP. map_scale: P is the maps' `sigmoid`, or the `minmax` of
+    their positive part (SemPLeS)."""
     generator: nn.Module
     clip: CLIP
     map_scale: str = "sigmoid"
+
+    @property
+    def device(self) -> torch.device:
+        return self.clip.text_projection.device
 
     def regions(self, batch: Batch, epsilon: float = 0.1) -> Regions:
         """The batch's regions by the generator's present maps; `epsilon` is that of `min_max`."""
         maps = self.generator(batch.images.contiguous(memory_format=torch.channels_last))
         pairs, scale = batch.labels.nonzero(as_tuple=True), None
-        if self.map_scale == "minmax":
-            scale = partial(min_max, epsilon=epsilon)
+        if self.map_scale == "minmax":  # WeakTr's maps, which the release scales, are not negative
+            maps, scale = F.relu(maps), partial(min_max, epsilon=epsilon)
         probabilities = torch.sigmoid(maps) if scale is None else scale(maps)
         seen = probabilities if scale is None else maps
         foreground, background = encode_regions(self.clip, batch.images, seen, pairs, scale=scale)

@@ -63,7 +63,8 @@ def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former
     alone (random); or none. ModuleNotFoundError says how to install the package.
     """
     try:
-        from transformers import AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinBackbone
+        from transformers import (AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
+                                  SwinBackbone)
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--network mask2former needs: pip install transformers") from None
     if weights == "imagenet":

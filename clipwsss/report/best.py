@@ -1,4 +1,4 @@
-"""The epoch of best CAMs by true masks: what SemPLeS' release keeps, and what a tag-only method may not see."""
+"""The epoch of best CAMs by true masks, as SemPLeS' release keeps it: no method of tags alone sees them."""
 import copy
 from collections.abc import Sequence
 
@@ -46,8 +46,8 @@ class BestEpoch(nn.Module):
     def restore(self) -> None:
         """Give the generator the kept weights and say so, and that masks chose them."""
         self.watched[0].load_state_dict(self.kept["weights"])
-        print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; chosen by true "
-              "masks, which a method that learns from tags alone does not see")
+        print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was chosen "
+              "by true masks, which a method that learns from tags alone does not see")
 
     def get_extra_state(self) -> dict:
         return self.kept
