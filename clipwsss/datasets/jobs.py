@@ -53,28 +53,24 @@ class ImageJobs:
         progress.close()
 
     def _outcomes(self, work: Callable[[int], object], todo: list[int], helpers: int) -> Iterator[tuple]:
-        """(image number, result, problem) in order; of helpers + 1 chunks this process takes one itself."""
-        size = min(CHUNK, 1 + len(todo) // (ROUNDS * (helpers + 1))) if helpers else 1
-        chunks = _Chunks(work, self.names, [todo[start:start + size] for start in range(0, len(todo), size)])
-        theirs = [number for number in range(len(chunks.parts)) if number % (helpers + 1)]
-        arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=helpers,
-                                   collate_fn=list, prefetch_factor=4 if helpers else None,
+        """`_Jobs`' items in order; of helpers + 1 chunks of images this process takes one itself."""
+        jobs, size = _Jobs(work, self.names), min(CHUNK, 1 + len(todo) // (ROUNDS * (helpers + 1)))
+        chunks = [todo[start:start + size] for start in range(0, len(todo), size)]
+        theirs = [chunk for number, chunk in enumerate(chunks) if number % (helpers + 1)]
+        arriving = iter(DataLoader(jobs, batch_sampler=theirs, num_workers=helpers, collate_fn=list,
+                                   prefetch_factor=4 if helpers else None,
                                    multiprocessing_context=self.context if helpers else None))
-        for number in range(len(chunks.parts)):
-            yield from next(arriving) if number % (helpers + 1) else chunks[number]
+        for number, chunk in enumerate(chunks):
+            yield from next(arriving) if number % (helpers + 1) else map(jobs.__getitem__, chunk)
 
 
 @dataclass
-class _Chunks(Dataset):
-    """Chunks of images as a data set, whose loader brings the processes; an item: a chunk's outcomes."""
+class _Jobs(Dataset):
+    """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
     work: Callable[[int], object]
     names: Sequence[str]
-    parts: list[list[int]]
 
-    def __getitem__(self, number: int) -> list[tuple]:
-        return [self._attempt(index) for index in self.parts[number]]
-
-    def _attempt(self, index: int) -> tuple[int, object, str | None]:
+    def __getitem__(self, index: int) -> tuple[int, object, str | None]:
         try:
             return index, self.work(index), None
         except InputError as error:
