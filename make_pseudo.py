@@ -1,4 +1,4 @@
-"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks."""
+"""Stage 3: refine class activation maps (random walk, dense CRF, PAMR, segments) and write pseudo masks."""
 import argparse
 import json
 import sys
@@ -10,25 +10,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipwsss.refine.affinity import build_affinity, load_affinity, save_affinity
-from clipwsss.refine.labels import confident_labels
 from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset, build_dataset
 from clipwsss.datasets.base import read_mask
-from clipwsss.training import Run, fit, pick_device, seed_everything
-from clipwsss.datasets.loaders import make_loader
-from clipwsss.files import write_json
-from clipwsss.errors import InputError, run_script
 from clipwsss.datasets.jobs import ImageJobs
-from clipwsss.report.metrics import confusion, scores, threshold_confusions
+from clipwsss.datasets.loaders import make_loader
+from clipwsss.datasets.transforms import train_transform
+from clipwsss.errors import InputError, run_script
+from clipwsss.files import write_json
+from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
-from clipwsss.refine.stages import Refiner, check_cam
-from clipwsss.networks.resnet import BACKBONES
+from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
+from clipwsss.refine.labels import confident_labels
+from clipwsss.refine.stages import (STAGES, Alpha, Constant, Picture, Snap, StageSettings, Walk, check_cam,
+                                    refined_maps, refined_mask)
+from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.scoring import THRESHOLDS, miou_curve
-from clipwsss.datasets.transforms import train_transform
+from clipwsss.training import Run, fit, pick_device, seed_everything
 
-REFINEMENTS = ("none", "crf", "color", "color+crf", "psa", "psa+crf", "irn", "irn+crf")
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 
 
@@ -43,13 +43,12 @@ def background_rule(text: str) -> float | str:
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are IRN's values, --refine and --dataset fill in others, an explicit flag wins."""
-    parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012")
-    add = parser.add_argument
-    add("--refine", choices=REFINEMENTS, default="irn",
-        help="random walk inside IRN's boundaries, by PSA's affinities or by colour; dense CRF")
+    parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
+                           "--refine irn crf")
+    add = parser.add_argument_group("refinement").add_argument
+    add("--refine", nargs="+", choices=("none", *STAGES), default=["irn"], metavar="STAGE",
+        help=f"stages in their order, of {', '.join(STAGES)}; none: the CAMs' own masks")
     add("--cams", type=Path, help="folder of CAM files, ours or IRN's (default: train_prompt's)")
-    add("--affinity-checkpoint", type=Path,
-        help="trained irn or psa network (or IRN's res50_irn.pth), which spares the training")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
         help="background score; auto: the best by mIoU before CRF and segments where there are masks; "
         "alpha: PSA's background map, which walks too")
@@ -58,6 +57,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--beta", type=float, default=10.0, help="power of the affinities")
     add("--exp-times", type=int, default=8, help="the walk takes 2 to this many steps")
     add("--color-stride", type=int, default=4, help="image size over the grid of the colour walk")
+    add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) to snap masks to")
+    add("--segment-inside", type=float, default=0.5,
+        help="a class takes a segment of which it has more than this share")
+    add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
+    add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
+    add = parser.add_argument_group("affinity network (irn, psa)").add_argument
+    add("--affinity-checkpoint", type=Path,
+        help="trained irn or psa network (or IRN's res50_irn.pth), which spares the training")
     add("--confident", type=float, nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
         help="background scores that sure foreground exceeds and sure background does not (CLIMS 0.3 0.1); "
         "psa: the two exponents of its background map")
@@ -68,13 +75,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
     add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
     add("--train-radius", type=int, default=10, help="radius of the pairs that training looks at")
-    add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) to snap masks to")
-    add("--segment-inside", type=float, default=0.5,
-        help="a class takes a segment of which it has more than this share")
-    add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
     training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4)
-    add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
     return parser
 
 
@@ -86,57 +88,68 @@ class Scored(NamedTuple):
     pixels: int
 
 
-class Source(NamedTuple):
+class TaggedCams(NamedTuple):
     """The images and the folder of their CAM files."""
     dataset: TagDataset
     cams: Path
 
-    def read(self, index: int) -> tuple[np.ndarray, CamFile]:
-        """Image uint8 [H, W, 3] and its checked CAM file."""
+    def read(self, index: int) -> tuple[Picture, CamFile]:
+        """An image and its checked CAM file."""
         name = self.dataset.names[index]
         file = check_cam(read_cam(self.cams, name), self.cams / name, self.dataset.image_size(index),
                          len(self.dataset.classes))
-        return np.asarray(self.dataset.load_image(index)), file
+        return Picture(name, np.asarray(self.dataset.load_image(index))), file
+
+    def missing(self) -> dict[int, str]:
+        """Images without a CAM file: number -> line."""
+        present = set(list_cams(self.cams))
+        return {i: f"{self.cams / name}.npz (or .npy): no CAM file for this image"
+                for i, name in enumerate(self.dataset.names) if name not in present}
 
 
-def write_labels(source: Source, folder: Path, kind: str, confident: tuple[float, float], index: int) -> None:
+def write_labels(inputs: TaggedCams, folder: Path, kind: str, confident: tuple[float, float],
+                 index: int) -> None:
     """Write one image's confident labels, which an affinity network learns from."""
-    image, file = source.read(index)
-    labels = confident_labels(image, resize_cam(file, image.shape[:2]), file.keys, *confident, kind)
-    write_mask(folder / f"{source.dataset.names[index]}.png", labels, source.dataset.palette)
+    picture, file = inputs.read(index)
+    labels = confident_labels(picture.pixels, resize_cam(file, picture.size), file.keys, *confident, kind)
+    write_mask(folder / f"{picture.name}.png", labels, inputs.dataset.palette)
 
 
-def threshold_tables(source: Source, refiner: Refiner, index: int) -> np.ndarray:
-    """Confusions [2, T, n, n] of one image at every threshold: refined maps, CAMs alone."""
-    image, file = source.read(index)
-    truth, n = source.dataset.load_mask(index), len(source.dataset.classes) + 1
-    return np.stack([threshold_confusions(maps, file.keys, truth, THRESHOLDS, n)
-                     for maps in (refiner.maps(image, file), resize_cam(file, truth.shape))])
+def threshold_tables(inputs: TaggedCams, stages: list, index: int) -> np.ndarray:
+    """Confusions [2, T, n, n] of one image at every threshold: maps after these stages, CAMs alone."""
+    picture, file = inputs.read(index)
+    truth, n = inputs.dataset.load_mask(index), len(inputs.dataset.classes) + 1
+    with torch.inference_mode():
+        maps = refined_maps(picture, file, Constant(0.0), stages)[1:].numpy()
+    return np.stack([threshold_confusions(part, file.keys, truth, THRESHOLDS, n)
+                     for part in (maps, resize_cam(file, picture.size))])
 
 
-def write_pseudo(source: Source, refiner: Refiner, plain: Refiner, folder: Path, index: int) -> Scored:
-    """Write one image's pseudo mask unless it is there, and score it beside the `plain` mask of its CAMs."""
-    dataset, path = source.dataset, folder / f"{source.dataset.names[index]}.png"
-    image, file = source.read(index)
-    before = plain.mask(image, file)
+def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: Path, index: int) -> Scored:
+    """Write one image's pseudo mask unless it is there, and score it beside the mask of its CAMs alone.
+
+    backgrounds: of the refined maps, and of the CAMs alone.
+    """
+    dataset, (picture, file) = inputs.dataset, inputs.read(index)
+    path, before = folder / f"{picture.name}.png", refined_mask(picture, file, backgrounds[1], ())
     if path.exists():
         after = read_mask(path)
     else:
-        after = refiner.mask(image, file, dataset.names[index])
+        after = refined_mask(picture, file, backgrounds[0], stages)
         write_mask(path, after, dataset.palette)
     truth, n = dataset.load_mask(index), len(dataset.classes) + 1
     tables = (None, None) if truth is None else (confusion(after, truth, n), confusion(before, truth, n))
     return Scored(*tables, int((after != before).sum()), after.size)
 
 
-def train_affinity(args: argparse.Namespace, run: Run, source: Source, kind: str, jobs: ImageJobs,
+def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str, jobs: ImageJobs,
                    device: torch.device) -> torch.nn.Module:
     """Label images where CAMs are sure and train the IRN or PSA network on that; a finished one is loaded."""
     path, labels = run.path("affinity.pt"), run.path("labels")
     if args.affinity_checkpoint or path.exists():
         return load_affinity(args.affinity_checkpoint or path, kind)
-    missing = [i for i, name in enumerate(source.dataset.names) if not (labels / f"{name}.png").exists()]
-    work = partial(write_labels, source, labels, kind, tuple(args.confident))
+    missing = [i for i, name in enumerate(inputs.dataset.names) if not (labels / f"{name}.png").exists()]
+    work = partial(write_labels, inputs, labels, kind, tuple(args.confident))
     list(jobs.run("confident labels", work, missing))
     seed_everything(args.seed)
     weights = args.weights
@@ -144,31 +157,27 @@ def train_affinity(args: argparse.Namespace, run: Run, source: Source, kind: str
         weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
     network, backbone = build_affinity(kind, args.backbone, weights)
     network.to(device)
-    data = source.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
+    data = inputs.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     fit(run, loader, lambda batch: network.losses(batch.images, batch.masks, args.train_radius),
-        {"network": network}, network.parameter_groups(args.lr), training_of(args, f"{kind} network"))
-    if kind == "irn":
-        plain = data.with_transform(train_transform(args.crop_size, None, flip=False), masks=False)
-        batches = make_loader(plain, args.batch_size, args.workers, shuffle=False)
-        network.centre_displacements(batch.images.to(device) for batch in batches)
+        {"network": network}, network.parameter_groups(args.lr), training_of(args, f"{kind}_network"))
     save_affinity(network, path, kind, backbone)
     return network.eval()
 
 
-def best_thresholds(run: Run, source: Source, refiner: Refiner, jobs: ImageJobs) -> tuple[float, float]:
+def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs) -> tuple[float, float]:
     """Background thresholds of best mIoU of refined maps and of CAMs; without masks the paper's for both.
 
     They are kept in thresholds.json, so that a run that goes on does not search again.
     """
-    stored, dataset = run.path("thresholds.json"), source.dataset
+    stored, dataset = run.path("thresholds.json"), inputs.dataset
     if not stored.exists():
-        known = [i for i in range(len(dataset)) if dataset.has_mask(i)]
-        if not known:
+        masked = [i for i in range(len(dataset)) if dataset.has_mask(i)]
+        if not masked:
             print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
-        tables = sum(jobs.run("thresholds", partial(threshold_tables, source, refiner), known))
+        tables = sum(jobs.run("thresholds", partial(threshold_tables, inputs, stages), masked))
         names = ["background", *dataset.classes]
         write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
     refined, cams = json.loads(stored.read_text())
@@ -178,72 +187,87 @@ def best_thresholds(run: Run, source: Source, refiner: Refiner, jobs: ImageJobs)
 
 
 def report(run: Run, results: list[Scored]) -> None:
-    """Print and log mIoU before and after refinement, and how many pixels it changed."""
-    values = {"images": len(results),
-              "changed": 100 * sum(item.changed for item in results) / sum(item.pixels for item in results)}
-    print(f"{len(results)} masks in {run.path('masks')}; refinement changed {values['changed']:.2f} % "
+    """Print and keep mIoU before and after refinement, and how many pixels it changed."""
+    changed = sum(item.changed for item in results) / sum(item.pixels for item in results)
+    figures = {"images": len(results), "changed": 100 * changed}
+    print(f"{len(results)} masks in {run.path('masks')}; refinement changed {figures['changed']:.2f} % "
           "of the pixels")
-    known = [item for item in results if item.after is not None]
-    if known:
-        after, before = scores(sum(item.after for item in known)), scores(sum(item.before for item in known))
-        values |= {"miou": float(after["miou"]), "cam_miou": float(before["miou"])}
+    scored = [item for item in results if item.after is not None]
+    if scored:
+        after = scores(sum(item.after for item in scored))
+        before = scores(sum(item.before for item in scored))
+        figures |= {"miou": float(after["miou"]), "cam_miou": float(before["miou"])}
         print(f"mIoU {after['miou']:.2f} (CAMs alone {before['miou']:.2f}) over {after['classes']} classes "
-              f"that occur, {len(known)} images with masks")
+              f"that occur, {len(scored)} images with masks")
     else:
         print("no masks: no mIoU")
-    run.result(**values)
+    run.result(**figures)
 
 
-def draw(run: Run, source: Source, plain: Refiner, indices: list[int]) -> None:
+def draw(run: Run, inputs: TaggedCams, background: Constant | Alpha, indices: list[int]) -> None:
     """pictures.png: image, strongest CAM, mask of the CAMs, pseudo mask and, where there is one, truth."""
-    dataset, rows = source.dataset, []
+    dataset, rows = inputs.dataset, []
     for index in indices:
-        image, file = source.read(index)
-        masks = (plain.mask(image, file), read_mask(run.path("masks", f"{dataset.names[index]}.png")),
-                 dataset.load_mask(index))
-        rows.append([Image.fromarray(image), heat(resize_cam(file, image.shape[:2]).max(0)),
+        picture, file = inputs.read(index)
+        masks = (refined_mask(picture, file, background, ()),
+                 read_mask(run.path("masks", f"{picture.name}.png")), dataset.load_mask(index))
+        rows.append([Image.fromarray(picture.pixels), heat(resize_cam(file, picture.size).max(0)),
                      *(None if mask is None else colored(mask, dataset.palette) for mask in masks)])
     sheet = contact_sheet(rows, ("image", "CAM", "mask of CAMs", "pseudo mask", "truth"),
                           [dataset.names[index] for index in indices])
     save(sheet, run.path("pictures.png"))
 
 
+def check_stages(names: list[str]) -> str | None:
+    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go."""
+    walks = [name for name in names
+             if name != "none" and not STAGES[name](StageSettings()).takes_background]
+    alone = "none" not in names or names == ["none"]
+    if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
+        raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
+                         "pamr; none stands alone")
+    return walks[0] if walks and walks[0] in NETWORKS else None
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
-    device = pick_device(args.device)
+    device, kind = pick_device(args.device), check_stages(args.refine)
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
-    source = Source(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
-    present = set(list_cams(source.cams))
-    absent = {i: f"{source.cams / name}.npz (or .npy): no CAM file for this image of {args.split}"
-              for i, name in enumerate(dataset.names) if name not in present}
+    inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
+    absent = inputs.missing()
     if absent and not args.skip_bad:
-        raise InputError(f"{next(iter(absent.values()))}; {len(absent)} of {len(dataset)} images lack one "
-                         "(--skip-bad goes on without)")
+        raise InputError(f"{next(iter(absent.values()))} of {args.split}; {len(absent)} of {len(dataset)} "
+                         "images lack one (--skip-bad goes on without)")
     run = Run(args.out, vars(args), resume=not args.overwrite, overwrite=args.overwrite)
     if args.overwrite:
         for old in (*run.out.glob("masks/*.png"), *run.out.glob("labels/*.png"), run.path("affinity.pt"),
                     run.path("thresholds.json")):
             old.unlink(missing_ok=True)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {source.cams}, "
-          f"--refine {args.refine}; writing {run.out}")
+    print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
+          f"--refine {' '.join(args.refine)}; writing {run.out}")
     jobs = ImageJobs(dataset.names, args.workers, device, args.skip_bad)
     jobs.leave_out(absent)
-    walk = args.refine.split("+")[0].replace("crf", "none")
-    network = train_affinity(args, run, source, walk, jobs, device).cpu() if walk in ("irn", "psa") else None
-    plain = Refiner(threshold=args.threshold, alpha=args.alpha)  # the CAMs alone
-    refiner = Refiner(walk, network, device, args.threshold, args.alpha, args.radius, args.beta,
-                      args.exp_times, args.color_stride, args.crop_size, args.refine.endswith("crf"),
-                      args.segments, args.segment_inside, args.segment_cover)
+
+    network = train_affinity(args, run, inputs, kind, jobs, device).cpu() if kind else None
+    settings = StageSettings(Walk(args.radius, args.beta, args.exp_times), args.color_stride, args.crop_size,
+                             network, device)
+    stages = [STAGES[name](settings) for name in args.refine if name != "none"]
     if args.threshold == "auto":
-        refiner.threshold, plain.threshold = best_thresholds(run, source, refiner, jobs)
-    work = partial(write_pseudo, source, refiner, plain, run.path("masks"))
+        walks = [stage for stage in stages if not stage.takes_background]
+        backgrounds = tuple(map(Constant, best_thresholds(run, inputs, walks, jobs)))
+    else:
+        backgrounds = (Alpha(args.alpha) if args.threshold == "alpha" else Constant(args.threshold),) * 2
+    if args.segments:
+        stages.append(Snap(args.segments, args.segment_inside, args.segment_cover))
+
+    work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"))
     results = list(jobs.run("pseudo masks", work, range(len(dataset))))
     if not results:
-        raise InputError(f"{source.cams}: no usable CAM file for any image of {args.split}")
+        raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
     report(run, results)
     if args.pictures:
         good = [i for i in range(len(dataset)) if i not in jobs.failures]
-        draw(run, source, plain, good[:args.pictures])
+        draw(run, inputs, backgrounds[1], good[:args.pictures])
     if jobs.failures or dataset.skipped:
         print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
     return 1 if jobs.failures or dataset.skipped else 0

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.cams.maps import write_cams
 from clipwsss.datasets import TagDataset, build_dataset
-from clipwsss.datasets.loaders import make_loader, size_loader
-from clipwsss.datasets.transforms import train_transform
+from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import run_script
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import generator_flags, parse, script_parser, training_flags, training_of
+from clipwsss.options import (cams_of, crops_of, generator_flags, parse, script_parser, training_flags,
+                              training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import Run, fit, pick_device, seed_everything
@@ -48,8 +48,6 @@ def classifier_map(generator: torch.nn.Module, dataset: TagDataset, device: torc
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
     device = pick_device(args.device)
-    transform = train_transform(args.crop_size, args.resize_long if any(args.resize_long) else None,
-                                brightness=args.brightness)
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
     if args.val_split:  # checked before any training
         val = build_dataset(args.dataset, args.data_root, args.val_split, skip_bad=args.skip_bad)
@@ -65,23 +63,20 @@ def main(argv: list[str] | None = None) -> int:
         generator = build_generator(args.backbone, dataset.classes, args.output_stride, args.weights,
                                     **options)
     generator.to(device, memory_format=torch.channels_last)
-    loader = make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers,
-                         seed=args.seed, drop_last=True)
 
     def step(batch):
         logits = generator(batch.images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
         return {"loss": F.multilabel_soft_margin_loss(logits, batch.labels)}  # POLE eq. 1
 
-    fit(run, loader, step, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
-        training_of(args, "train_cam"))
+    fit(run, crops_of(args, dataset), step, {"generator": generator},
+        generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
     figures = {}
     if args.val_split:
         figures["mAP"] = classifier_map(generator, val, device, args.cam_batch_size, args.workers)
         print(f"classifier mAP on {args.val_split}: {figures['mAP']:.2f}")
 
-    write_cams(generator, dataset, run.path("cams"), device, args.scales, args.flip, args.cam_batch_size,
-               args.workers, args.cam_format, args.resume)
+    write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
     run.result(**figures, **print_cam_curve(dataset, run.path("cams")))
     return 0
 

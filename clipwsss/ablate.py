@@ -3,41 +3,56 @@
 The tables are data (assets/tables.json). A table has a `title` and `rows`; `reference` names the row that the
 others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4). A row has a `name`,
 `flags`, flags of one data set under that data set's name, `stage` (default train_prompt), `datasets` it is
-limited to, `against` (rows to compare it with), `paper` (its figure there), and `needs`: a row whose folder
-`{needs}` stands for in its flags.
+limited to, `against` (rows to compare it with), `paper` (its figure there), and `needs`: an earlier row whose
+folder `{needs}` stands for in its flags.
 """
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-import train_cam
-import train_prompt
-
-from .report.charts import bars
 from .datasets import DATASETS
-from .training import FREE_TO_CHANGE
-from .files import atomic_path
 from .errors import InputError, run_script
-from .options import parse
-from .pictures import save
+from .files import atomic_path
 from .guidance.selection import read_choices, report, toy_truth
-from .toy.world import RECIPE, draw_world
+from .pictures import save
+from .report.charts import bars
 from .toy.scenes import CO_OCCURRENCE
+from .toy.world import RECIPE, draw_world
+from .training import FREE_TO_CHANGE
 
+SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
-STAGES = {"train_cam": train_cam, "train_prompt": train_prompt}
-BASELINE = {"name": "CAM", "stage": "train_cam", "flags": []}  # what every train_prompt row starts from
+# What a stage is given beside a row's flags; {baseline} stands for the folder of the baseline's run.
+INPUTS = {"train_cam": (), "train_prompt": ("--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams")}
 # Where and on what a row runs, not what it is; a method is no more than the settings it fills in.
 WHERE = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
 INTERRUPTED = (130, -2)
+
+
+class Row(NamedTuple):
+    """A table's row on one data set: a script, its flags, and the rows it starts from, the baseline first."""
+    name: str
+    stage: str
+    flags: tuple[str, ...] = ()
+    starts: tuple["Row", ...] = ()
+    against: tuple[str, ...] = ()
+    paper: str = ""
+
+
+BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -60,196 +75,215 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, Row]:
+    """The rows of a table on a data set by name; `extra` flags end those of every train_prompt row."""
+    rows: dict[str, Row] = {}
+    for entry in table["rows"]:
+        if dataset in entry.get("datasets", DATASETS):
+            name, stage = entry["name"], entry.get("stage", "train_prompt")
+            flags, starts = [*entry["flags"], *entry.get(dataset, [])], []
+            if stage == "train_prompt":
+                flags += extra
+                starts = [BASELINE, *([rows[entry["needs"]]] if "needs" in entry else [])]
+            against = entry.get("against", [table.get("reference", name)])
+            rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), entry.get("paper", ""))
+    return rows
+
+
+def with_starts(rows: Iterable[Row]) -> list[Row]:
+    """These rows, each after what it starts from, without repetition."""
+    return list(dict.fromkeys(item for row in rows for item in (*with_starts(row.starts), row)))
+
+
+def ask(dataset: str, row: Row) -> dict[str, object]:
+    """A row's settings that are unlike its script's own, as the script tells; InputError on bad flags."""
+    command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"row {row.name!r}: {why(done.stderr, done.returncode)}")
+    told = json.loads(done.stdout)
+    return {name: value for name, value in sorted(told["settings"].items())
+            if name not in WHERE and value != told["defaults"][name]}
+
+
+def ask_all(dataset: str, rows: Iterable[Row]) -> dict[Row, dict[str, object]]:
+    """`ask` of these rows and all that they start from, a few at a time: a script takes seconds to start."""
+    rows = with_starts(rows)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return dict(zip(rows, pool.map(lambda row: ask(dataset, row), rows)))
+
+
+def why(output: str, code: int) -> str:
+    """Why a script stopped: the last line that it printed, else its exit status."""
+    last = output.strip().rpartition("\n")[2]
+    return re.sub(r"^(\S+: )?error: ", "", last) or f"exit status {code}"
+
+
 def finished(out: Path) -> float | None:
-    """The best CAM mIoU that a finished run logged, else None."""
-    log = out / "log.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return next((row["miou"] for row in reversed(rows) if row["label"] == "cams"), None)
+    """The mIoU that a finished run ended with, else None."""
+    result = out / "result.json"
+    return json.loads(result.read_text()).get("miou") if result.exists() else None
 
 
+@dataclass
 class Ablation:
-    """One table on one data set: what each row's runs are and where they lie."""
+    """The runs of rows on one data set, below the folder `base`: where they lie and how they are made.
 
-    def __init__(self, table: dict, args: argparse.Namespace):
-        self.args = args
-        world = "" if args.co_occurrence == CO_OCCURRENCE else f"_{args.co_occurrence:g}"
-        self.base = args.runs / args.dataset / f"ablate{world}"
-        self.table = {}
-        for row in table["rows"]:
-            if args.dataset in row.get("datasets", DATASETS):
-                row = {"stage": "train_prompt", **row}
-                own = [*row["flags"], *row.get(args.dataset, [])]
-                own += args.flags if row["stage"] == "train_prompt" else []
-                self.table[row["name"]] = {**row, "flags": own}
-        self.rows = [row for name, row in self.table.items() if name in (args.only or self.table)]
-        for name in args.only or ():
-            if name not in self.table:
-                raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, self.table))}")
-        self.failed: set[Path] = set()
-        self.interrupted = False
+    settings: what `ask_all` answered; data_root: None for a toy world per seed.
+    """
+    base: Path
+    dataset: str
+    settings: dict[Row, dict[str, object]]
+    data_root: Path | None = None
+    co_occurrence: float = CO_OCCURRENCE
+    interrupted: bool = False
 
-    def sources(self, row: dict) -> list[dict]:
-        """The rows whose runs this one starts from: the baseline, and the one it needs."""
-        needed = [self.table[row["needs"]]] if "needs" in row else []
-        return [] if row["stage"] == "train_cam" else [BASELINE, *needed]
-
-    def settings(self, row: dict) -> dict[str, str]:
-        """What tells a row's runs from others: settings unlike the script's own; InputError on bad flags."""
-        parser = STAGES[row["stage"]].get_parser()
-        defaults = vars(parser.parse_args([]))
-
-        def error(message: str) -> None:
-            raise InputError(f"row {row['name']!r}: {message}")
-
-        parser.error = error
-        argv = ["--dataset", self.args.dataset, "--data-root", str(self.base), *row["flags"]]
-        return {key: str(value) for key, value in sorted(vars(parse(parser, argv, row["stage"])).items())
-                if key not in WHERE and value != defaults[key]}
-
-    def out(self, row: dict, seed: int) -> Path:
+    def out(self, row: Row, seed: int) -> Path:
         """A run's folder, named for its settings, its data and the runs it starts from.
 
         So rows of the same settings share it, whatever their table, and changed presets meet no older run.
         """
-        settings, title = self.settings(row), row["stage"]
-        before = [self.out(source, seed).name for source in self.sources(row)]
-        data = str(self.args.data_root.resolve()) if self.args.data_root else ""
-        number = zlib.crc32(json.dumps([row["stage"], settings, before, data]).encode())
+        settings, title = self.settings[row], row.stage
+        before = [self.out(start, seed).name for start in row.starts]
+        data = str(self.data_root.resolve()) if self.data_root else ""
+        number = zlib.crc32(json.dumps([row.stage, settings, before, data]).encode())
         if title == "train_prompt":
             title = f"{settings.get('class_prompt', 'name')}_{settings.get('background_prompt', 'none')}"
         return self.base / f"seed{seed}" / f"{title}_{number:08x}"
 
-    def data_root(self, seed: int) -> Path:
+    def world(self, seed: int) -> Path:
         """The data's folder: the user's, or this seed's own toy world, which is drawn if need be."""
-        root = self.args.data_root or self.base / f"seed{seed}" / "data"
-        if not self.args.data_root and not (root / RECIPE).exists():
-            draw_world(root, seed, co_occurrence=self.args.co_occurrence)
+        root = self.data_root or self.base / f"seed{seed}" / "data"
+        if not self.data_root and not (root / RECIPE).exists():
+            draw_world(root, seed, co_occurrence=self.co_occurrence)
         return root
 
-    def command(self, row: dict, seed: int) -> list[str]:
+    def command(self, row: Row, seed: int) -> list[str]:
         """A run's command line without the interpreter."""
-        inputs, needed = [], ""
-        for source in self.sources(row):
-            needed = self.out(source, seed)
-            inputs = inputs or ["--init", needed / "generator.pt", "--cams", needed / "cams"]
-        flags = [flag.replace("{needs}", str(needed)) for flag in row["flags"]]
-        resume = ["--resume"] if (self.out(row, seed) / "args.json").exists() else []
-        return [str(part) for part in (
-            STAGES[row["stage"]].__file__, "--dataset", self.args.dataset, "--data-root",
-            self.data_root(seed), "--runs", self.args.runs, "--out", self.out(row, seed), "--seed", seed,
-            *inputs, *flags, *resume)]
+        out, flags = self.out(row, seed), [*INPUTS[row.stage], *row.flags]
+        for mark, start in zip(("{baseline}", "{needs}"), row.starts):
+            flags = [flag.replace(mark, str(self.out(start, seed))) for flag in flags]
+        resume = ["--resume"] if (out / "args.json").exists() else []
+        return [f"{SCRIPTS / row.stage}.py", "--dataset", self.dataset, "--data-root", str(self.world(seed)),
+                "--out", str(out), "--seed", str(seed), *flags, *resume]
 
-    def run(self, row: dict, seed: int) -> float:
-        """A row's best CAM mIoU in percent with one seed, of its finished run where there is one.
+    def run(self, row: Row, seed: int) -> float:
+        """A row's mIoU in percent with one seed, of its finished run where there is one.
 
-        NaN where it, or what it starts from, failed; one line says why.
+        NaN where it failed; one line says why.
         """
-        out = self.out(row, seed)
-        if (done := finished(out)) is not None:
-            return done
-        if out in self.failed or np.isnan([self.run(source, seed) for source in self.sources(row)]).any():
-            return float("nan")
+        out, begin = self.out(row, seed), time.perf_counter()
+        if (miou := finished(out)) is not None:
+            return miou
         if self.interrupted:
             raise KeyboardInterrupt
-        command, begin = [sys.executable, *self.command(row, seed)], time.perf_counter()
-        threads = os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // self.args.jobs)
         out.mkdir(parents=True, exist_ok=True)
         with open(out / "output.txt", "w") as output:
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT,
-                                  env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
+            command = [sys.executable, *self.command(row, seed)]
+            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
         if code in INTERRUPTED:
             self.interrupted = True
             raise KeyboardInterrupt
-        done = finished(out)
-        if code == 0 and done is not None:
-            spent = time.perf_counter() - begin
-            print(f"seed {seed}  {row['name']:<40} {done:6.2f}  {spent:.0f} s", flush=True)
-            return done
-        why = "no masks to score CAMs with"
-        if code:
-            last = " ".join((out / "output.txt").read_text().strip().splitlines()[-1:])
-            why = last.removeprefix("error: ") or f"exit status {code}"
-        print(f"error: row {row['name']!r}, seed {seed}: {why} (see {out / 'output.txt'})", file=sys.stderr,
-              flush=True)
-        self.failed.add(out)
-        return float("nan")
+        miou = None if code else finished(out)
+        if miou is None:
+            reason = why((out / "output.txt").read_text(), code) if code else "no masks to score CAMs with"
+            print(f"error: row {row.name!r}, seed {seed}: {reason} (see {out / 'output.txt'})",
+                  file=sys.stderr, flush=True)
+            return float("nan")
+        print(f"seed {seed}  {row.name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
+        return miou
+
+    def run_seed(self, rows: Sequence[Row], seed: int) -> list[float]:
+        """The rows' mIoU with one seed; NaN where a run, or one that it starts from, failed."""
+        miou: dict[Path, float] = {}
+        for row in with_starts(rows):
+            out, starts = self.out(row, seed), [miou[self.out(start, seed)] for start in row.starts]
+            if out not in miou:
+                miou[out] = float("nan") if np.isnan(starts).any() else self.run(row, seed)
+        return [miou[self.out(row, seed)] for row in rows]
+
+    def run_all(self, rows: Sequence[Row], seeds: int, jobs: int) -> dict[str, NDArray]:
+        """Every row's mIoU [seeds] by its name; `jobs` seeds run at the same time."""
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(self.run_seed, rows, seed) for seed in range(seeds)]
+            try:
+                columns = np.array([future.result() for future in futures])
+            except BaseException:
+                self.interrupted = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {row.name: column for row, column in zip(rows, columns.T)}
+
+    def chosen_words(self, row: Row, seeds: int, picture: Path) -> str:
+        """The words that a row's runs chose, all seeds together: Markdown, and a radar `picture`."""
+        tables = [(read_choices(self.out(row, seed) / "prompts.json"),
+                   toy_truth(self.world(seed), "train") if self.dataset == "toy" else None)
+                  for seed in range(seeds)]
+        return (f"\nWords that {row.name} chose, all seeds together (POLE Fig. 4):\n\n"
+                f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
 
 
-def spread(values: np.ndarray, sign: str = "") -> str:
+def spread(values: NDArray, sign: str = "") -> str:
     """Mean and standard deviation of the values that are numbers, as text."""
-    found = values[np.isfinite(values)]
-    if not len(found):
+    values = values[np.isfinite(values)]
+    if not len(values):
         return "failed"
-    return f"{found.mean():{sign}.1f}" + (f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else "")
+    return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def markdown(rows: list[dict], reference: str | None, values: dict[str, np.ndarray], caption: str) -> str:
+def markdown(rows: Sequence[Row], values: dict[str, NDArray]) -> str:
     """The table: mean ± standard deviation, every seed, paired differences, the paper's figure."""
-    lines = [caption, "", "| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
+    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
     for row in rows:
-        name, found = row["name"], values[row["name"]]
-        seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in found)
-        others = [other for other in row.get("against", [reference]) if other in values and other != name]
-        differences = "; ".join(f"{spread(found - values[other], '+')} ({other})" for other in others)
-        lines.append(f"| {name} | {spread(found)} | {seeds} | {differences} | {row.get('paper', '')} |")
+        own = values[row.name]
+        seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in own)
+        differences = "; ".join(f"{spread(own - values[other], '+')} ({other})" for other in row.against
+                                if other in values and other != row.name)
+        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {row.paper} |")
     return "\n".join(lines) + "\n"
-
-
-def write_results(table: dict, ablation: Ablation, values: dict[str, np.ndarray]) -> str:
-    """Write the table and its pictures beside each other; the table's text."""
-    args, seeds = ablation.args, ablation.args.seeds
-    part = [*args.flags, *(args.only or ())]
-    out = ablation.base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
-    extra = f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
-    if args.co_occurrence != CO_OCCURRENCE:
-        extra += f" Worlds of co-occurrence {args.co_occurrence:g}."
-    caption = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training "
-               f"split, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}.{extra}")
-    text = markdown(ablation.rows, table.get("reference"), values, caption)
-    text += f"\n![{args.table}]({out.stem}.png)\n"
-    title = f"{args.table}, {args.dataset}: CAM mIoU %, mean ± std, a dot for each seed"
-    finite = [row[np.isfinite(row)] for row in values.values()]
-    save(bars(list(values), finite, title), out.with_suffix(".png"))
-    shown = ablation.table.get(table.get("radar"))
-    if shown is not None and np.isfinite(values.get(shown["name"], [np.nan])).all():
-        tables = []
-        for seed in range(seeds):
-            truth = toy_truth(ablation.data_root(seed), "train") if args.dataset == "toy" else None
-            tables.append((read_choices(ablation.out(shown, seed) / "prompts.json"), truth))
-        picture = out.with_name(f"{out.stem}_names.png")
-        text += (f"\nWords that {shown['name']} chose, all seeds together (POLE Fig. 4):\n\n"
-                 f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
-    with atomic_path(out) as temporary:
-        temporary.write_text(text)
-    return f"{text}\nwritten to {out}"
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    if args.co_occurrence != CO_OCCURRENCE and (args.dataset != "toy" or args.data_root):
+    other_worlds = args.co_occurrence != CO_OCCURRENCE
+    if other_worlds and (args.dataset != "toy" or args.data_root):
         raise InputError("--co-occurrence is of worlds drawn here: only for --dataset toy, no --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
     if min(args.seeds, args.jobs) < 1:
         raise InputError(f"--seeds {args.seeds} --jobs {args.jobs}: at least 1 of each")
     table = json.loads(TABLES.read_text())[args.table]
-    ablation = Ablation(table, args)
-    for row in ablation.rows:
-        ablation.settings(row)  # a bad flag shows before hours of training, not after
-    with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(lambda seed: [ablation.run(row, seed) for row in ablation.rows], seed)
-                   for seed in range(args.seeds)]
-        try:
-            columns = np.array([future.result() for future in futures])
-        except BaseException:
-            ablation.interrupted = True
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    values = {row["name"]: column for row, column in zip(ablation.rows, columns.T)}
-    print(f"\n{write_results(table, ablation, values)}")
-    failed = int(np.isnan(columns).sum())
+    known = rows_of(table, args.dataset, args.flags)
+    for name in args.only or ():
+        if name not in known:
+            raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, known))}")
+    rows = [row for name, row in known.items() if name in (args.only or known)]
+
+    settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
+    base = args.runs / args.dataset / (f"ablate_{args.co_occurrence:g}" if other_worlds else "ablate")
+    ablation = Ablation(base, args.dataset, settings, args.data_root, args.co_occurrence)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    values = ablation.run_all(rows, args.seeds, args.jobs)
+
+    part = [*args.flags, *(args.only or ())]
+    page = base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
+    text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split, "
+            f"mean ± standard deviation over {args.seeds} seed{'s' * (args.seeds > 1)}.")
+    text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
+    text += f" Worlds of co-occurrence {args.co_occurrence:g}." if other_worlds else ""
+    text += f"\n\n{markdown(rows, values)}\n![{args.table}]({page.stem}.png)\n"
+    title = f"{args.table}, {args.dataset}: CAM mIoU %, mean ± std, a dot for each seed"
+    finite = [row[np.isfinite(row)] for row in values.values()]
+    save(bars(list(values), finite, title), page.with_suffix(".png"))
+    radar = known.get(table.get("radar"))
+    if radar in rows and np.isfinite(values[radar.name]).all():
+        text += ablation.chosen_words(radar, args.seeds, page.with_name(f"{page.stem}_names.png"))
+    with atomic_path(page) as temporary:
+        temporary.write_text(text)
+    print(f"\n{text}\nwritten to {page}")
+    failed, runs = sum(np.isnan(row).sum() for row in values.values()), len(rows) * args.seeds
     if failed:
-        raise InputError(f"{failed} of {columns.size} runs failed, see above; the others are in the table")
+        raise InputError(f"{failed} of {runs} runs failed, see above; the others are in the table")
     return 0
 
 

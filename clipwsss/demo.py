@@ -1,29 +1,32 @@
 """The whole pipeline on the toy world: draws it, runs the five scripts and shows the result."""
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from .cams.files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
 from .pictures import colored, contact_sheet, heat, save
-from .segment.predict import decide, probabilities
-from .segment.segmenter import load_segmenter
-from .toy.world import RECIPE, draw_world
-from .toy.__main__ import main as toy_main
+from .toy.world import RECIPE
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-FULL, QUICK = (800, 200), (120, 40)  # images drawn for training and held out
-# Seconds each step takes on 2 cores, to say how much time is left; only their proportions matter.
-SECONDS = (58, 32, 52, 38, 15, 45, 6, 6)
+SHOWN = 6  # images of the contact sheet
+STAGES = {"train_cam": "CAM", "clims": "CLIMS", "train_prompt": "POLE", "semples": "SemPLeS",
+          "make_pseudo": "pseudo masks (from POLE)", "train_seg": "segmenter, new images"}
+
+
+class Step(NamedTuple):
+    """What follows `python`, and its seconds on 2 cores, of which only the proportions matter."""
+    seconds: int
+    command: list[str]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -37,49 +40,55 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def commands(runs: Path, seed: int, quick: bool, clip: Path | None) -> list[list[str]]:
-    """The five scripts' command lines in order; CLIMS and SemPLeS run beside POLE, whose CAMs go on."""
-    toy, folder = ["--dataset", "toy", "--runs", str(runs)], runs / "toy"
-    seeded = [*toy, "--seed", str(seed)]
-    guide = ["train_prompt.py", *seeded, *(["--clip", str(clip)] if clip else []),
-             *(["--epochs", "1"] if quick else [])]
-    stages = ["--match-epochs", "1", "--prompt-epochs", "1"] if quick else []
-    cams = [str(folder / stage / "cams") for stage in ("train_cam", "clims", "train_prompt", "semples")]
+def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
+    """The whole demo's command lines in order; CLIMS and SemPLeS run beside POLE, whose CAMs go on."""
+    folder, clip = runs / "toy", runs / "toy_clip.pt"
+    seeded, toy = ["--seed", seed], ["--dataset", "toy", "--runs", runs]
+    own_clip = ["--clip", f"toy:{clip}"] if retrain_clip else []
+    guide = [*toy, *seeded, *own_clip, *(["--epochs", 1] if quick else [])]
+    shown = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHOWN)]
+
+    def step(seconds: int, name: str, *flags: object) -> Step:
+        start = ["-m", name] if name == "clipwsss.toy" else [os.path.relpath(SCRIPTS / name)]
+        return Step(seconds, [*start, *map(str, flags)])
+
     return [
-        ["train_cam.py", *seeded, *(["--epochs", "3"] if quick else [])],
-        [*guide, "--method", "clims", "--out", str(folder / "clims")],
-        [*guide, "--method", "semples", "--out", str(folder / "semples"), *stages],
-        [*guide, "--method", "pole"],
-        ["make_pseudo.py", *seeded],
-        ["train_seg.py", *seeded, *(["--epochs", "2"] if quick else [])],
-        ["eval.py", *toy, "--cams", *cams, "--masks", str(folder / "make_pseudo" / "masks"),
-         "--json", str(runs / "train.json")],
-        ["eval.py", *toy, "--split", "val", "--masks", str(folder / "train_seg" / "predictions"),
-         "--json", str(runs / "val.json")],
+        *([step(240, "clipwsss.toy", "--train-clip", *seeded, "--out", clip)] if retrain_clip else []),
+        step(8, "clipwsss.toy", "--draw", folder / "data", *seeded,
+             "--n-train", 120 if quick else 800, "--n-val", 40 if quick else 200),
+        step(58, "train_cam.py", *toy, *seeded, *(["--epochs", 3] if quick else [])),
+        step(32, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
+        step(52, "train_prompt.py", *guide, "--method", "semples", "--out", folder / "semples",
+             *(["--match-epochs", 1, "--prompt-epochs", 1] if quick else [])),
+        step(38, "train_prompt.py", *guide, "--method", "pole"),
+        step(15, "make_pseudo.py", *toy, *seeded),
+        step(45, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
+        step(6, "eval.py", *toy, "--masks", folder / "make_pseudo" / "masks", "--cams",
+             *(folder / stage / "cams" for stage in ("train_cam", "clims", "train_prompt", "semples")),
+             "--json", runs / "train.json"),
+        step(6, "eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions",
+             "--json", runs / "val.json"),
+        step(6, "train_seg.py", *toy, "--predict", *shown),
     ]
 
 
 def table(runs: Path) -> str:
     """mIoU of every stage from eval's JSON files."""
     train, val = (json.loads((runs / f"{name}.json").read_text()) for name in ("train", "val"))
-    found = {Path(item["folder"]).parent.name: item["best"]["miou"] for item in [*train["runs"], val]}
-    rows = (("CAM", "train_cam"), ("CLIMS", "clims"), ("POLE", "train_prompt"), ("SemPLeS", "semples"),
-            ("pseudo masks (from POLE)", "make_pseudo"), ("segmenter, new images", "train_seg"))
-    lines = [f"{'stage':<26} mIoU %", "-" * 33]
-    return "\n".join(lines + [f"{title:<26} {found[stage]:6.1f}" for title, stage in rows])
+    miou = {Path(report["folder"]).parent.name: report["best"]["miou"] for report in (*train["runs"], val)}
+    lines = [f"{title:<26} {miou[stage]:6.1f}" for stage, title in STAGES.items()]
+    return "\n".join([f"{'stage':<26} mIoU %", "-" * 33, *lines])
 
 
-def sheet(runs: Path, data: Path) -> Path:
+def sheet(runs: Path) -> Path:
     """The contact sheet: image, CAM baseline, CAM guided, pseudo mask, prediction, truth."""
-    dataset, folder, rows = build_dataset("toy", data, "train"), runs / "toy", []
-    network = load_segmenter(folder / "train_seg" / "segmenter.pt").network
-    for index, name in enumerate(dataset.names[:8]):
+    folder, rows = runs / "toy", []
+    dataset = build_dataset("toy", folder / "data", "train")
+    for index, name in enumerate(dataset.names[:SHOWN]):
         image = dataset.load_image(index)
         cams = [read_cam(folder / stage / "cams", name) for stage in ("train_cam", "train_prompt")]
-        scores = probabilities(network, dataset[index].image[None], flip=True)[0].numpy()
-        predicted = decide(np.asarray(image), scores, crf=True)  # as train_seg.py predicts
-        masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"), predicted,
-                 dataset.load_mask(index)]
+        masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"),
+                 read_mask(folder / "train_seg" / "predicted" / f"{name}.png"), dataset.load_mask(index)]
         rows.append([image, *(heat(resize_cam(cam, image.size[::-1]).max(0)) for cam in cams),
                      *(colored(mask, dataset.palette) for mask in masks)])
     titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
@@ -89,28 +98,21 @@ def sheet(runs: Path, data: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    begin, data, clip = time.perf_counter(), args.runs / "toy" / "data", None
     if args.runs.exists():
-        if not (data / RECIPE).exists():
+        if not (args.runs / "toy" / "data" / RECIPE).exists():
             raise InputError(f"--runs {args.runs}: exists and is no earlier demo; name a new folder")
         shutil.rmtree(args.runs)
-    draw_world(data, args.seed, *(QUICK if args.quick else FULL))
-    if args.retrain_clip:
-        clip = args.runs / "toy_clip.pt"
-        training = ["--train-clip", "--out", str(clip), "--seed", str(args.seed)]
-        print(f"$ python -m clipwsss.toy.world {shlex.join(training)}", flush=True)
-        toy_main(training)
-    steps = commands(args.runs, args.seed, args.quick, clip)
-    start = time.perf_counter()
-    for number, command in enumerate(steps):
-        spent, done = time.perf_counter() - start, sum(SECONDS[:number])
-        left = f", about {spent / done * sum(SECONDS[number:]):.0f} s left" if done else ""
-        print(f"\n[{number + 1}/{len(steps)}] {time.perf_counter() - begin:.0f} s so far{left}\n"
-              f"$ python {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, str(SCRIPTS / command[0]), *command[1:]]).returncode
+    plan, begin = steps(args.runs, args.seed, args.quick, args.retrain_clip), time.perf_counter()
+    for number, (_, command) in enumerate(plan):
+        spent = time.perf_counter() - begin
+        done, whole = sum(step.seconds for step in plan[:number]), sum(step.seconds for step in plan)
+        left = f", about {spent * (whole / done - 1):.0f} s left" if done else ""
+        print(f"\n[{number + 1}/{len(plan)}] {spent:.0f} s so far{left}\n$ python {shlex.join(command)}",
+              flush=True)
+        code = subprocess.run([sys.executable, *command]).returncode
         if code:
             raise InputError(f"{command[0]} stopped with exit status {code} in step {number + 1}")
-    print(f"\n{table(args.runs)}\n\ncontact sheet: {sheet(args.runs, data)}\n"
+    print(f"\n{table(args.runs)}\n\ncontact sheet: {sheet(args.runs)}\n"
           f"whole demo: {time.perf_counter() - begin:.0f} s")
     return 0
 

@@ -9,13 +9,13 @@ class InputError(ValueError):
 
 
 @contextmanager
-def input_errors(where: str = "") -> Iterator[None]:
-    """Inside the block a module's ValueError becomes an InputError that begins with `where`."""
+def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
+    """Inside the block a ValueError (or these `kinds`) becomes an InputError that begins with `where`."""
     try:
         yield
     except InputError:
         raise
-    except ValueError as error:
+    except kinds or ValueError as error:
         raise InputError(f"{where}{error}") from error
 
 

@@ -60,8 +60,8 @@ def read_network(path: Path | str, kind: str) -> tuple[dict, dict[str, Tensor]]:
     """(constructor arguments, state dict) of a checkpoint of this kind; InputError on any other file."""
     stored = load_weights(path)
     if stored.get("kind") != kind:
-        what = f"holds a {stored['kind']}" if "kind" in stored else "is no checkpoint of these scripts"
-        raise InputError(f"{path}: {what}; a {kind} is wanted")
+        what = f"holds: {stored['kind']}" if "kind" in stored else "is no checkpoint of these scripts"
+        raise InputError(f"{path}: {what}; wanted here: {kind}")
     return stored["config"], stored["state_dict"]
 
 
@@ -73,10 +73,11 @@ def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -
     return network.eval()
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Load a state dict strictly; InputError names the file and what does not fit."""
+def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
+    """Load a state dict strictly; InputError names the file, what was wanted and what does not fit."""
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).partition(": ")[2][:160]
-        raise InputError(f"{path}: not the weights of this {type(network).__name__} ({reason})") from error
+        wanted = what or type(network).__name__
+        raise InputError(f"{path}: not the weights of a {wanted} ({reason})") from error

@@ -3,10 +3,16 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from .cams.files import FORMATS
-from .datasets import DATASETS
+from .cams.maps import CamSettings
+from .datasets import DATASETS, TagDataset
+from .datasets.loaders import make_loader
+from .datasets.transforms import train_transform
 from .errors import InputError
 from .training import OPTIMIZERS, SCHEDULES, Training
 
@@ -30,25 +36,28 @@ def script_parser(description: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_flags(parser: argparse.ArgumentParser) -> None:
-    """Where a run's files lie and how it is carried out: the flags of every script."""
+def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    """Where a run's files lie and how it is carried out: the flags of every script, in a group of their own.
+
+    Returns that group's add_argument.
+    """
     add = parser.add_argument_group("run").add_argument
     add("--runs", type=Path, default=Path("runs"), help="default inputs and outputs: RUNS/DATASET/STAGE")
     add("--out", type=Path, help="this run's folder instead of the default one")
     add("--workers", type=int, default=2, help="processes that load or write data beside this one")
     add("--dry-run", action="store_true", help="print every setting and what set it, as JSON, and stop")
+    return add
 
 
 def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defaults: object) -> None:
     """Run and optimiser flags of the scripts that train; `defaults` are the stage's own values."""
-    run_flags(parser)
-    run, add = parser._action_groups[-1], parser.add_argument_group("optimiser").add_argument
-    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                     help="auto: CUDA where there is one")
-    run.add_argument("--seed", type=int, default=0, help="seed of every random choice")
-    run.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    add = run_flags(parser)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    add("--seed", type=int, default=0, help="seed of every random choice")
+    add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     if resumes:
-        run.add_argument("--resume", action="store_true", help="go on exactly where a run was interrupted")
+        add("--resume", action="store_true", help="go on exactly where a run was interrupted")
+    add = parser.add_argument_group("optimiser").add_argument
     add("--batch-size", type=int, help="images in a step")
     add("--epochs", type=int, help="passes over the split")
     add("--lr", type=float, help="learning rate of the backbone")
@@ -88,7 +97,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     command line. InputError where --data-root is needed and missing.
     """
     argv = sys.argv[1:] if argv is None else argv
-    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    defaults = vars(parser.parse_args([]))
     first = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
     parser.parse_known_args([word for word in argv if word not in ("-h", "--help")], first)
     given = {name: value for name, value in vars(first).items() if value is not UNSET}
@@ -130,6 +139,19 @@ def training_of(args: argparse.Namespace, label: str, **changes: object) -> Trai
     names = {field.name for field in dataclasses.fields(Training)}
     asked = {name: value for name, value in vars(args).items() if name in names}
     return Training(**{**asked, "label": label, **changes})
+
+
+def crops_of(args: argparse.Namespace, dataset: TagDataset) -> DataLoader:
+    """The loader of the generator's training crops that the command line asks for."""
+    resize_long = args.resize_long if any(args.resize_long) else None
+    transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
+    return make_loader(dataset.with_transform(transform, masks=False), args.batch_size, args.workers,
+                       seed=args.seed, drop_last=True)
+
+
+def cams_of(args: argparse.Namespace) -> CamSettings:
+    """How the command line wants CAM files to be made."""
+    return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format)
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:

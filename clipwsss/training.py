@@ -105,7 +105,7 @@ class Training:
     """How to train: `label` names the progress line, the log's lines and the checkpoint.
 
     accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,
-    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision as in use_bf16.
+    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision: use_bf16's.
     Momentum is SGD's momentum: IRN's and CLIMS' PolyOptimizer hands weight decay to that slot and uses none.
     """
     label: str
@@ -148,8 +148,8 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` is told each epoch's number.
     InputError on a loss that is not finite names the batch's images.
     """
-    device = groups[0]["params"][0].device
     optimizer = make_optimizer(groups, training)
+    device = optimizer.param_groups[0]["params"][0].device
     per_epoch = -(-len(loader) // training.accumulate)
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)

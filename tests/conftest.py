@@ -22,8 +22,8 @@ def tiny_clip():
     """A random frozen CLIP of 16 x 16 pixels that knows every token."""
     import torch
 
-    from clipwsss.clip import CLIP
+    from clipwsss.clip import CLIP, Architecture
     torch.manual_seed(0)
-    model = CLIP(embed_dim=32, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=4,
-                 context_length=77, vocab_size=49408, text_width=64, text_heads=2, text_layers=2)
+    model = CLIP(Architecture(embed_dim=32, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=4,
+                              context_length=77, vocab_size=49408, text_width=64, text_heads=2, text_layers=2))
     return model.eval().requires_grad_(False)

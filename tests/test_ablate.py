@@ -1,6 +1,13 @@
-"""The ablation driver: tables that parse, folders by settings, resumption, failures, figures by hand."""
+"""The ablation driver: tables that parse, folders by settings, resumption, failures, figures by hand.
+
+Scripts run inside this process, which spares their start; one test runs a real one.
+"""
+import contextlib
+import importlib
+import io
 import json
 import subprocess
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +22,30 @@ from clipwsss.toy.world import draw_world
 
 TABLES = json.loads(ablate.TABLES.read_text())
 MAIN = "matching", "CLIMS", "POLE words"
+REAL_RUN = subprocess.run
+LOCK = threading.Lock()  # standard output is one for all threads
 
 
-def driver(table, *flags, dataset="toy", root=Path("data")):
-    argv = ["--table", table, "--dataset", dataset, "--data-root", str(root), *flags]
-    return ablate.Ablation(TABLES[table], ablate.get_parser().parse_args(argv))
+def in_process(command, **_):
+    """subprocess.run of a script's --dry-run, without a process."""
+    with LOCK, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            code = importlib.import_module(Path(command[1]).stem).main(command[2:])
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch):
+    monkeypatch.setattr(ablate.subprocess, "run", in_process)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which main would set for its runs
+
+
+def driver(table, dataset="toy", root=Path("data")):
+    """A table's rows by name, and their Ablation."""
+    rows = ablate.rows_of(TABLES[table], dataset)
+    return rows, ablate.Ablation(Path("runs"), dataset, ablate.ask_all(dataset, rows.values()), root)
 
 
 @pytest.fixture
@@ -30,20 +56,22 @@ def world(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Command lines of runs that are not made: each logs an mIoU (or fails as `calls.fail` says)."""
+    """Command lines of runs that are not made: each ends with an mIoU (or fails as `calls.fail` says)."""
     class Calls(list):
         fail = {}
 
     made = Calls()
 
-    def run(command, stdout, stderr, env):
+    def run(command, stdout=None, **options):
         flags = command[2:]
+        if "--dry-run" in flags:
+            return in_process(command)
         out, made[len(made):] = Path(flags[flags.index("--out") + 1]), [flags]
         code, line = next((made.fail[word] for word in made.fail if word in flags), (0, ""))
         stdout.write(f"something before\n{line}\n")
         if code == 0:
             (out / "args.json").write_text("{}")
-            (out / "log.jsonl").write_text(json.dumps({"label": "cams", "miou": 40.0 + len(made)}) + "\n")
+            (out / "result.json").write_text(json.dumps({"miou": 40.0 + len(made)}))
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(ablate.subprocess, "run", run)
@@ -53,14 +81,26 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("table", TABLES)
 def test_every_rows_flags_parse_and_its_references_exist(table, dataset):
-    found = driver(table, dataset=dataset)
-    names = [row["name"] for row in found.rows]
-    assert len(set(names)) == len(names)
-    for row in found.rows:
-        assert found.settings(row) is not None
+    rows, ablation = driver(table, dataset)
+    shown = [entry for entry in TABLES[table]["rows"] if dataset in entry.get("datasets", DATASETS)]
+    assert [entry["name"] for entry in shown] == list(rows)  # no name twice
+    for entry in shown:
+        row = rows[entry["name"]]
+        assert "seed" not in ablation.settings[row]
+        assert [start.name for start in row.starts[1:]] == [entry[key] for key in ("needs",) if key in entry]
         known = {"name", "flags", "stage", "datasets", "against", "paper", "needs", *DATASETS}
-        assert set(row) <= known and {*row.get("against", ()), row.get("needs", names[0])} <= set(names)
+        assert set(entry) <= known and {*entry.get("against", ()), entry.get("needs", row.name)} <= set(rows)
+    names = list(rows)
     assert TABLES[table].get("reference", names[0]) in names and TABLES[table].get("radar", names[0]) in names
+
+
+def test_a_script_answers_as_it_does_in_this_process(monkeypatch):
+    row = driver("semples4")[0]["CLIMS + learned prompts beside its list"]
+    here = ablate.ask("toy", row)
+    monkeypatch.setattr(ablate.subprocess, "run", REAL_RUN)
+    assert ablate.ask("toy", row) == here and here["background_prompts"] == "{needs}/background_prompts.pt"
+    with pytest.raises(InputError, match="row 'CLIMS.*': unrecognized arguments: --speed 9"):
+        ablate.ask("toy", row._replace(flags=("--speed", "9")))
 
 
 def test_a_bad_flag_is_one_line_before_anything_runs(tmp_path, calls):
@@ -74,42 +114,46 @@ def test_a_bad_flag_is_one_line_before_anything_runs(tmp_path, calls):
 def test_folders_are_one_to_one_with_settings(dataset):
     by_folder = {}
     for table in TABLES:
-        found = driver(table, dataset=dataset)
-        for row in found.rows:
-            needed = found.table[row["needs"]] if "needs" in row else {}
-            key = json.dumps([found.settings(row), needed and found.settings(needed), row.get("stage")])
-            by_folder.setdefault(found.out(row, 0), set()).add(key)
+        rows, ablation = driver(table, dataset)
+        for row in rows.values():
+            settings = [ablation.settings[row], *(ablation.settings[start] for start in row.starts[1:]), row.stage]
+            by_folder.setdefault(ablation.out(row, 0), set()).add(json.dumps(settings))
     keys = [key for group in by_folder.values() for key in group]
     assert all(len(group) == 1 for group in by_folder.values()) and len(keys) == len(set(keys)) > 40
 
 
 def test_same_settings_share_a_run_other_presets_do_not(monkeypatch, tmp_path):
-    pole = driver("pole4").out(driver("pole4").table["D: + learnable adapters"], 1)
-    assert pole == driver("pole1").out(driver("pole1").table["POLE"], 1)
-    assert pole != driver("pole1").out(driver("pole1").table["POLE"], 0)
-    assert pole != driver("pole1", root="other").out(driver("pole1").table["POLE"], 1)
+    def folder(table, name, seed=1, root=Path("data")):
+        rows, ablation = driver(table, root=root)
+        return ablation.out(rows[name], seed)
+
+    pole = folder("pole4", "D: + learnable adapters")
+    assert pole == folder("pole1", "POLE")
+    assert pole != folder("pole1", "POLE", seed=0)
+    assert pole != folder("pole1", "POLE", root=Path("other"))
     from clipwsss import options
     presets = json.loads(options.PRESETS.read_text())
-    presets["train_cam"]["toy"]["lr"] = 0.5  # the baseline's: what starts from it is another run too
+    changed = {"when": {"dataset": "toy"}, "from": "this test", "set": {"lr": 0.5}}
+    presets["train_cam"].append(changed)  # the baseline's: what starts from it is another run too
     (tmp_path / "presets.json").write_text(json.dumps(presets))
     monkeypatch.setattr(options, "PRESETS", tmp_path / "presets.json")
-    assert pole != driver("pole4").out(driver("pole4").table["D: + learnable adapters"], 1)
+    assert pole != folder("pole4", "D: + learnable adapters")
 
 
 def test_the_grid_pairs_all_sides_at_equal_epochs_of_the_generator():
-    grid = driver("grid")
-    found = [grid.settings(row) for row in grid.rows]
-    epochs = {(row.get("match_epochs"), row.get("epochs"), row.get("lr"), row.get("match_lr")) for row in found}
-    sides = {(row.get("class_prompt"), row.get("template"), row.get("background_prompt")) for row in found}
-    assert len(sides) == len(found) == 15 and len(epochs) == 1 and (epochs.pop()[0] or "0") != "0"
+    rows, ablation = driver("grid")
+    settings = [ablation.settings[row] for row in rows.values()]
+    epochs = {(row.get("match_epochs"), row.get("epochs"), row.get("lr"), row.get("match_lr")) for row in settings}
+    sides = {(row.get("class_prompt"), row.get("template"), row.get("background_prompt")) for row in settings}
+    assert len(sides) == len(settings) == 15 and len(epochs) == 1 and (epochs.pop()[0] or 0) != 0
 
 
 def test_semples5_takes_its_parts_away_at_equal_epochs():
-    table = driver("semples5")
-    found = {row["name"]: table.settings(row) for row in table.rows if row["name"] != "CAM"}
-    assert {int(row.get("match_epochs", 0)) + int(row["epochs"]) for row in found.values()} == {6}
-    assert found["match, prompt-T, refine"]["w_prompt_image"] == "0.0"
-    assert found["match, prompt-I, refine"]["w_prompt_class"] == "0.0"
+    rows, ablation = driver("semples5")
+    settings = {name: ablation.settings[row] for name, row in rows.items() if name != "CAM"}
+    assert {row.get("match_epochs", 0) + row["epochs"] for row in settings.values()} == {6}
+    assert settings["match, prompt-T, refine"]["w_prompt_image"] == 0
+    assert settings["match, prompt-I, refine"]["w_prompt_class"] == 0
 
 
 def test_rows_run_once_and_need_comes_first(tmp_path, calls, capsys):
@@ -122,7 +166,7 @@ def test_rows_run_once_and_need_comes_first(tmp_path, calls, capsys):
     assert calls[1][calls[1].index("--init") + 1] == f"{baseline}/generator.pt"
     assert calls[2][calls[2].index("--cams") + 1] == f"{baseline}/cams" and "--resume" not in calls[2]
     assert ablate.main(argv) == 0 and len(calls) == 3
-    Path(clims, "log.jsonl").unlink()
+    Path(clims, "result.json").unlink()
     assert ablate.main(argv) == 0 and len(calls) == 4 and calls[3][-1] == "--resume"
     assert "beside its list | 44.0 |" in capsys.readouterr().out
 
@@ -167,13 +211,13 @@ def test_data_without_masks_has_no_table(tmp_path, calls, monkeypatch, capsys):
 
 
 def test_table_by_hand():
-    rows = [{"name": "a", "paper": "56.6"}, {"name": "b"}, {"name": "c", "against": ["b", "a"]}]
+    rows = [ablate.Row("a", "train_cam", against=("a",), paper="56.6"), ablate.Row("b", "train_cam", against=("a",)),
+            ablate.Row("c", "train_cam", against=("b", "a"))]
     values = {"a": np.array([50.0, 52.0]), "b": np.array([53.0, 53.0]), "c": np.array([np.nan, 60.0])}
-    lines = ablate.markdown(rows, "a", values, "caption").splitlines()
-    assert lines[0] == "caption"
-    assert lines[4] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
-    assert lines[5] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
-    assert lines[6] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"
+    lines = ablate.markdown(rows, values).splitlines()
+    assert lines[2] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
+    assert lines[3] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
+    assert lines[4] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"
 
 
 def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
@@ -194,7 +238,7 @@ def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
 
 def test_unknown_rows_and_numbers_are_refused(tmp_path):
     with pytest.raises(InputError, match="--only 'POLEE': the rows are 'A: class name'"):
-        driver("pole4", "--only", "POLEE")
+        ablate.main(["--table", "pole4", "--only", "POLEE"])
     with pytest.raises(InputError, match="--data-root: say where the voc12 data is"):
         ablate.main(["--table", "pole4", "--dataset", "voc12"])
     with pytest.raises(InputError, match="at least 1 of each"):
@@ -202,11 +246,10 @@ def test_unknown_rows_and_numbers_are_refused(tmp_path):
 
 
 def test_a_real_table_with_its_pictures(world, tmp_path, monkeypatch):
-    """Runs the scripts in this process: train_cam and POLE for an epoch, then the table, the bars and the radar."""
-    def run(command, stdout, stderr, env):
-        script = next(module for module in ablate.STAGES.values() if module.__file__ == command[1])
+    """Runs train_cam and POLE for an epoch, then the table, the bars and the radar."""
+    def run(command, **_):
         short = ["--epochs", "1", "--batch-size", "8", "--workers", "0"]
-        return subprocess.CompletedProcess(command, script.main([*command[2:], *short]))
+        return in_process([*command, *short])
 
     monkeypatch.setattr(ablate.subprocess, "run", run)
     argv = ["--table", "pole_fig4", "--data-root", str(world), "--runs", str(tmp_path), "--seeds", "1"]

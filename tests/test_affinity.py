@@ -20,6 +20,7 @@ from clipwsss.refine.random_walk import pair_offsets, straight_path
 MEAN = torch.tensor(resnet.IMAGENET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(resnet.IMAGENET_STD).view(1, 3, 1, 1)
 EDGE = ((64, 32, 4), (256, 32, 4), (512, 32, 4), (1024, 32, 4), (2048, 32, 4))
+# The displacement half, which is in the published file and not in ours.
 FIELD = ((64, 64, 8), (256, 128, 16), (512, 256, 16), (1024, 256, 16), (2048, 256, 16), (768, 256, 16),
          (448, 256, 16))
 
@@ -64,7 +65,7 @@ def published():
 
 
 def plain_irn(state, images):
-    """The published network, written down once more: normalised images -> boundary logits, displacements."""
+    """The published network, written down once more: normalised images -> boundary logits."""
     body = resnet50()
     body.load_state_dict({name.removeprefix("resnet50."): value for name, value in state.items()
                           if name.startswith("resnet50.")}, strict=False)
@@ -85,13 +86,7 @@ def plain_irn(state, images):
     edges = [head(f"fc_edge{i + 1}", level, 4, factor)[..., :height, :width]
              for i, (level, factor) in enumerate(zip(levels, (1, 1, 2, 4, 4)))]
     logits = F.conv2d(torch.cat(edges, 1), state["fc_edge6.weight"], state["fc_edge6.bias"])
-    fields = [head(f"fc_dp{i + 1}", level, FIELD[i][2], factor)
-              for i, (level, factor) in enumerate(zip(levels, (1, 1, 1, 2, 2)))]
-    rows, columns = fields[2].shape[-2:]
-    deep = head("fc_dp6", torch.cat([field[..., :rows, :columns] for field in fields[2:]], 1), 16, 2)
-    last = head("fc_dp7", torch.cat([fields[0], fields[1], deep[..., :height, :width]], 1), 16)
-    shift = state["mean_shift.running_mean"].view(1, 2, 1, 1)
-    return logits, F.conv2d(last, state["fc_dp7.3.weight"]) - shift
+    return logits
 
 
 def test_published_names_load_and_give_the_published_outputs(published, tmp_path):
@@ -100,10 +95,8 @@ def test_published_names_load_and_give_the_published_outputs(published, tmp_path
     images = torch.rand(1, 3, 70, 90, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, found = plain_irn(published, (images - MEAN) / STD), network(images)
-    assert expected[0].std() > 0.01 and expected[1].std() > 0.01
-    for one, other in zip(expected, found):
-        assert one.shape == other.shape == (1, one.shape[1], 18, 23)
-        assert (one - other).abs().max() < 1e-4
+    assert expected.std() > 0.01 and expected.shape == found.shape == (1, 1, 18, 23)
+    assert (expected - found).abs().max() < 1e-4
 
 
 def test_boundaries_average_image_and_mirror_image_padded_as_published(published):
@@ -113,21 +106,20 @@ def test_boundaries_average_image_and_mirror_image_padded_as_published(published
     normal = (image - MEAN[0]) / STD[0]
     both = F.pad(torch.stack([normal, normal.flip(-1)]), (0, 96 - 75, 0, 96 - 50))
     with torch.no_grad():
-        logits, fields = (maps[..., :13, :19] for maps in plain_irn(published, both))
-    boundary, field = network.boundaries(image, 96)
+        logits = plain_irn(published, both)[..., :13, :19]
+    boundary = network.boundaries(image, 96)
     assert (boundary - torch.sigmoid(logits[0, 0] / 2 + logits[1, 0].flip(-1) / 2)).abs().max() < 1e-4
-    assert (field - fields[0]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("backbone", ("resnet18", "resnet_tiny"))
 def test_other_backbones_and_images_larger_than_the_padding(backbone):
     torch.manual_seed(0)
     network = build_affinity("irn", backbone, "none")[0].eval()
-    boundary, field = network.boundaries(torch.rand(3, 50, 131), pad_to=64)
-    assert boundary.shape == (13, 33) and field.shape == (2, 13, 33)
+    boundary = network.boundaries(torch.rand(3, 50, 131), pad_to=64)
+    assert boundary.shape == (13, 33)
     assert 0 <= boundary.min() and boundary.max() <= 1
     square = torch.rand(3, 64, 64)
-    once, mirrored = network.boundaries(square, 64)[0], network.boundaries(square.flip(-1), 64)[0]
+    once, mirrored = network.boundaries(square, 64), network.boundaries(square.flip(-1), 64)
     assert torch.allclose(once, mirrored.flip(-1), atol=1e-5)
 
 
@@ -168,13 +160,13 @@ def test_shrunk_labels_are_those_of_pillows_nearest_resizing():
 def test_irn_losses_equal_a_plain_loop():
     radius, (height, width) = 3, (6, 9)
     torch.manual_seed(1)
-    logits, fields = torch.randn(2, 1, height, width), torch.randn(2, 2, height, width)
+    logits = torch.randn(2, 1, height, width)
     labels = torch.tensor([0, 0, 1, 2, 255])[torch.randint(0, 5, (2, height, width))]
-    sums = {name: [0.0, 1e-5] for name in ("background", "foreground", "negative", "inside", "outside")}
+    sums = {name: [0.0, 1e-5] for name in ("background", "foreground", "negative")}
 
-    def add(name, value, count=1):
+    def add(name, value):
         sums[name][0] += float(value)
-        sums[name][1] += count
+        sums[name][1] += 1
 
     for image in range(2):
         boundary = torch.sigmoid(logits[image, 0])
@@ -185,28 +177,22 @@ def test_irn_losses_equal_a_plain_loop():
                     if 255 in (one, other):
                         continue
                     affinity = 1 - max(float(boundary[y + b, x + a]) for b, a in straight_path(dy, dx))
-                    step = fields[image, :, y, x] - fields[image, :, y + dy, x + dx]
                     if one != other:
                         add("negative", -math.log(1 + 1e-5 - affinity))
                     elif one == 0:
                         add("background", -math.log(affinity + 1e-5))
-                        add("outside", step.abs().sum(), 2)
                     else:
                         add("foreground", -math.log(affinity + 1e-5))
-                        add("inside", (step - torch.tensor([dy, dx])).abs().sum(), 2)
     means = {name: value / count for name, (value, count) in sums.items()}
-    found = IRNet.losses(lambda images: (logits, fields), None, labels, radius)
+    found = IRNet.losses(lambda images: logits, None, labels, radius)
     expected = ((means["background"] + means["foreground"]) / 2 + means["negative"]) / 2
-    expected += (means["inside"] + means["outside"]) / 2
     assert float(found["loss"]) == pytest.approx(expected, rel=1e-4)
-    assert float(found["displacement"]) == pytest.approx(means["inside"], rel=1e-4)
-    assert float(found["background_displacement"]) == pytest.approx(means["outside"], rel=1e-4)
+    assert float(found["negative"]) == pytest.approx(means["negative"], rel=1e-4)
 
 
 def test_labels_without_a_sure_pixel_give_a_finite_loss():
     logits = torch.randn(1, 1, 8, 12, requires_grad=True)
-    outputs = logits, torch.randn(1, 2, 8, 12)
-    found = IRNet.losses(lambda images: outputs, None, torch.full((1, 8, 12), 255), 3)
+    found = IRNet.losses(lambda images: logits, None, torch.full((1, 8, 12), 255), 3)
     found["loss"].backward()
     assert found["loss"].item() == 0 and float(logits.grad.abs().max()) == 0
 
@@ -219,7 +205,7 @@ def test_irn_learns_its_heads_alone_and_finds_the_edge_of_a_square():
     labels[:, 16:48, 16:48] = 3
     images = torch.where(labels > 0, 0.8, 0.2)[:, None].repeat(1, 3, 1, 1)
     groups = network.parameter_groups(0.1)
-    assert [group["lr"] for group in groups] == [0.1, 1.0]
+    assert [group["lr"] for group in groups] == [0.1]
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in network.parameters())
     optimizer, losses = torch.optim.SGD(groups, lr=0.1, momentum=0.9), []
     for _ in range(40):
@@ -230,19 +216,8 @@ def test_irn_learns_its_heads_alone_and_finds_the_edge_of_a_square():
         losses.append(terms["loss"].item())
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(before[name], value) for name, value in network.backbone.state_dict().items())
-    boundary, _ = network.eval().boundaries(images[0], 64)
+    boundary = network.eval().boundaries(images[0], 64)
     assert boundary[8, 3:5].mean() > 2 * boundary[7:9, 7:9].mean()
-
-
-def test_mean_displacement_is_taken_off_outside_training():
-    torch.manual_seed(0)
-    network = build_affinity("irn", "resnet_tiny", "none")[0]
-    batches = [torch.rand(2, 3, 32, 48) for _ in range(2)]
-    network.centre_displacements(iter(batches))
-    means = [network(batch)[1].mean(dim=(0, 2, 3)) for batch in batches]
-    assert (sum(means) / 2).abs().max() < 1e-5 < network.mean_shift.running_mean.abs().max()
-    shifted, plain = network(batches[0])[1], network.train()(batches[0])[1]
-    assert torch.allclose(shifted + network.mean_shift.running_mean.view(1, 2, 1, 1), plain, atol=1e-6)
 
 
 def test_psa_affinities_and_losses_equal_a_plain_loop():
@@ -300,23 +275,23 @@ def test_saved_networks_return_and_others_are_refused(tmp_path):
         loaded = load_affinity(tmp_path / f"{kind}.pt", kind)
         assert not loaded.training and all(torch.equal(value, loaded.state_dict()[name])
                                            for name, value in network.state_dict().items())
-    with pytest.raises(InputError, match=r"psa\.pt: holds a network of --refine psa, not of irn"):
+    with pytest.raises(InputError, match=r"psa\.pt: holds: psa network; wanted here: irn network"):
         load_affinity(tmp_path / "psa.pt", "irn")
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pt")
     for kind in ("irn", "psa"):
-        with pytest.raises(InputError, match=r"other\.pt: holds no"):
+        with pytest.raises(InputError, match=rf"other\.pt: is no checkpoint of these scripts; wanted here: {kind} network"):
             load_affinity(tmp_path / "other.pt", kind)
     stored = torch.load(tmp_path / "irn.pt", weights_only=True)
     for change in ({"fc_edge6.bias": torch.zeros(2)}, {"extra": torch.zeros(1)}):
         torch.save(stored | {"state_dict": stored["state_dict"] | change}, tmp_path / "bad.pt")
-        with pytest.raises(InputError, match=rf"bad\.pt: not a state dict of this IRNet .*{next(iter(change))}"):
+        with pytest.raises(InputError, match=rf"bad\.pt: not the weights of a IRNet .*{next(iter(change))}"):
             load_affinity(tmp_path / "bad.pt", "irn")
 
 
 def test_a_generators_file_starts_the_backbone(tmp_path):
     body = resnet.build("resnet_tiny", 4)
     state = {f"backbone.{name}": value for name, value in body.state_dict().items()}
-    torch.save({"backbone": "resnet_tiny", "output_stride": 4, "classes": ["a"],
+    torch.save({"kind": "generator", "config": {"backbone": "resnet_tiny", "output_stride": 4, "classes": ["a"]},
                 "state_dict": state | {"classifier.weight": torch.ones(1, 64, 1, 1)}},
                tmp_path / "generator.pt")
     network, backbone = build_affinity("irn", "resnet50", tmp_path / "generator.pt")

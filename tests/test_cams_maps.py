@@ -6,13 +6,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clipwsss.cams.maps import merge_scales, multi_scale_maps, write_cams
+from clipwsss.cams.maps import CamSettings, merge_scales, multi_scale_maps, write_cams
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.cams.files import list_cams, read_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.cams.generator import build_generator
 
-CPU = torch.device("cpu")
 
 
 def make_folder(root, sizes=((40, 56), (40, 56), (56, 40), (33, 47))):
@@ -55,7 +54,7 @@ def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     assert sorted(map(sorted, size_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
     generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
     for folder, size in (("batched", 8), ("single", 1)):
-        write_cams(generator, dataset, tmp_path / folder, CPU, (1.0, 2.0), batch_size=size)
+        write_cams(generator, dataset, tmp_path / folder, CamSettings((1.0, 2.0), batch_size=size))
     assert list_cams(tmp_path / "batched") == ["i0", "i1", "i2", "i3"]
     for index, name in enumerate(dataset.names):
         one, other = read_cam(tmp_path / "single", name), read_cam(tmp_path / "batched", name)
@@ -68,7 +67,7 @@ def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
 def test_irn_files_carry_high_resolution_maps(tmp_path):
     dataset = make_folder(tmp_path / "data", ((33, 47),))
     generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
-    write_cams(generator, dataset, tmp_path / "cams", CPU, (1.0,), fmt="irn")
+    write_cams(generator, dataset, tmp_path / "cams", CamSettings((1.0,), fmt="irn"))
     found = read_cam(tmp_path / "cams", "i0")
     assert (tmp_path / "cams" / "i0.npy").exists() and found.high_res.shape == (1, 33, 47)
     assert found.high_res.max() <= 1 and abs(found.high_res.max() - 1) < 1e-3
@@ -81,7 +80,7 @@ def test_written_files_stay_when_resuming(tmp_path):
     cams.mkdir()  # an interrupted run can leave it empty
     for name in ("i0.npz", "i2.npz"):
         (cams / name).write_bytes(b"old")
-    write_cams(generator, dataset, cams, CPU, (1.0,), resume=True)
+    write_cams(generator, dataset, cams, CamSettings((1.0,)), resume=True)
     assert list_cams(cams) == ["i0", "i1", "i2", "i3"] and (cams / "i2.npz").read_bytes() == b"old"
-    write_cams(generator, dataset, cams, CPU, (1.0,))
+    write_cams(generator, dataset, cams, CamSettings((1.0,)))
     assert read_cam(cams, "i2").cam.shape[0] == 1

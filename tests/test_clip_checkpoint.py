@@ -20,7 +20,7 @@ from clipwsss.clip import checkpoint
 
 def tiny_clip() -> clip.CLIP:
     torch.manual_seed(0)
-    return clip.CLIP(32, 32, (1, 1, 1, 1), 8, None, 16, 300, 64, 1, 1).eval()
+    return clip.CLIP(clip.Architecture(32, 32, (1, 1, 1, 1), 8, None, 16, 300, 64, 1, 1)).eval()
 
 
 def half_state(model: clip.CLIP) -> dict[str, torch.Tensor]:

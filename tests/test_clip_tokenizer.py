@@ -24,7 +24,7 @@ def varied_strings() -> list[str]:
         "&amp; &lt;b&gt; &amp;lt; &eacute; &#233; &#x1F436; &nbsp;x &notanentity;",
         "schÃ¶n â€œquotedâ€\x9d", "tabs\tand\nnew lines\r\n  many   blanks",
         "1234567890 3.14 10,000 2nd 100%",
-        "a_b-c/d\\e@f#g$h^i*j(k)[l]{m}<n>|o~p`q", "...!?!?;;::--", "<|startoftext|> x <|endoftext|>",
+        "a_b-c/d\\e@f#g$h^i*j(k)[l]{m}<n>|o~p`q", "...!?!?;;::--",
         "a <start_of_text> b <end_of_text> c", "x" * 300, "word " * 200, "supercalifragilisticexpialidocious",
         "http://example.org/a?b=c&d=e", "\u200bzero\u200dwidth\ufeff", "ﬁ ﬂ ligatures ｆｕｌｌｗｉｄｔｈ",
         "𝒹ℴ𝓰", "\x00\x01\x7f",
@@ -77,11 +77,17 @@ def test_exactly_full_text_is_kept():
     assert row[-1] == END and (row[1:-1] == 1929).all()
 
 
+@pytest.mark.parametrize("start, end", [("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>")])
+def test_both_spellings_of_the_special_tokens(start, end):
+    assert tokenize(f"{start} a dog {end}", 7)[0].tolist() == [START, START, 320, 1929, END, END, 0]
+    assert tokenize(f"{start.upper()}dog", 5)[0].tolist() == [START, START, 1929, END, 0]
+
+
 def test_decode():
     text = "it 's a naïve 犬 🐶 photo"
     assert decode(tokenizer_module.encode(text)) == text + " "
     row = tokenize("a dog", context_length=4)[0].tolist()
-    assert decode(row) == "<start_of_text>a dog <end_of_text>"
+    assert decode(row) == "<|startoftext|>a dog <|endoftext|>"
 
 
 def test_merge_table_is_clips():

@@ -7,7 +7,7 @@ from PIL import Image
 from clipwsss.guidance import pictures as prompt_pictures
 from clipwsss.errors import run_script
 from clipwsss.guidance.regions import load_clip
-from clipwsss.guidance.prompts import encode_words
+from clipwsss.guidance.prompts import LearnedPrompt, encode_words
 from clipwsss.toy.world import draw_world
 
 
@@ -52,7 +52,9 @@ def test_water_is_found_where_the_water_is(toy):
 def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     clip, files = toy
     prompts, words = tmp_path / "background_prompts.pt", tmp_path / "words.txt"
-    torch.save({"text": encode_words(clip, "a photo of {}.", ["water", "sky"]), "names": ["boat", "plane"]}, prompts)
+    learned = LearnedPrompt(clip, "a photo of [C:{}].", ["water", "sky"])
+    learned.names = ["boat", "plane"]
+    learned.save(prompts)
     words.write_text("water\nsky\nroad\n")
     argv = ["--image", *map(str, files), "--text", "a photo of boat.", "--prompts", str(prompts), "--words", str(words),
             "--clip", "toy", "--n", "2", "--out", str(tmp_path / "out")]
@@ -63,7 +65,8 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     sheet = Image.open(tmp_path / "out" / "prompt_pictures.png")
     assert sheet.width > 4 * 192 and len(sheet.getcolors(sheet.width * sheet.height)) > 1000
     (tmp_path / "bad.jpg").write_text("x")
-    torch.save({"text": torch.zeros(2, 3)}, tmp_path / "other.pt")
+    torch.save({"kind": "learned prompt", "config": {"text": torch.zeros(2, 3), "names": ["a", "b"]}, "state_dict": {}},
+               tmp_path / "other.pt")
     for flags, message in ((["--image", str(tmp_path / "bad.jpg"), "--text", "boat"], "bad.jpg: not a readable image"),
                            (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),

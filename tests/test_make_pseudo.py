@@ -14,7 +14,8 @@ from clipwsss.pictures import voc_palette
 from clipwsss.errors import run_script
 from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.random_walk import propagate
-from clipwsss.refine.stages import Refiner, check_cam
+from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Pamr, Picture, check_cam, refined_maps,
+                                    refined_mask)
 from clipwsss.report.scoring import THRESHOLDS
 from clipwsss.refine.segments import write_segments
 
@@ -66,7 +67,7 @@ def cam_mask(file, threshold):
 
 
 def report_of(out):
-    return json.loads((out / "report.json").read_text())
+    return json.loads((out / "result.json").read_text())
 
 
 def test_unrefined_masks_are_the_thresholded_cams(tmp_path, capsys):
@@ -114,7 +115,7 @@ def test_auto_threshold_is_the_best_one(tmp_path):
         file = read_cam(tmp_path / "data/cams", name)
         image, truth = (np.array(Image.open(tmp_path / "data" / kind / f"{name}.png"))
                         for kind in ("images", "masks"))
-        maps = Refiner("color", beta=1, exp_times=6).maps(image, file)
+        maps = refined_maps(Picture(name, image), file, Constant(0.0), [ColorWalk()])[1:].numpy()
         tables = tables + threshold_confusions(maps, file.keys, truth, THRESHOLDS, 3)
     assert refined["threshold"] == THRESHOLDS[int(scores(tables)["miou"].argmax())]
 
@@ -220,16 +221,16 @@ def test_irn_learns_from_confident_labels_and_its_checkpoint_spares_that(tmp_pat
     labels = np.array(Image.open(out / "labels/im0.png"))
     assert {0, 1} <= set(np.unique(labels)) <= {0, 1, 255} and labels.shape == (44, 61)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in log if line["label"] == "irn network"] == [1, 2]
+    assert [line["epoch"] for line in log if line["label"] == "irn_network"] == [1, 2]
     assert all(np.isfinite(line["loss"]) for line in log if "loss" in line)
     stored = torch.load(out / "affinity.pt", weights_only=True)
-    assert stored["network"] == "irn" and stored["state_dict"]["mean_shift.running_mean"].abs().max() > 0
+    assert stored["kind"] == "irn network" and not any("dp" in name for name in stored["state_dict"])
     again = tmp_path / "again"
     assert run(*world, "--out", again, "--affinity-checkpoint", out / "affinity.pt") == 0
     assert not (again / "labels").exists()
     assert all(np.array_equal(mask, masks_in(again)[name]) for name, mask in masks_in(out).items())
     capsys.readouterr()
-    assert run(*world, "--out", out) == 0 and "irn network" not in capsys.readouterr().out
+    assert run(*world, "--out", out) == 0 and "irn_network" not in capsys.readouterr().out
 
 
 def test_irn_training_goes_on_exactly_after_an_interruption(tmp_path, monkeypatch):
@@ -267,23 +268,25 @@ def test_irn_walk_equals_the_published_steps():
     class Network(torch.nn.Module):
         def boundaries(self, image, pad_to):
             assert image.shape == (3, 45, 66) and image.max() <= 1 and pad_to == 80
-            return boundary, None
+            return boundary
 
     file = CamFile(np.array([1, 4]), torch.rand(2, 12, 17, generator=generator).numpy(), None)
-    found = Refiner("irn", Network(), pad_to=80).maps(np.zeros((45, 66, 3), np.uint8), file)
+    picture, stages = Picture("x", np.zeros((45, 66, 3), np.uint8)), [IrnWalk(Network(), pad_to=80)]
+    found = refined_maps(picture, file, Constant(0.25), stages)[1:].numpy()
     walked = propagate(torch.from_numpy(file.cam), boundary, radius=5, beta=10, exp_times=8)
     plain = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0, :, :45, :66]
     assert np.abs(found - (plain / plain.max()).numpy()).max() < 1e-6
     labels = np.concatenate([np.full((1, 45, 66), 0.25), found]).argmax(0)
-    mask = Refiner("irn", Network(), pad_to=80).mask(np.zeros((45, 66, 3), np.uint8), file)
+    mask = refined_mask(picture, file, Constant(0.25), stages)
     assert np.array_equal(mask, np.array([0, 2, 5])[labels])
 
 
 def test_empty_maps_stay_background():
     file = CamFile(np.array([3]), np.zeros((1, 5, 6), np.float32), None)
     image = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
-    for refiner in (Refiner(), Refiner("color", beta=1), Refiner("color", threshold="alpha")):
-        assert (refiner.mask(image, file) == 0).all()
+    for stages in ((), [ColorWalk()], [ColorWalk(), Crf()], [ColorWalk(), Pamr()]):
+        for background in (Constant(0.25), Alpha(16.0)):
+            assert (refined_mask(Picture("x", image), file, background, stages) == 0).all()
 
 
 @pytest.mark.parametrize("size", ((375, 500), (500, 333), (96, 96), (281, 7)))
@@ -307,10 +310,10 @@ def test_segments_snap_the_masks(tmp_path):
 def test_crf_refines_hand_made_masks_and_walks(tmp_path):
     world = draw_world(tmp_path / "data")
     found = {}
-    for refine in ("none", "crf", "color", "color+crf"):
-        assert run(*world, "--refine", refine, "--threshold", 0.5, "--out", tmp_path / refine) == 0
+    for refine in ("none", "crf", "color", "color crf", "color pamr"):
+        assert run(*world, "--refine", *refine.split(), "--threshold", 0.5, "--out", tmp_path / refine) == 0
         found[refine] = report_of(tmp_path / refine)["miou"]
-    assert found["crf"] != found["none"] and found["color+crf"] > found["color"]
+    assert found["crf"] != found["none"] and found["color crf"] > found["color"]
 
 
 def test_released_cams_give_the_published_table(tmp_path, voc_sample):

@@ -1,6 +1,4 @@
-"""Words, and the prompt family: one call, gradients where they belong, selection by hand."""
-import json
-
+"""The prompt family: one call, gradients where they belong, selection by hand."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,35 +6,11 @@ import torch.nn.functional as F
 from clipwsss import clip
 from clipwsss.errors import InputError
 from clipwsss.guidance.regions import load_clip
-from clipwsss.guidance.words import ASSETS, load_words
-from clipwsss.guidance.prompts import FixedPrompt, LearnedPrompt, SelectedPrompt, encode_words
+from clipwsss.guidance.words import load_words
+from clipwsss.guidance.prompts import (FixedPrompt, LearnedPrompt, SelectedPrompt, Slot, encode_words, parse_template,
+                                       read_learned)
 
 CANDIDATES = [["boat", "ship", "canoe"], ["train"]]
-
-
-def test_voc_and_coco_words():
-    voc = load_words("voc12", ["person", "pottedplant", "cat"])
-    assert voc.names == ["player", "potted plant", "cat"]
-    assert voc.candidates[0] == ["player", "people", "person", "human"]
-    assert voc.candidates[2][1:] == ["feline", "tomcat", "kitty"]
-    assert voc.background[:3] == ["tree", "river", "sea"] and len(voc.background) == 10
-    names = list(json.loads((ASSETS / "prompts_coco14.json").read_text())["names"])
-    coco = load_words("coco14", names)
-    assert len(names) == 80 < len(coco.background) and all(3 <= len(row) <= 5 for row in coco.candidates)
-
-
-def test_own_data_words(tmp_path):
-    words = load_words("folder", ["lake", "cat"], synonyms={"cat": ["kitty", "cat", "moggy"]})
-    assert words.candidates == [["lake"], ["cat", "kitty", "moggy"]] and "lake" not in words.background
-    path = tmp_path / "s.json"
-    path.write_text('{"cat": ["tabby", "tom", "puss"]}')
-    assert load_words("folder", ["lake", "cat"], None, path, 2).candidates[1] == ["cat", "tabby", "tom"]
-    path.write_text('{"dog": ["hound"]}')
-    with pytest.raises(InputError, match="unknown class 'dog'; the classes are lake, cat"):
-        load_words("folder", ["lake", "cat"], None, path)
-    path.write_text('{"cat": "tabby"}')
-    with pytest.raises(InputError, match="expected an object of lists"):
-        load_words("folder", ["lake", "cat"], None, path)
 
 
 def test_fixed_prompt_is_the_encoded_template(tiny_clip):
@@ -108,9 +82,44 @@ def test_class_vectors_are_each_classs_own(tiny_clip):
 
 
 def test_a_prompt_that_starts_from_words_equals_the_words(tiny_clip):
-    prompt = LearnedPrompt(tiny_clip, "[S*3] {}.", ["boat", "potted plant"], init="a photo of")
+    prompt = LearnedPrompt(tiny_clip, "[S:a photo of] [C:{}].", ["boat", "potted plant"])
     fixed = encode_words(tiny_clip, "a photo of {}.", ["boat", "potted plant"])
     assert torch.allclose(prompt.features(), fixed, atol=1e-5)
+    assert len(prompt.vectors) == 3 + 1 + 2  # shared, boat, potted plant
+    prompt(["a"], torch.tensor([1])).sum().backward()
+    assert prompt.vectors.grad[3].abs().sum() == 0 and (prompt.vectors.grad[[0, 1, 2, 4, 5]].abs().sum(1) > 0).all()
+
+
+def test_templates_are_parsed_into_texts_and_slots():
+    assert parse_template("a photo of [C*30].") == ["a photo of ", Slot(True, 30, None), "."]
+    assert parse_template("[S:a photo of] [C:{}]") == ["", Slot(False, 0, "a photo of"), " ", Slot(True, 0, "{}"), ""]
+    assert parse_template("a {} [x*3]") == ["a {} [x*3]"]
+
+
+def test_vectors_without_words_are_drawn_as_asked(tiny_clip):
+    torch.manual_seed(0)
+    normal = LearnedPrompt(tiny_clip, "[C*30]", ["boat"] * 20).vectors
+    uniform = LearnedPrompt(tiny_clip, "[C*30]", ["boat"] * 20, start="uniform").vectors
+    assert normal.std().item() == pytest.approx(0.02, rel=0.02) and abs(normal.mean()) < 1e-3
+    assert 0 <= uniform.min() and uniform.max() <= 1 and uniform.mean().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_making_ready_selects_learns_or_leaves(tiny_clip, tmp_path):
+    asked = []
+    joint = LearnedPrompt(tiny_clip, "[S*2] {}.", ["boat", "train"], joint=True)
+    staged = LearnedPrompt(tiny_clip, "[S*2] {}.", ["boat", "train"])
+    for prompt in (joint, staged, FixedPrompt(torch.zeros(2, 32))):
+        prompt.make_ready(None, asked.append)
+    assert asked == [staged] and joint.vectors.requires_grad and not staged.vectors.requires_grad
+    assert torch.equal(staged(["a"], torch.tensor([1]))[0], staged.text[1])
+    selected, regions = SelectedPrompt(tiny_clip, "{}", CANDIDATES), encode_words(tiny_clip, "{}", ["canoe"])
+    selected.make_ready(lambda: [(["x"], torch.tensor([0]), regions)], asked.append)
+    assert selected.chosen("x", 0) == 2
+    staged.save(tmp_path / "p.pt")
+    names, text = read_learned(tmp_path / "p.pt", tiny_clip, 2)
+    assert names == ["boat", "train"] and torch.allclose(text, staged.text)
+    with pytest.raises(InputError, match="not learned prompts of 3 classes"):
+        read_learned(tmp_path / "p.pt", tiny_clip, 3)
 
 
 def test_bad_templates(tiny_clip):

@@ -27,7 +27,7 @@ def test_file_round_trip_keeps_network_classes_and_palette(tmp_path):
         assert not loaded.network.training
         assert torch.equal(loaded.network(images), segmenter.network.eval()(images))
     save_atomic({"epoch": 1}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; a segmenter is wanted"):
+    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; wanted here: segmenter"):
         load_segmenter(tmp_path / "other.pt")
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipwsss.datasets import toy as toy_dataset
+from clipwsss.datasets.toy import ToyDataset
+from clipwsss.toy import __main__ as command
 from clipwsss.toy import world as toy
 from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError, run_script
@@ -149,28 +152,28 @@ def test_co_occurrence_is_the_share_of_classes_on_their_own_background(share):
 
 
 def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, monkeypatch, world):
-    monkeypatch.setattr(toy, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
-    assert len(toy.ToyDataset(tmp_path / "new" / "world", "train")) == 3
+    monkeypatch.setattr(toy_dataset, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
+    assert len(ToyDataset(tmp_path / "new" / "world", "train")) == 3
     (tmp_path / "empty").mkdir()
-    assert len(toy.ToyDataset(tmp_path / "empty", "val")) == 2
+    assert len(ToyDataset(tmp_path / "empty", "val")) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(InputError, match="mine: already exists.*toy.json"):
-        toy.ToyDataset(tmp_path / "mine", "train")
+        ToyDataset(tmp_path / "mine", "train")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     with pytest.raises(InputError, match="test.*train, val"):
-        toy.ToyDataset(world, "test")
+        ToyDataset(world, "test")
 
 
 def test_command_draws_and_names_bad_options(tmp_path, capsys):
     draw = ["--draw", str(tmp_path / "world"), "--seed", "5", "--n-train", "2", "--n-val", "1"]
-    assert run_script(partial(toy.main, draw)) == 0
+    assert run_script(partial(command.main, draw)) == 0
     recipe = json.loads((tmp_path / "world" / "toy.json").read_text())
     assert recipe == {"seed": 5, "n_train": 2, "n_val": 1, "co_occurrence": 0.75}
     before = contents(tmp_path)
-    assert run_script(partial(toy.main, draw)) == 2
+    assert run_script(partial(command.main, draw)) == 2
     assert "world: already exists" in capsys.readouterr().err and contents(tmp_path) == before
-    assert run_script(partial(toy.main, ["--draw", str(tmp_path / "none"), "--n-val", "0"])) == 2
+    assert run_script(partial(command.main, ["--draw", str(tmp_path / "none"), "--n-val", "0"])) == 2
     assert "at least 1 image" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 

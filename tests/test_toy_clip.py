@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from clipwsss import clip
-from clipwsss.toy import world as toy, clip as toy_clip
+from clipwsss.toy import __main__ as command
+from clipwsss.toy import clip as toy_clip
 from clipwsss.errors import run_script
 from clipwsss.guidance.prompts import encode_words
+from clipwsss.guidance.regions import load_clip
 from clipwsss.toy.clip import NO, UNSURE, WORDS, YES
 from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
 
@@ -85,23 +87,24 @@ def test_a_few_steps_make_the_loss_fall_and_a_seed_repeats():
 def test_command_saves_a_loadable_clip(tmp_path, monkeypatch, capsys):
     train = partial(toy_clip.train_clip, n_scenes=64, batch_size=16)
     draw_all = toy_clip.draw_scenes
-    monkeypatch.setattr(toy_clip, "draw_scenes", lambda count, *source: draw_all(min(count, 64), *source))
-    monkeypatch.setattr(toy_clip, "train_clip", train)
+    for place in (toy_clip, command):
+        monkeypatch.setattr(place, "draw_scenes", lambda count, *source: draw_all(min(count, 64), *source))
+    monkeypatch.setattr(command, "train_clip", train)
     path = tmp_path / "clip.pt"
-    assert run_script(partial(toy.main, ["--train-clip", "--steps", "2", "--out", str(path)])) == 0
+    assert run_script(partial(command.main, ["--train-clip", "--steps", "2", "--out", str(path)])) == 0
     assert "held-out scenes named right" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["clip.pt"]
-    assert clip.load(path).input_resolution == toy_clip.IMAGE_SIZE
-    assert run_script(partial(toy.main, ["--train-clip", "--steps", "0", "--out", str(path)])) == 2
+    assert load_clip(f"toy:{path}", "cpu").input_resolution == toy_clip.IMAGE_SIZE
+    assert run_script(partial(command.main, ["--train-clip", "--steps", "0", "--out", str(path)])) == 2
 
 
 @pytest.fixture(scope="module")
 def shipped() -> clip.CLIP:
-    return clip.load(toy.CLIP_ASSET)
+    return toy_clip.load_toy_clip()
 
 
 def test_shipped_weights_are_small_and_know_the_world(shipped):
-    assert toy.CLIP_ASSET.stat().st_size <= 3e6
+    assert toy_clip.CLIP_WEIGHTS.stat().st_size <= 3e6
     assert not shipped.training and shipped.context_length == 16
     right = toy_clip.zero_shot(shipped, toy_clip.draw_scenes(300, 1, "clip_val"))
     assert right["class"] > 0.86 and right["subtype"] > 0.78 and right["background"] > 0.97
@@ -130,3 +133,25 @@ def test_texts_use_clips_own_tokens(shipped):
         shipped.encode_text(clip.tokenize("a photo of a zebra."))
     a, b = shipped.encode_text(clip.tokenize(["a photo of boat.", "a photo of boat."], context_length=16))
     assert torch.equal(a, b)
+
+
+@torch.no_grad()
+def test_small_vocabulary_equals_the_rows_of_a_whole_one():
+    texts = ["a photo of a boat.", "a ship"]
+    tokens = clip.tokenize(texts)
+    token_ids = tokens[tokens > 0].unique()
+    torch.manual_seed(0)
+    small = toy_clip.ToyCLIP(token_ids.tolist()).eval()
+    sizes = clip.Architecture(128, 64, (1, 1, 1, 1), 12, None, 16, 49408, 64, 2, 2)
+    whole = clip.CLIP(sizes).eval()
+    whole.token_embedding.weight[token_ids] = small.token_embedding.weight
+    rows = {name: value for name, value in small.state_dict().items() if name != "token_embedding.weight"}
+    whole.load_state_dict({**whole.state_dict(), **rows})
+    torch.testing.assert_close(small.encode_text(tokens), whole.encode_text(tokens), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(small.embed_tokens(tokens)[:, :4], whole.embed_tokens(tokens)[:, :4])
+    with pytest.raises(ValueError, match=f"knows {len(token_ids)} tokens, and not 'zebra' .token 22548.$"):
+        small.encode_text(clip.tokenize(["a boat", "a zebra"]))
+    with pytest.raises(ValueError, match=r"not '!' .token 0."):  # id 0 is padding only behind the end
+        small.encode_text(clip.tokenize("a !~ boat"))
+    with pytest.raises(ValueError, match=r"text of 17 tokens, this CLIP takes 16"):
+        small.encode_text(clip.tokenize("boat " * 15))

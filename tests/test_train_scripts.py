@@ -33,8 +33,9 @@ def guide(runs, out, *flags):
 def test_train_cam_writes_what_the_next_stage_reads(runs):
     out = runs / "toy" / "train_cam"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [row["label"] for row in log] == ["train_cam", "train_cam", "val", "cams"]
-    assert log[1]["loss"] < log[0]["loss"] and 0 < log[2]["mAP"] <= 100 and 0 < log[3]["miou"] < 100
+    assert [row["label"] for row in log] == ["train_cam", "train_cam", "result"]
+    assert log[1]["loss"] < log[0]["loss"] and 0 < log[2]["mAP"] <= 100 and 0 < log[2]["miou"] < 100
+    assert json.loads((out / "result.json").read_text()) == {k: v for k, v in log[2].items() if k != "label"}
     assert len(list_cams(out / "cams")) == 24 and json.loads((out / "args.json").read_text())["epochs"] == 2
     cam = read_cam(out / "cams", "train_00000")
     assert cam.cam.shape[1:] == (24, 24)
@@ -55,7 +56,7 @@ def test_no_run_is_overwritten_unasked(runs):
 
 METHODS = {
     "clims": [], "pole": [], "manual": ["--template", "an image of {}."], "coop": ["--prompt-epochs", "1"],
-    "target": ["--prompt-epochs", "1", "--joint"], "defo": ["--prompt-epochs", "1", "--ctx-per-class"],
+    "target": ["--prompt-epochs", "1", "--joint"], "defo": ["--prompt-epochs", "1", "--template", "[C*2] [C*1]."],
     "semples": ["--match-epochs", "1", "--prompt-epochs", "1"],
 }
 
@@ -64,21 +65,21 @@ METHODS = {
 def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
     log = guide(runs, tmp_path / method, "--method", method, *METHODS[method])
     rows = {row["label"]: row for row in log}
-    assert {"loss", "fg", "bg", "suppress", "area"} <= set(rows["guide"]) and "miou" in rows["cams"]
+    assert {"loss", "fg", "bg", "suppress", "area"} <= set(rows["guide"]) and "miou" in rows["result"]
     assert len(list_cams(tmp_path / method / "cams")) == 24
     if method in ("coop", "target", "defo"):  # learned before the generator, or jointly
-        assert load_weights(tmp_path / method / "class_prompts.pt")["names"] == CLASSES
+        assert load_weights(tmp_path / method / "class_prompts.pt")["config"]["names"] == CLASSES
     before = load_weights(runs / "toy/train_cam/generator.pt")["state_dict"]
     after = load_weights(tmp_path / method / "generator.pt")["state_dict"]
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("background", ["none", "list", "learned"])
-@pytest.mark.parametrize("side", [["name"], ["word"], ["learned", "--template", "[ctx] {}."]])
+@pytest.mark.parametrize("side", [["name"], ["word"], ["learned", "--template", "[S*4] {}."]])
 def test_every_pair_of_class_and_background_prompt_runs(runs, tmp_path, side, background):
     log = guide(runs, tmp_path, "--class-prompt", *side, "--background-prompt", background, "--prompt-epochs", "1")
-    assert (log[-2]["suppress"] > 0) == (background == "learned") or background == "list"
-    assert log[-1]["label"] == "cams"
+    assert (log[-2]["suppress"] > 0) == (background != "none")
+    assert log[-1]["label"] == "result"
 
 
 def test_selected_words_are_written_and_read_back(runs, tmp_path):
@@ -114,7 +115,7 @@ def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
     vectors = {}
     for case, weights in (("image", ("1", "0")), ("class", ("0", "1")), ("neither", ("0", "0"))):
         guide(runs, tmp_path / case, *flags, "--w-prompt-image", weights[0], "--w-prompt-class", weights[1])
-        vectors[case] = load_weights(tmp_path / case / "background_prompts.pt")["vectors"]
+        vectors[case] = load_weights(tmp_path / case / "background_prompts.pt")["state_dict"]["vectors"]
     assert vectors["neither"].std() == pytest.approx(0.02, rel=0.1)  # as they were drawn
     assert all((vectors[case] - vectors["neither"]).abs().max() > 0.01 for case in ("image", "class"))
     assert (vectors["image"] - vectors["class"]).abs().max() > 0.01
@@ -123,12 +124,12 @@ def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
 def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
     guide(runs, tmp_path / "semples", "--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1")
     stored = tmp_path / "semples" / "background_prompts.pt"
-    assert load_weights(stored)["text"].shape[0] == 6
+    assert load_weights(stored)["config"]["text"].shape[0] == 6
     log = guide(runs, tmp_path / "clims", "--method", "clims", "--background-prompts", str(stored))
     alone = guide(runs, tmp_path / "alone", "--method", "clims")
     assert log[-2]["suppress"] > alone[-2]["suppress"] > 0  # they come beside the list
     torch.save({"text": torch.zeros(3, 4)}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="not learned prompts of 6 classes"):
+    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; wanted here: learned prompt"):
         guide(runs, tmp_path / "bad", "--method", "clims", "--background-prompts", str(tmp_path / "other.pt"))
 
 

@@ -132,8 +132,8 @@ def test_submit_and_export(world, trained, tmp_path):
     base = [*SMALL, "--data-root", str(world), "--checkpoint", str(trained / "segmenter.pt")]
     script.main([*base, "--out", str(tmp_path), "--submit", str(tmp_path / "results.tgz")])
     assert (tmp_path / "results.tgz").is_file()
-    trained_result, own_result = (json.loads((run / "result.json").read_text()) for run in (trained, tmp_path))
-    assert own_result == trained_result  # the same predictions by a run of its own
+    results = [(run / "result.json").read_text() for run in (trained, tmp_path)]
+    assert results[0] == results[1]  # the same predictions by a run of its own
     with pytest.raises(InputError, match="already holds a run"):
         script.main([*base, "--out", str(trained)])
     script.main([*base, "--out", str(tmp_path), "--export", str(tmp_path / "model.pt2")])

@@ -1,4 +1,4 @@
-"""Run folders, atomic files, exact resumption, and the errors that stop a run."""
+"""Run folders, exact resumption, schedules and accumulation, and the errors that stop a run."""
 import json
 
 import pytest
@@ -7,11 +7,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from clipwsss.datasets import Sample
-from clipwsss.progress import Progress
-from clipwsss.training import Run, fit, make_optimizer, make_scheduler, pick_device, seed_everything
-from clipwsss.files import atomic_path, load_weights
 from clipwsss.datasets.loaders import make_loader
-from clipwsss.errors import InputError, run_script
+from clipwsss.errors import InputError
+from clipwsss.training import (Run, Training, fit, make_optimizer, make_scheduler, pick_device,
+                               seed_everything, use_bf16)
 
 CPU = torch.device("cpu")
 
@@ -24,45 +23,74 @@ class Points(Dataset):
 
     def __getitem__(self, index):
         noise = torch.rand(1, 2, 3)
-        return Sample(f"p{index}", torch.full((1, 2, 3), float(index)) + noise, torch.tensor([index % 2.0]), None)
+        image = torch.full((1, 2, 3), float(index)) + noise
+        return Sample(f"p{index}", image, torch.tensor([index % 2.0]), None)
 
 
-def train(folder, epochs, resume=False, stop_after=None, bad=False, workers=0):
+class Network(nn.Sequential):
+    """A tiny network that notes the epochs it is told, and can be interrupted where one begins."""
+
+    def __init__(self, stop_at=None):
+        super().__init__(nn.Flatten(), nn.Linear(6, 1), nn.Dropout(0.5))
+        self.stop_at, self.told = stop_at, []
+
+    def start_epoch(self, epoch):
+        self.told.append(epoch)
+        if epoch == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def train(folder, epochs, resume=False, stop_at=None, bad=False, workers=0, **changes):
     seed_everything(3)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 1), nn.Dropout(0.5))
-    loader = make_loader(Points(), 4, workers=workers, seed=3)
-    optimizer = make_optimizer([{"params": model.parameters()}], "sgd", 0.01, 1e-4)
-    scheduler = make_scheduler(optimizer, "poly", epochs * len(loader))
+    model, loader = Network(stop_at), make_loader(Points(), 4, workers=workers, seed=3)
     run = Run(folder, {"epochs": epochs, "resume": resume}, resume)
 
     def step(batch):
         loss = (model(batch.images)[:, 0] - batch.labels[:, 0]).square().mean()
         return {"loss": loss * (float("nan") if bad else 1), "twice": 2 * loss.detach()}
 
-    def on_epoch(epoch):
-        if epoch == stop_after:
-            raise KeyboardInterrupt
+    training = Training("points", epochs, lr=0.01, weight_decay=1e-4, seed=3, **changes)
+    fit(run, loader, step, {"model": model}, [{"params": model.parameters()}], training)
+    return model, [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
-    fit(run, loader, step, {"model": model}, optimizer, scheduler, epochs, CPU, 3, on_epoch=on_epoch)
-    return model.state_dict(), [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+def same(one, other):
+    return all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
 
 
 def test_resumed_run_equals_uninterrupted_one(tmp_path):
     whole, log = train(tmp_path / "whole", 4)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", 4, stop_after=2)
+        train(tmp_path / "cut", 4, stop_at=2)
     resumed, log2 = train(tmp_path / "cut", 4, resume=True)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same(whole, resumed) and whole.told == [0, 1, 2, 3] and resumed.told == [2, 3]
     assert log == log2 and [row["epoch"] for row in log] == [1, 2, 3, 4]
-    assert log[0]["twice"] == pytest.approx(2 * log[0]["loss"])
+    assert log[0]["label"] == "points" and log[0]["twice"] == pytest.approx(2 * log[0]["loss"])
 
 
 def test_resumed_run_is_exact_with_worker_processes(tmp_path):
     whole, _ = train(tmp_path / "whole", 2, workers=1)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", 2, stop_after=1, workers=1)
+        train(tmp_path / "cut", 2, stop_at=1, workers=1)
     resumed, _ = train(tmp_path / "cut", 2, resume=True, workers=1)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same(whole, resumed)
+
+
+def test_training_ends_after_so_many_steps(tmp_path):
+    short, log = train(tmp_path / "short", 1, steps=2, schedule="constant", momentum=0.0)
+    again, _ = train(tmp_path / "again", 1, steps=2, schedule="constant", momentum=0.0)
+    longer, _ = train(tmp_path / "longer", 1, schedule="constant", momentum=0.0)
+    assert same(short, again) and not same(short, longer) and len(log) == 1
+
+
+def test_a_clipped_gradient_makes_no_larger_step(tmp_path):
+    seed_everything(3)
+    start = Network()
+    options = dict(steps=1, momentum=0.0, schedule="constant", clip_norm=0.5)
+    clipped, _ = train(tmp_path / "run", 1, **options)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(clipped.parameters(), start.parameters())])
+    decay = 0.01 * 1e-4 * 3  # weight decay moves too, by less than this
+    assert moved.norm().item() == pytest.approx(0.01 * 0.5, abs=decay)
 
 
 def test_non_finite_loss_names_the_images(tmp_path):
@@ -85,46 +113,46 @@ def test_run_folder_refuses_overwrite_and_changed_settings(tmp_path):
     assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"lr": 2.0}
 
 
-def test_atomic_path_leaves_nothing_half_written(tmp_path):
-    target = tmp_path / "folder" / "file.txt"
-    with atomic_path(target) as temporary:
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert target.read_text() == "old" and [path.name for path in target.parent.iterdir()] == ["file.txt"]
+def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):
+    run = Run(tmp_path / "run", {})
+    run.log(label="guide", epoch=1, loss=torch.tensor(0.5))
+    run.result(miou=61.5, threshold=0.25)
+    assert json.loads(run.path("result.json").read_text()) == {"miou": 61.5, "threshold": 0.25}
+    lines = [json.loads(line) for line in run.path("log.jsonl").read_text().splitlines()]
+    assert lines == [{"label": "guide", "epoch": 1, "loss": 0.5},
+                     {"label": "result", "miou": 61.5, "threshold": 0.25}]
+    Run(tmp_path / "run", {}, overwrite=True)
+    assert not run.path("result.json").exists() and not run.path("log.jsonl").exists()
 
 
-def test_bad_checkpoints_are_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match="no such checkpoint"):
-        load_weights(tmp_path / "none.pt")
-    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match="torn.pt: not a readable checkpoint"):
-        load_weights(tmp_path / "torn.pt")
-    torch.save(Points(), tmp_path / "code.pt")
-    with pytest.raises(InputError, match="code.pt: not a readable checkpoint"):
-        load_weights(tmp_path / "code.pt")
-    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
-    with pytest.raises(InputError, match="tensor.pt: not a checkpoint but a Tensor"):
-        load_weights(tmp_path / "tensor.pt")
-
-
-@pytest.mark.parametrize("name,expected", [("poly", [1, 0.75 ** 0.9, 0.5 ** 0.9]), ("cosine", [1, 0.853553, 0.5]),
-                                           ("constant", [1, 1, 1])])
+@pytest.mark.parametrize("name, expected", [
+    ("poly", [1, 0.75 ** 0.9, 0.5 ** 0.9]), ("cosine", [1, 0.853553, 0.5]), ("constant", [1, 1, 1])])
 def test_schedules(name, expected):
-    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], "sgd", 1.0, 0.0)
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], Training("x", 1, lr=1.0))
     scheduler = make_scheduler(optimizer, name, 4)
-    found = []
+    rates = []
     for _ in range(3):
-        found.append(scheduler.get_last_lr()[0])
+        rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_warmup_is_linear():
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], Training("x", 1, lr=1.0))
+    factor = make_scheduler(optimizer, "constant", 10, warmup=4).lr_lambdas[0]
+    assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
 def test_sgd_momentum_is_momentum_and_not_weight_decay():
-    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], "sgd", 1.0, 1e-4, momentum=0.9)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))]}, {"params": []}]
+    optimizer = make_optimizer(groups, Training("x", 1, lr=1.0, weight_decay=1e-4))
+    assert len(optimizer.param_groups) == 1, "a group without parameters is left out"
     assert optimizer.param_groups[0]["momentum"] == 0.9 and optimizer.param_groups[0]["weight_decay"] == 1e-4
+    groups[0].update(lr=0.5, weight_decay=0.0)
+    optimizer = make_optimizer(groups, Training("x", 1, lr=1.0, optimizer="adamw", weight_decay=1e-4))
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["lr"] == 0.5 and optimizer.param_groups[0]["weight_decay"] == 0.0
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
@@ -132,31 +160,18 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
         seed_everything(0)
         model = nn.Linear(1, 1)
         data = [Sample(f"{i}", torch.full((1, 1, 1), i / 8), torch.tensor([1.0]), None) for i in range(8)]
-        loader = make_loader(data, batch_size, shuffle=False)
-        optimizer = make_optimizer([{"params": model.parameters()}], "sgd", 0.1, 0.0)
-        fit(Run(folder, {}), loader, lambda b: {"loss": (model(b.images[:, 0, 0]) - b.labels).square().mean()},
-            {"m": model}, optimizer, make_scheduler(optimizer, "constant", 1), 1, CPU, 0, accumulate=accumulate)
+        fit(Run(folder, {}), make_loader(data, batch_size, shuffle=False),
+            lambda batch: {"loss": (model(batch.images[:, 0, 0]) - batch.labels).square().mean()},
+            {"m": model}, [{"params": model.parameters()}],
+            Training("x", 1, lr=0.1, schedule="constant", accumulate=accumulate))
         return model.weight.detach()
 
     assert torch.allclose(run(8, 1, tmp_path / "a"), run(2, 4, tmp_path / "b"), atol=1e-6)
 
 
-def test_progress_without_terminal_prints_one_line_with_rate(capsys):
-    progress = Progress("train", 20)
-    progress.update(20, loss=1.0)
-    assert capsys.readouterr() == ("", "")
-    progress.close(loss=torch.tensor(0.5))
-    assert "train  20/20 images  loss 0.5000" in capsys.readouterr().out
-
-
-def test_device_and_script_errors(capsys, monkeypatch):
+def test_devices_and_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == CPU
     with pytest.raises(InputError, match="no CUDA device"):
         pick_device("cuda")
-
-    def fail():
-        raise InputError("labels.csv:3: unknown class")
-
-    assert run_script(fail) == 2 and capsys.readouterr().err == "error: labels.csv:3: unknown class\n"
-    assert run_script(lambda: None) == 0
+    assert use_bf16("bf16", CPU) and not use_bf16("fp32", CPU) and use_bf16("auto", CPU) in (True, False)

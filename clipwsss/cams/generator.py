@@ -77,5 +77,5 @@ def load_generator(path: Path, classes: list[str], backbone: str = "resnet50", o
         state = {name.replace("resnet50.", "backbone.", 1): value for name, value in stored.items()
                  if name.startswith(("resnet50.", "classifier.")) and ".fc." not in name}
     generator = build_generator(backbone, classes, output_stride, "none", freeze_stages, frozen_bn)
-    fill(generator, state, path)
+    fill(generator, state, path, f"{backbone} generator of {len(classes)} classes")
     return generator

@@ -2,15 +2,16 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .files import FORMATS, STRIDE, write_cam
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
 from ..progress import Progress
+from .files import FORMATS, STRIDE, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 
@@ -48,24 +49,33 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
     return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
-def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path, device: torch.device,
-               scales: Sequence[float] = SCALES, flip: bool = True, batch_size: int = 1, workers: int = 0,
-               fmt: str = "npz", resume: bool = False) -> None:
+class CamSettings(NamedTuple):
+    """How CAM files are made: scales, mirror images too, images in a forward pass, file format."""
+    scales: Sequence[float] = SCALES
+    flip: bool = True
+    batch_size: int = 1
+    workers: int = 0
+    fmt: str = "npz"
+
+
+def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
+               settings: CamSettings = CamSettings(), resume: bool = False) -> None:
     """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay."""
-    done = {name for name in dataset.names if resume and (folder / f"{name}{FORMATS[fmt]}").exists()}
-    loader = size_loader(dataset, batch_size, workers, done)
+    suffix, device = FORMATS[settings.fmt], next(generator.parameters()).device
+    done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}
+    loader = size_loader(dataset, settings.batch_size, settings.workers, done)
     progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
     generator.eval()
     for batch in loader:
         height, width = batch.images.shape[-2:]
-        outputs = multi_scale_maps(generator, batch.images.to(device), scales, flip)
+        outputs = multi_scale_maps(generator, batch.images.to(device), settings.scales, settings.flip)
         cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)))
-        for row, name in enumerate(batch.names):
-            keys = batch.labels[row].nonzero()[:, 0]
+        for index, name in enumerate(batch.names):
+            keys = batch.labels[index].nonzero()[:, 0]
             present, high = keys.to(device), None
-            if fmt == "irn":
-                maps = [output[row:row + 1, present] for output in outputs]
+            if settings.fmt == "irn":
+                maps = [output[index:index + 1, present] for output in outputs]
                 high = merge_scales(maps, (height, width), multiple=16)[0].cpu()
-            write_cam(folder, name, keys, cams[row, present].cpu(), fmt, high)
+            write_cam(folder, name, keys, cams[index, present].cpu(), settings.fmt, high)
         progress.update(len(batch.names))
     progress.close()

@@ -3,12 +3,12 @@
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021.
 """
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokenizer import decode
 from .towers import ModifiedResNet, Transformer, VisionTransformer
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -17,35 +17,40 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "pixel_mean", "pixel_std")
 
 
+class Architecture(NamedTuple):
+    """Sizes of a CLIP; vision_layers: a ViT's depth, or a ResNet's block counts (then no patch size)."""
+    embed_dim: int
+    image_resolution: int
+    vision_layers: int | tuple[int, ...]
+    vision_width: int
+    vision_patch_size: int | None
+    context_length: int
+    vocab_size: int
+    text_width: int
+    text_heads: int
+    text_layers: int
+
+
 class CLIP(nn.Module):
-    """Image and text encoders into one space of D dimensions; features are not normalised to unit length.
+    """Image and text encoders into one space of D dimensions; features are not normalised to unit length."""
 
-    `vision_layers` is a ViT's depth (int) or a ResNet's four block counts (with `vision_patch_size` None);
-    `token_ids` (rising int64 [vocab_size]) are those of CLIP's vocabulary that a small model knows.
-    """
-
-    def __init__(self, embed_dim: int, image_resolution: int, vision_layers: int | tuple[int, ...],
-                 vision_width: int, vision_patch_size: int | None, context_length: int, vocab_size: int,
-                 text_width: int, text_heads: int, text_layers: int, token_ids: Tensor | None = None):
+    def __init__(self, sizes: Architecture):
         super().__init__()
-        if token_ids is not None and (len(token_ids) != vocab_size or bool((token_ids.diff() <= 0).any())):
-            raise ValueError(f"token_ids must be {vocab_size} ids in rising order (vocab_size)")
-        self.input_resolution = image_resolution
-        if isinstance(vision_layers, int):
-            self.visual = VisionTransformer(
-                image_resolution, vision_patch_size, vision_width, vision_layers, embed_dim)
+        self.input_resolution = sizes.image_resolution
+        if isinstance(sizes.vision_layers, int):
+            self.visual = VisionTransformer(sizes.image_resolution, sizes.vision_patch_size,
+                                            sizes.vision_width, sizes.vision_layers, sizes.embed_dim)
         else:
-            self.visual = ModifiedResNet(image_resolution, vision_layers, vision_width, embed_dim)
-        self.transformer = Transformer(text_width, text_layers, text_heads)
-        self.token_embedding = nn.Embedding(vocab_size, text_width)
-        self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, text_width))
-        self.ln_final = nn.LayerNorm(text_width)
-        self.text_projection = nn.Parameter(torch.randn(text_width, embed_dim) * text_width ** -0.5)
+            self.visual = ModifiedResNet(sizes.image_resolution, sizes.vision_layers, sizes.vision_width,
+                                         sizes.embed_dim)
+        self.transformer = Transformer(sizes.text_width, sizes.text_layers, sizes.text_heads)
+        self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.text_width)
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, sizes.text_width))
+        self.ln_final = nn.LayerNorm(sizes.text_width)
+        self.text_projection = nn.Parameter(
+            torch.randn(sizes.text_width, sizes.embed_dim) * sizes.text_width ** -0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        self.register_buffer("token_ids", token_ids)
-        standard = text_heads == text_width // 64
-        self.register_buffer("text_heads", None if standard else torch.tensor(text_heads))
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             values = torch.tensor(values, device="cpu").view(3, 1, 1)  # cpu: real even when built on meta
             self.register_buffer(name, values, persistent=False)
@@ -63,7 +68,7 @@ class CLIP(nn.Module):
         except KeyError as missing:
             raise ValueError(f"these are no CLIP weights: tensor {missing} is missing") from None
         with torch.device("meta"):
-            model = cls(**sizes)
+            model = cls(sizes)
         try:
             model.load_state_dict(state, assign=True)
         except RuntimeError as error:
@@ -104,19 +109,8 @@ class CLIP(nn.Module):
         return self.encode_text_embeddings(self.embed_tokens(tokens[:, :int(eot_index.max()) + 1]), eot_index)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """Tokens [N,L] -> embeddings [N,L,W] without positions; ValueError for words not in `token_ids`."""
-        return self.token_embedding(tokens if self.token_ids is None else self._rows(tokens))
-
-    def _rows(self, tokens: Tensor) -> Tensor:
-        """Rows of a small model's embedding; zeros behind the end of text are padding and may be any row."""
-        known = len(self.token_ids)
-        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=known - 1)
-        behind = torch.arange(tokens.shape[1], device=tokens.device) > tokens.argmax(dim=-1, keepdim=True)
-        unknown = tokens[(self.token_ids[rows] != tokens) & ~(behind & (tokens == 0))].unique().tolist()
-        if unknown:
-            words = ", ".join(f"{decode([token]).strip()!r} (token {token})" for token in unknown[:5])
-            raise ValueError(f"this small CLIP knows {known} tokens, and not {words}")
-        return rows
+        """Tokens [N,L] -> embeddings [N,L,W] without positions."""
+        return self.token_embedding(tokens)
 
     def encode_text_embeddings(self, embeddings: Tensor, eot_index: Tensor) -> Tensor:
         """Embeddings [N,L,W] without positions, end of text [N] -> [N,D]; ValueError for too long a text."""
@@ -135,8 +129,8 @@ class CLIP(nn.Module):
         return self.logit_scale.exp() * image_features @ text_features.T
 
 
-def architecture(state: dict[str, Tensor]) -> dict:
-    """CLIP's constructor arguments as a state dict's shapes tell them; KeyError names a tensor it needs."""
+def architecture(state: dict[str, Tensor]) -> Architecture:
+    """CLIP's sizes as a state dict's shapes tell them; KeyError names a tensor it needs."""
     def count(prefix: str) -> int:
         return len({name[len(prefix):].split(".")[0] for name in state if name.startswith(prefix)})
 
@@ -149,9 +143,8 @@ def architecture(state: dict[str, Tensor]) -> dict:
         vision_layers = tuple(count(f"visual.layer{level}.") for level in (1, 2, 3, 4))
         cell, positions = 32, state["visual.attnpool.positional_embedding"]
     vocab_size, text_width = state["token_embedding.weight"].shape
-    return dict(
+    return Architecture(
         embed_dim=state["text_projection"].shape[1], image_resolution=cell * math.isqrt(len(positions) - 1),
         vision_layers=vision_layers, vision_width=vision_width, vision_patch_size=patch_size,
         context_length=len(state["positional_embedding"]), vocab_size=vocab_size, text_width=text_width,
-        text_heads=int(state.get("text_heads", text_width // 64)),
-        text_layers=count("transformer.resblocks."), token_ids=state.get("token_ids"))
+        text_heads=text_width // 64, text_layers=count("transformer.resblocks."))

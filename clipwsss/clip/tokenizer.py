@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 MERGES_FILE = Path(__file__).with_name("bpe_merges.txt.gz")
-START, END = "<start_of_text>", "<end_of_text>"
+# Spelled as by OpenAI and as by open_clip; either stands for the one token of start and end.
+STARTS, ENDS = ("<|startoftext|>", "<start_of_text>"), ("<|endoftext|>", "<end_of_text>")
+START, END = STARTS[0], ENDS[0]
 WORD_END = "</w>"
 
 
@@ -30,14 +32,16 @@ class BytePairs:
         last_letters = [letter + WORD_END for letter in letters]
         self.symbols = [*letters, *last_letters, *map("".join, merges), START, END]
         self.id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
+        self.special = dict.fromkeys(STARTS, self.id_of[START]) | dict.fromkeys(ENDS, self.id_of[END])
+        literal = "|".join(map(regex.escape, self.special))
         self.word_pattern = regex.compile(
-            rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
+            rf"{literal}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
 
     @lru_cache(maxsize=65536)
     def encode_word(self, word: str) -> tuple[int, ...]:
         """Ids of one word: the neighbouring pair of the lowest rank is merged until no pair has a rank."""
-        if word in (START, END):
-            return (self.id_of[word],)
+        if word in self.special:
+            return (self.special[word],)
         symbols = [self.letter_of_byte[byte] for byte in word.encode()]
         symbols[-1] += WORD_END
         while len(symbols) > 1:

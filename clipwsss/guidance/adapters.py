@@ -4,6 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 
+KINDS = ("none", "fixed", "learnable")
+
+
 class Adapter(nn.Module):
     """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, CLIP-Adapter).
 

@@ -1,7 +1,22 @@
 """Losses of CLIP guidance: tensors in, scalar out. Leaf module."""
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+
+class Weights(NamedTuple):
+    """Weights of the terms that train the generator: foreground, background, suppression, area."""
+    fg: float = 1.0
+    bg: float = 1.0
+    suppress: float = 0.0
+    area: float = 0.0
+
+
+class Suppression(NamedTuple):
+    """How background prompts repel: above which similarity, and `sum` or `mean` over pairs."""
+    threshold: float = 0.0
+    reduction: str = "mean"
 
 
 def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -46,22 +61,6 @@ def area(probabilities: torch.Tensor) -> torch.Tensor:
     return probabilities.sum() / max(probabilities.numel(), 1)
 
 
-def guidance_terms(foreground: torch.Tensor, background: torch.Tensor, text: torch.Tensor,
-                   suppressed: torch.Tensor, probabilities: torch.Tensor,
-                   adapters: tuple[nn.Module, nn.Module], weights: dict[str, float], threshold: float,
-                   reduction: str) -> dict[str, torch.Tensor]:
-    """The terms that train the generator and their sum `loss`, weighted by `weights` of each term's name.
-
-    foreground, background, text [N,D]; suppressed [N,M,D], M may be 0; probabilities: what the area term
-    averages; adapters: (image side, text side). fg and bg are CLIMS' OTM and BTM, POLE eq. 5, SemPLeS eq. 1;
-    suppress is CLIMS' CBS or SemPLeS eq. 3; area is CLIMS' REG.
-    """
-    image_side, text_side = adapters
-    adapted = text_side(text)
-    terms = {
-        "fg": attract(similarity(image_side(foreground), adapted)),
-        "bg": repel(similarity(image_side(background), adapted)),
-        "suppress": suppress(similarity(foreground, suppressed), threshold, reduction),
-        "area": area(probabilities),
-    }
-    return {"loss": sum(weights[name] * value for name, value in terms.items()), **terms}
+def weighted(terms: dict[str, torch.Tensor], weights: Weights) -> dict[str, torch.Tensor]:
+    """The terms and first their sum `loss`, each times the weight of its name."""
+    return {"loss": sum(getattr(weights, name) * value for name, value in terms.items()), **terms}

@@ -51,8 +51,8 @@ def read_words(path: Path) -> list[str]:
 
 
 def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
-    """A parser for `python -m clipwsss.MODULE` with the flags that choose CLIP and where it runs."""
-    parser = argparse.ArgumentParser(prog=f"python -m clipwsss.{module}", description=description,
+    """A parser for `python -m clipwsss.guidance.MODULE` with the flags that choose CLIP and where it runs."""
+    parser = argparse.ArgumentParser(prog=f"python -m clipwsss.guidance.{module}", description=description,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--clip", default="ViT-B/32", help="published name or file; the one that prompts were learned with")

@@ -4,20 +4,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..clip import CLIP, CheckpointError, load
-from ..errors import InputError
-from ..toy.world import CLIP_ASSET
+from ..clip import CLIP, load
+from ..errors import input_errors
+from ..toy.clip import load_toy_clip
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
+    """CLIP by published name or file, frozen; `toy` is the toy world's tiny one, `toy:FILE` another such.
 
     InputError names a file that is missing, damaged or no CLIP.
     """
-    try:
-        return load(CLIP_ASSET if name == "toy" else name, device, cache)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
+    kind, _, path = name.partition(":")
+    if kind == "toy":
+        return load_toy_clip(*([Path(path)] if path else [])).to(device)
+    with input_errors():
+        return load(name, device, cache)
 
 
 def encode_regions(clip: CLIP, images: torch.Tensor, probabilities: torch.Tensor,

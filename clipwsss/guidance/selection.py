@@ -48,6 +48,13 @@ def count_choices(tables: Sequence[tuple[dict, Truth | None]]) -> dict[str, Coun
     return dict(sorted(counts.items()))
 
 
+def own_name_shares(table: dict, classes: Sequence[str]) -> str:
+    """One line: how often each class's own name was chosen in a table of choices."""
+    counts = count_choices([(table, None)])
+    return ", ".join(f"{label} {100 * counts[label]['own'] / counts[label].total():.0f}%"
+                     for label in classes if label in counts)
+
+
 def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
     """Markdown of the shares per class (choices of all tables together); draws them into `picture` (PNG)."""
     counts = count_choices(tables)
@@ -66,7 +73,8 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.guidance.selection", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.guidance.selection",
+                                     description=__doc__.splitlines()[0])
     parser.add_argument("prompts", type=Path, nargs="+",
                         help="prompts.json of finished runs, together; the picture goes beside the first")
     args = parser.parse_args(argv)

@@ -9,7 +9,8 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 class Words(NamedTuple):
-    """Each class's prompt name and candidates (the name first, then synonyms), and the background words."""
+    """Classes, each one's prompt name and candidates (the name first, then synonyms), background words."""
+    classes: list[str]
     names: list[str]
     candidates: list[list[str]]
     background: list[str]
@@ -29,13 +30,14 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
     else:
         known = json.loads((ASSETS / "prompts_voc12.json").read_text())
         known |= {"names": {name: name for name in classes}, "synonyms": synonyms or {}}
-    names, candidates = [known["names"][name] for name in classes], known["synonyms"]
+    names, synonyms = [known["names"][name] for name in classes], known["synonyms"]
     if synonyms_file is not None:
-        candidates |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
-    rows = [list(dict.fromkeys([name, *candidates.get(label, [])[:n_synonyms]]))
-            for name, label in zip(names, classes)]
-    taken = sum(rows, [])
-    return Words(names, rows, [word for word in known["background"] if word not in taken])
+        synonyms |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
+    candidates = [list(dict.fromkeys([name, *synonyms.get(label, [])[:n_synonyms]]))
+                  for name, label in zip(names, classes)]
+    taken = {word for row in candidates for word in row}
+    background = [word for word in known["background"] if word not in taken]
+    return Words(list(classes), names, candidates, background)
 
 
 def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:

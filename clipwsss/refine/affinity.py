@@ -3,9 +3,9 @@ from pathlib import Path
 
 from torch import nn
 
-from ..networks import resnet
+from ..errors import input_errors
 from ..files import fill, load_weights, read_network, save_network
-from ..errors import InputError
+from ..networks import resnet
 from .irn import IRNet
 from .psa import AffinityNet
 
@@ -24,10 +24,8 @@ def build_affinity(kind: str, backbone: str = "resnet50",
         backbone = load_weights(weights).get("config", {}).get("backbone", backbone)
     highest = 16 if kind == "irn" else 8
     stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
-    try:
+    with input_errors(f"--weights {weights}: "):
         body = resnet.build(backbone, stride, weights, dilate=kind == "psa")
-    except ValueError as error:
-        raise InputError(f"--weights {weights}: {error}") from error
     return NETWORKS[kind](body), backbone
 
 

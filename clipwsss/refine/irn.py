@@ -1,66 +1,43 @@
-"""IRN's network of class boundaries and displacements, and its losses (Ahn, Cho & Kwak, CVPR 2019)."""
+"""IRN's network of class boundaries, and its loss (Ahn, Cho & Kwak, CVPR 2019)."""
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .random_walk import pair_offsets, straight_path
 from .labels import mean_over, pair_labels, pair_views, shrink_labels
+from .random_walk import pair_offsets, straight_path
 
 STRIDE = 4  # image size over the boundary map's
 MULTIPLE = 16  # padded images are a multiple of the deepest stage's stride
 
 
-class MeanShift(nn.Module):
-    """Takes the data set's mean displacement off, outside training."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(channels))
-
-    def forward(self, values: Tensor) -> Tensor:
-        return values if self.training else values - self.running_mean.view(1, -1, 1, 1)
-
-
 class IRNet(nn.Module):
-    """Boundary and displacement branches on a fixed ResNet, as published one of output stride 16, undilated.
+    """Boundary branches on a fixed ResNet, as published one of output stride 16, undilated.
 
-    Heads have the published names (`from_published`). Finer levels of other backbones are averaged first.
+    Heads have the published names (`from_published`); the published network's other half, displacements to
+    instance centres, changes nothing for semantic masks and is left out. Finer levels of other backbones are
+    averaged first.
     """
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         for level, width in enumerate(backbone.channels, 1):
-            self.add_module(f"fc_edge{level}", _branch(width, 32, 4))
+            branch = nn.Sequential(nn.Conv2d(width, 32, 1, bias=False), nn.GroupNorm(4, 32))
+            self.add_module(f"fc_edge{level}", branch)
         self.fc_edge6 = nn.Conv2d(5 * 32, 1, 1)
-        for level, (width, out, groups) in enumerate(zip(backbone.channels, (64, 128, 256, 256, 256),
-                                                         (8, 16, 16, 16, 16)), 1):
-            self.add_module(f"fc_dp{level}", _branch(width, out, groups))
-        self.fc_dp6 = _branch(3 * 256, 256, 16)
-        self.fc_dp7 = nn.Sequential(*_branch(64 + 128 + 256, 256, 16), nn.ReLU(),
-                                    nn.Conv2d(256, 2, 1, bias=False))
-        self.mean_shift = MeanShift(2)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Boundary logits [B, 1, h, w] and displacements [B, 2, h, w] of images [B, 3, H, W] in [0, 1].
-
-        h = H/4 rounded up; displacements (dy, dx) are in cells of the map.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """Boundary logits [B, 1, h, w] of images [B, 3, H, W] in [0, 1]; h = H/4 rounded up."""
         with torch.no_grad():
             levels = self.backbone.stages(images)
         grid = tuple(math.ceil(side / STRIDE) for side in images.shape[-2:])
         levels = [F.interpolate(level, grid, mode="area") if level.shape[-2] > grid[0] else level
                   for level in levels]
-        coarse = tuple(levels[2].shape[-2:])
         edges = [F.relu(_regrid(self.get_submodule(f"fc_edge{i}")(level), grid))
                  for i, level in enumerate(levels, 1)]
-        boundary = self.fc_edge6(torch.cat(edges, 1))
-        fields = [F.relu(_regrid(self.get_submodule(f"fc_dp{i}")(level), grid if i < 3 else coarse))
-                  for i, level in enumerate(levels, 1)]
-        merged = F.relu(_regrid(self.fc_dp6(torch.cat(fields[2:], 1)), grid))
-        return boundary, self.mean_shift(self.fc_dp7(torch.cat([*fields[:2], merged], 1)))
+        return self.fc_edge6(torch.cat(edges, 1))
 
     def train(self, mode: bool = True) -> "IRNet":
         super().train(mode)
@@ -68,13 +45,12 @@ class IRNet(nn.Module):
         return self
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """Boundary heads at `lr`, displacement heads at 10 times it (IRN's train_irn)."""
-        return [{"params": [p for name, p in self.named_parameters() if name.startswith(prefix)], "lr": rate}
-                for prefix, rate in (("fc_edge", lr), ("fc_dp", 10 * lr))]
+        """The boundary heads at `lr` (IRN's train_irn)."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     @torch.inference_mode()
-    def boundaries(self, image: Tensor, pad_to: int = 512) -> tuple[Tensor, Tensor]:
-        """Boundary map [h, w] in [0, 1] and displacements [2, h, w] of an image [3, H, W] in [0, 1].
+    def boundaries(self, image: Tensor, pad_to: int = 512) -> Tensor:
+        """Boundary map [h, w] in [0, 1] of an image [3, H, W] in [0, 1].
 
         Logits of the image and its mirror image are averaged; both are padded with the mean colour to a
         square of `pad_to`, as released, larger ones to a multiple of 16, where the release would cut them.
@@ -85,45 +61,29 @@ class IRNet(nn.Module):
                          for side in (width, height))
         mean = self.backbone.mean
         both = F.pad(torch.stack([image, image.flip(-1)]) - mean, (0, right, 0, bottom)) + mean
-        logits, displacements = (maps[..., :grid[0], :grid[1]] for maps in self(both))
-        return torch.sigmoid((logits[0, 0] + logits[1, 0].flip(-1)) / 2), displacements[0]
+        logits = self(both)[..., :grid[0], :grid[1]]
+        return torch.sigmoid((logits[0, 0] + logits[1, 0].flip(-1)) / 2)
 
     def losses(self, images: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
-        """IRN's loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
+        """IRN's boundary loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
 
-        Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2), and mean
-        absolute errors of displacement differences: the offset within a foreground class, zero in background.
-        Weights, the 1e-5 in the logarithm and the final halving are the release's (train_irn).
+        Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2). Weights,
+        the 1e-5 in the logarithm and the final halving are the release's (train_irn).
         """
-        logits, displacements = self(images)
+        logits = self(images)
         labels = shrink_labels(labels, logits.shape[-2:])
         background, foreground, unlike = pair_labels(labels, radius)
         affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
         alike = -torch.log(affinity + 1e-5)
         positive = (mean_over(alike, background) + mean_over(alike, foreground)) / 2
         negative = mean_over(-torch.log(1 + 1e-5 - affinity), unlike)
-        first, others = pair_views(displacements.float(), radius)
-        offsets = torch.tensor(pair_offsets(radius), dtype=first.dtype, device=first.device)
-        steps = first.unsqueeze(2) - torch.stack(others, 2)
-        inside = mean_over((steps - offsets.T[None, :, :, None, None]).abs().mean(1), foreground)
-        outside = mean_over(steps.abs().mean(1), background)
-        return {"loss": (positive + negative + inside + outside) / 2, "positive": positive,
-                "negative": negative, "displacement": inside, "background_displacement": outside}
-
-    @torch.inference_mode()
-    def centre_displacements(self, batches) -> None:
-        """Set the mean that is taken off displacements from batches of images, equal weight to each (IRN)."""
-        self.eval()
-        self.mean_shift.running_mean.zero_()
-        means = [self(images)[1].mean(dim=(0, 2, 3)) for images in batches]
-        self.mean_shift.running_mean.copy_(torch.stack(means).mean(0))
+        return {"loss": (positive + negative) / 2, "positive": positive, "negative": negative}
 
     @staticmethod
     def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of IRN's released network under our names (it lists its stages several times)."""
         return {name.replace("resnet50.", "backbone.", 1): value for name, value in state.items()
-                if name.startswith(("resnet50.", "fc_edge", "fc_dp", "mean_shift."))
-                and not name.startswith(("resnet50.fc.", "fc_dp7.4."))}
+                if name.startswith(("resnet50.", "fc_edge")) and not name.startswith("resnet50.fc.")}
 
 
 def path_affinity(boundary: Tensor, radius: int) -> Tensor:
@@ -146,10 +106,6 @@ def path_affinity(boundary: Tensor, radius: int) -> Tensor:
         corner = torch.arange(boundary.shape[-2] * width, device=boundary.device).view(-1, width)
         index = torch.stack(places, 1) + corner[:rows, reach:reach + columns]
     return 1 - boundary.flatten(1).gather(1, index.flatten(1)).view_as(index)
-
-
-def _branch(width: int, out: int, groups: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width, out, 1, bias=False), nn.GroupNorm(groups, out))
 
 
 def _regrid(features: Tensor, grid: tuple[int, int]) -> Tensor:

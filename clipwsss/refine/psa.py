@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .random_walk import pair_offsets
 from .labels import mean_over, pair_labels, pair_views, shrink_labels
+from .random_walk import pair_offsets
 
 MULTIPLE = 8  # images are padded to whole cells
 

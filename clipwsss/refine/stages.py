@@ -1,97 +1,208 @@
-"""From class activation maps to a label map: random walk, background, dense CRF, class-agnostic segments."""
+"""From class activation maps to a label map: stages one after another, and what the background scores.
+
+A stage is called as stage(picture, maps) and returns maps; a new refinement is one class and one row of
+STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them at the image's; stages that
+decide between labels (`takes_background`) have the background's score as maps[0].
+"""
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from .irn import STRIDE as IRN_STRIDE
-from .psa import MULTIPLE
 from ..cams.files import CamFile, resize_cam
-from .crf import dense_crf, unary_from_labels
 from ..errors import InputError
+from .crf import dense_crf, unary_from_labels
+from .irn import STRIDE as IRN_STRIDE
+from .pamr import pamr
+from .psa import MULTIPLE
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
 from .segments import read_segments, snap
 
 
-@dataclass
-class Refiner:
-    """How maps become labels. Defaults are IRN's (beta and threshold of PSA: 8 and "alpha").
+class Picture(NamedTuple):
+    """An image uint8 [H,W,3] and its name."""
+    name: str
+    pixels: np.ndarray
 
-    walk: none, color, psa or irn; the last two use `network` on `device`. threshold: the background's score
-    beside maps in [0, 1], or "alpha": PSA's map (1 - max cam)^alpha, which walks too (CVPR 2018, equation 2).
-    """
-    walk: str = "none"
-    network: nn.Module | None = None
-    device: torch.device | str = "cpu"
-    threshold: float | str = 0.25
-    alpha: float = 16.0
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[:2]
+
+    def tensor(self, device: torch.device | str = "cpu") -> Tensor:
+        """uint8 [3,H,W]."""
+        return torch.tensor(self.pixels, device=device).permute(2, 0, 1)
+
+
+class Constant(NamedTuple):
+    """The background has one score beside maps in [0, 1]."""
+    score: float
+
+    def before(self, maps: Tensor) -> Tensor:
+        return maps
+
+    def after(self, maps: Tensor) -> Tensor:
+        return torch.cat([torch.full_like(maps[:1], self.score), maps])
+
+
+class Alpha(NamedTuple):
+    """PSA's background map (1 - max cam)^alpha, which walks too (CVPR 2018, equation 2)."""
+    exponent: float
+
+    def before(self, maps: Tensor) -> Tensor:
+        return torch.cat([(1 - maps.amax(0, keepdim=True)).clamp(min=0) ** self.exponent, maps])
+
+    def after(self, maps: Tensor) -> Tensor:
+        return maps
+
+
+class Walk(NamedTuple):
+    """A random walk of 2^exp_times steps over affinities within `radius`, to the power `beta` (IRN)."""
     radius: int = 5
     beta: float = 10.0
     exp_times: int = 8
+
+
+def widened(walked: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """Maps of a coarse grid at the image's size, divided by their common maximum (IRN)."""
+    maps = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    maps = maps[:, :size[0], :size[1]]
+    return (maps / maps.max().clamp(min=1e-12)).cpu()
+
+
+def on_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Maps on the grid of cells of `stride` pixels that covers the image."""
+    grid = tuple(math.ceil(side / stride) for side in size)
+    if tuple(maps.shape[-2:]) == grid:
+        return maps
+    return F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0]
+
+
+@dataclass
+class ColorWalk:
+    """The walk over colour differences: nothing is trained."""
+    walk: Walk = Walk(beta=1.0, exp_times=6)
+    stride: int = 4
+    device: torch.device | str = "cpu"
+    from_strided, takes_background = True, False
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        seeds = on_grid(maps, picture.size, self.stride).to(self.device)
+        pixels, offsets = picture.tensor(self.device), pair_offsets(self.walk.radius)
+        affinities = color_affinity(pixels, self.walk.radius, size=tuple(seeds.shape[-2:]))
+        walked = propagate_affinity(seeds, affinities, offsets, self.walk.exp_times, self.walk.beta)
+        return widened(walked, self.stride, picture.size)
+
+
+@dataclass
+class IrnWalk:
+    """The walk inside the boundaries that a trained IRNet sees; images are padded to `pad_to` as released."""
+    network: nn.Module
+    walk: Walk = Walk()
+    pad_to: int = 512
+    device: torch.device | str = "cpu"
+    from_strided, takes_background = True, False
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        seeds = on_grid(maps, picture.size, IRN_STRIDE).to(self.device)
+        boundary = self.network.to(self.device).boundaries(picture.tensor(self.device) / 255, self.pad_to)
+        return widened(propagate(seeds, boundary, *self.walk), IRN_STRIDE, picture.size)
+
+
+@dataclass
+class PsaWalk:
+    """The walk over a trained AffinityNet's affinities; maps of the image's size are averaged over cells."""
+    network: nn.Module
+    walk: Walk = Walk(beta=8.0)
+    device: torch.device | str = "cpu"
+    from_strided, takes_background = False, False
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        (height, width), pixels = picture.size, picture.tensor(self.device) / 255
+        affinities = self.network.to(self.device).affinities(pixels, self.walk.radius)
+        stride = math.ceil(height / MULTIPLE) * MULTIPLE // affinities.shape[-2]
+        seeds = F.avg_pool2d(F.pad(maps, (0, -width % MULTIPLE, 0, -height % MULTIPLE)), stride)
+        offsets = pair_offsets(self.walk.radius)
+        walked = propagate_affinity(seeds.to(self.device), affinities, offsets, self.walk.exp_times,
+                                    self.walk.beta)
+        return widened(walked, stride, picture.size)
+
+
+@dataclass
+class Crf:
+    """The dense CRF from the labels of highest score, as IRN's crf_inference_label."""
+    from_strided, takes_background = False, True
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        unary = unary_from_labels(maps.argmax(0).numpy(), len(maps))
+        return torch.from_numpy(dense_crf(picture.pixels, unary))
+
+
+@dataclass
+class Pamr:
+    """Pixel-adaptive mask refinement."""
+    device: torch.device | str = "cpu"
+    from_strided, takes_background = False, True
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        return pamr(picture.tensor(self.device).float() / 255, maps.to(self.device)).cpu()
+
+
+@dataclass
+class Snap:
+    """Labels snapped to class-agnostic segments of a folder (see `segments.snap`)."""
+    folder: Path
+    inside: float = 0.5
+    cover: float = 0.85
+    from_strided, takes_background = False, True
+
+    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
+        segments = read_segments(self.folder, picture.name, picture.size)
+        labels = snap(maps.argmax(0).numpy().astype(np.uint8), segments, self.inside, self.cover)
+        return F.one_hot(torch.from_numpy(labels).long(), len(maps)).permute(2, 0, 1).float()
+
+
+class StageSettings(NamedTuple):
+    """What stages are built from; each takes what it needs."""
+    walk: Walk = Walk()
     color_stride: int = 4
     pad_to: int = 512
-    crf: bool = False
-    segments: Path | None = None
-    segment_inside: float = 0.5
-    segment_cover: float = 0.85
+    network: nn.Module | None = None
+    device: torch.device | str = "cpu"
 
-    def mask(self, image: np.ndarray, file: CamFile, name: str = "") -> np.ndarray:
-        """Label map uint8 [H, W] of an image uint8 [H, W, 3], 0 the background; `name` finds its segments."""
-        maps = self.maps(image, file)
-        if self.threshold != "alpha":
-            maps = np.concatenate([np.full_like(maps[:1], self.threshold), maps])
-        labels = maps.argmax(0)
-        if self.crf:
-            labels = dense_crf(image, unary_from_labels(labels, len(maps))).argmax(0)
-        mask = np.append(0, file.keys + 1).astype(np.uint8)[labels]
-        if self.segments is None:
-            return mask
-        segments = read_segments(self.segments, name, mask.shape)
-        return snap(mask, segments, self.segment_inside, self.segment_cover)
 
-    @torch.inference_mode()
-    def maps(self, image: np.ndarray, file: CamFile) -> np.ndarray:
-        """Maps float32 [k, H, W] of an image uint8 [H, W, 3]; after a walk divided by their maximum (IRN).
+STAGES: dict[str, Callable[[StageSettings], Callable]] = {
+    "color": lambda s: ColorWalk(s.walk, s.color_stride, s.device),
+    "irn": lambda s: IrnWalk(s.network, s.walk, s.pad_to, s.device),
+    "psa": lambda s: PsaWalk(s.network, s.walk, s.device),
+    "crf": lambda s: Crf(),
+    "pamr": lambda s: Pamr(s.device),
+}
 
-        With threshold "alpha" the background's map comes first. PSA's walk averages maps of the image's size
-        over its cells, the others take those of stride 4, as the releases do.
-        """
-        size = image.shape[:2]
-        if self.walk in ("none", "psa"):
-            seeds = torch.from_numpy(resize_cam(file, size))
-        else:
-            stride = self.color_stride if self.walk == "color" else IRN_STRIDE
-            grid = tuple(math.ceil(side / stride) for side in size)
-            seeds = torch.from_numpy(file.cam)
-            if tuple(seeds.shape[-2:]) != grid:
-                seeds = F.interpolate(seeds[None], grid, mode="bilinear", align_corners=False)[0]
-        if self.threshold == "alpha":
-            seeds = torch.cat([(1 - seeds.amax(0, keepdim=True)).clamp(min=0) ** self.alpha, seeds])
-        if self.walk == "none":
-            return seeds.numpy()
-        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)
-        if self.network is not None:
-            self.network.to(self.device)
-        if self.walk == "psa":
-            affinities = self.network.affinities(pixels / 255, self.radius)
-            stride = math.ceil(size[0] / MULTIPLE) * MULTIPLE // affinities.shape[-2]
-            seeds = F.avg_pool2d(F.pad(seeds, (0, -size[1] % MULTIPLE, 0, -size[0] % MULTIPLE)), stride)
-        elif self.walk == "color":
-            affinities = color_affinity(pixels, self.radius, size=grid)
-        seeds = seeds.to(self.device)
-        if self.walk == "irn":
-            boundary, _ = self.network.boundaries(pixels / 255, self.pad_to)
-            walked = propagate(seeds, boundary, self.radius, self.beta, self.exp_times)
-        else:
-            offsets = pair_offsets(self.radius)
-            walked = propagate_affinity(seeds, affinities, offsets, self.exp_times, self.beta)
-        walked = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
-        walked = walked[:, :size[0], :size[1]]
-        return (walked / walked.max().clamp(min=1e-12)).cpu().numpy()
+
+def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:
+    """Scores [1 + k,H,W] of background and the file's classes after all stages."""
+    strided = bool(stages) and stages[0].from_strided
+    maps = background.before(torch.from_numpy(file.cam if strided else resize_cam(file, picture.size)))
+    complete = False
+    for stage in stages:
+        if stage.takes_background and not complete:
+            maps, complete = background.after(maps), True
+        maps = stage(picture, maps)
+    return maps if complete else background.after(maps)
+
+
+def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
+                 stages: Sequence) -> np.ndarray:
+    """Label map uint8 [H,W] of a picture, 0 the background."""
+    with torch.inference_mode():
+        labels = refined_maps(picture, file, background, stages).argmax(0).numpy()
+    return np.append(0, file.keys + 1).astype(np.uint8)[labels]
 
 
 def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int) -> CamFile:
@@ -99,8 +210,8 @@ def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes
     if file.keys.max() >= n_classes:
         raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
     if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
-        found = list(file.high_res.shape[1:])
-        raise InputError(f"{where}: high_res is {found}, its image {list(size)} (H, W)")
+        stored = list(file.high_res.shape[1:])
+        raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")
     height, width = file.cam.shape[1:]
     ratio = size[0] / size[1]  # maps have the image's shape up to the rounding of each side
     if height > size[0] or width > size[1] or abs(height - width * ratio) > max(1, ratio):

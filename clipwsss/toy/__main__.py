@@ -7,16 +7,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..clip import CLIP
 from ..errors import InputError, run_script
-from ..files import save_atomic
-from .clip import draw_scenes, train_clip, zero_shot
+from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
 from .scenes import CO_OCCURRENCE
-from .world import CLIP_ASSET, draw_world
+from .world import draw_world
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.toy.world", description=__doc__.splitlines()[0],
+    parser = argparse.ArgumentParser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
@@ -27,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n-val", type=int, default=200, help="held-out images to draw")
     add("--co-occurrence", type=float, default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")
-    add("--out", type=Path, default=CLIP_ASSET, help="where the CLIP is saved")
+    add("--out", type=Path, default=CLIP_WEIGHTS, help="where the CLIP is saved")
     add("--steps", type=int, default=600, help="training steps of the CLIP")
     return parser
 
@@ -39,11 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.steps < 1 or args.seed < 0:
         raise InputError(f"--steps {args.steps} --seed {args.seed}: at least 1 step and a seed >= 0")
-    trained, _ = train_clip(args.steps, args.seed)
-    weights = {name: value.half() if value.is_floating_point() else value
-               for name, value in trained.state_dict().items()}
-    save_atomic({"state_dict": weights}, args.out)
-    right = zero_shot(CLIP.from_state_dict(weights), draw_scenes(1000, 0, "clip_val"))
+    save_toy_clip(train_clip(args.steps, args.seed)[0], args.out)
+    right = zero_shot(load_toy_clip(args.out), draw_scenes(1000, 0, "clip_val"))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; of 1000 held-out scenes named right: "
           + ", ".join(f"{kind} {share:.1%}" for kind, share in right.items()))
     return 0

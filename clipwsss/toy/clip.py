@@ -3,7 +3,9 @@
 It knows class, sub-type and background words. As in the real CLIP a class word fits its prototype best and is
 a little entangled with the background the class is usually seen on; sub-type words are precise.
 """
+import copy
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..clip import CLIP, tokenize
+from ..clip import CLIP, Architecture, tokenize
+from ..clip.tokenizer import decode
+from ..files import load_network, save_network
 from ..progress import Progress
-from ..guidance.prompts import encode_words
 from .scenes import ScenePainter
 from .shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES
 
+KIND, CLIP_WEIGHTS = "toy CLIP", Path(__file__).with_name("clip.pt")
 WORDS = [*CLASSES, *ALL_SUBTYPES, *BACKGROUNDS, "nothing"]
 CLASS = slice(0, len(CLASSES))
 SUBTYPE = slice(CLASS.stop, CLASS.stop + len(ALL_SUBTYPES))
@@ -30,6 +34,38 @@ TEMPLATES = ("a photo of {}.", "a photo of a {}.", "{}", "a picture of {}.", "th
 CONTEXT_LENGTH, IMAGE_SIZE, EMBED_DIM, TEXT_WIDTH, VISION_WIDTH = 16, 64, 128, 64, 12
 SCALE = 14.0  # logit scale, not learned
 NO, UNSURE, YES = 0, 1, 2  # does a word describe a picture; what is unsure takes no part in the loss
+
+
+class ToyCLIP(CLIP):
+    """A CLIP whose vocabulary is a few of CLIP's tokens: `token_ids`, rising."""
+
+    def __init__(self, token_ids: list[int]):
+        super().__init__(Architecture(EMBED_DIM, IMAGE_SIZE, (1, 1, 1, 1), VISION_WIDTH, None, CONTEXT_LENGTH,
+                                      len(token_ids), TEXT_WIDTH, text_heads=2, text_layers=2))
+        self.register_buffer("token_ids", torch.tensor(token_ids), persistent=False)
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Tokens [N,L] -> embeddings [N,L,W]; ValueError for words that are not in the vocabulary.
+
+        Zeros behind the end of text are padding and may be any row.
+        """
+        rows = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=len(self.token_ids) - 1)
+        behind = torch.arange(tokens.shape[1], device=tokens.device) > tokens.argmax(dim=-1, keepdim=True)
+        unknown = tokens[(self.token_ids[rows] != tokens) & ~(behind & (tokens == 0))].unique().tolist()
+        if unknown:
+            words = ", ".join(f"{decode([token]).strip()!r} (token {token})" for token in unknown[:5])
+            raise ValueError(f"this small CLIP knows {len(self.token_ids)} tokens, and not {words}")
+        return self.token_embedding(rows)
+
+
+def save_toy_clip(model: ToyCLIP, path: Path) -> None:
+    """The weights in half precision, with the vocabulary."""
+    save_network(copy.deepcopy(model).half(), KIND, {"token_ids": model.token_ids.tolist()}, path)
+
+
+def load_toy_clip(path: Path = CLIP_WEIGHTS) -> ToyCLIP:
+    """The shipped toy CLIP, or one of `python -m clipwsss.toy --train-clip`: frozen, float32, eval."""
+    return load_network(path, KIND, ToyCLIP).float().requires_grad_(False)
 
 
 class Scenes(NamedTuple):
@@ -135,7 +171,7 @@ def contrastive_loss(cosines: Tensor, truth: Tensor) -> Tensor:
 
 
 def train_clip(steps: int = 600, seed: int = 0, n_scenes: int = 12000,
-               batch_size: int = 256) -> tuple[CLIP, list[float]]:
+               batch_size: int = 256) -> tuple[ToyCLIP, list[float]]:
     """A toy CLIP of 0.9 M weights, trained from nothing, in eval mode, and the loss of every step.
 
     AdamW (betas .9, .98; decay .05 on matrices), warm-up of 40 steps, cosine to 2 %. A step draws a template
@@ -144,11 +180,9 @@ def train_clip(steps: int = 600, seed: int = 0, n_scenes: int = 12000,
     scenes, generator = draw_scenes(n_scenes, seed, "clip"), torch.Generator().manual_seed(seed)
     tokens = torch.stack([tokenize([template.format(word) for word in WORDS], CONTEXT_LENGTH)
                           for template in TEMPLATES])
-    token_ids = tokens.unique()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = CLIP(EMBED_DIM, IMAGE_SIZE, (1, 1, 1, 1), VISION_WIDTH, None, CONTEXT_LENGTH, len(token_ids),
-                     TEXT_WIDTH, text_heads=2, text_layers=2, token_ids=token_ids)
+        model = ToyCLIP(tokens.unique().tolist())
     model.to(memory_format=torch.channels_last).logit_scale.data.fill_(math.log(SCALE))
     weights = [weight for name, weight in model.named_parameters() if name != "logit_scale"]
     groups = [{"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": 0.05},
@@ -192,7 +226,8 @@ def zero_shot(model: CLIP, scenes: Scenes) -> dict[str, float]:
     masks = torch.ones(len(scenes.images), 1, 1, 1)
     truth = word_truth(scenes, masks, torch.Generator(), class_rate=1.0, company_rate=0.0) == YES
     images = torch.cat([model.encode_image(part / 255) for part in scenes.images.split(250)])
-    cosines = F.normalize(images, dim=-1) @ encode_words(model, "a photo of {}.", WORDS).T
+    texts = model.encode_text(tokenize([f"a photo of {word}." for word in WORDS]))
+    cosines = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
     right = {}
     for name, words in (("class", CLASS), ("subtype", SUBTYPE), ("background", BACKGROUND)):
         true = truth[:, words]

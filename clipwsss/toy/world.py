@@ -15,7 +15,6 @@ from .shapes import CLASSES, SUBTYPES
 
 IMAGE_SIZE = 96
 RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it again
-CLIP_ASSET = Path(__file__).with_name("clip.pt")
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 

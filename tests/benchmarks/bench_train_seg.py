@@ -1,7 +1,7 @@
 """Training step against bare forward and backward, and peak memory of multi-scale testing.
 
 `python tests/benchmarks/bench_train_seg.py` draws a small folder data set in a temporary folder. The step of
-the training loop (two loader workers, logging, optimiser) and the bare network on a resident batch take turns;
+the training loop (two loader workers, logging, optimiser) and the bare network on a resident batch alternate;
 medians are compared. Peak memory is that of fresh processes, in which the C library returns freed memory at
 once, so that what it keeps for itself does not count.
 """
