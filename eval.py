@@ -19,6 +19,7 @@ from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder,
 
 DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
             (LabelFolder, "make_pseudo", "masks"), (LabelFolder, "train_seg", "predictions"))
+COLUMNS = ("iou", "precision", "recall", "boundary")
 
 
 class Result(NamedTuple):
@@ -83,14 +84,14 @@ def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> R
 
 def report_of(folder: Folder, images: int, curve: dict, figures: dict, names: list[str]) -> dict:
     """One folder's figures for JSON, in percent."""
-    report = {"folder": str(folder.path), "images": images, "classes": int(figures["classes"]), **curve}
-    report["accuracy"] = round(float(figures["accuracy"]), 4)
-    for key in ("precision", "recall"):
-        report[key] = by_class(figures[key], names)
-        report[f"mean_{key}"] = round(float(figures[f"mean_{key}"]), 4)
-    if "boundary" in figures:
-        report |= {"boundary_miou": round(float(mean_present(figures["boundary"])), 4),
-                   "boundary_iou": by_class(figures["boundary"], names)}
+    report = {"folder": str(folder.path), "images": images, "classes": int(figures["classes"]), **curve,
+              "accuracy": round(float(figures["accuracy"]), 4)}
+    for key, by_name, mean in (("precision", "precision", "mean_precision"),
+                               ("recall", "recall", "mean_recall"),
+                               ("boundary", "boundary_iou", "boundary_miou")):
+        if key in figures:
+            report[by_name] = by_class(figures[key], names)
+            report[mean] = round(float(mean_present(figures[key])), 4)
     return report
 
 
@@ -102,16 +103,14 @@ def print_result(result: Result, names: list[str]) -> None:
     if folder.threshold is not None:
         print_curve(report["curve"])
         print(f"best threshold {folder.threshold:g}:")
-    keys = ["iou", "precision", "recall"] + ["boundary"] * ("boundary" in figures)
     width = max(map(len, names)) + 2
-    print(" " * width + "".join(f"{key:>11}" for key in keys))
+    columns = [key for key in COLUMNS if key in figures]
+    print(" " * width + "".join(f"{key:>11}" for key in columns))
     for index, name in enumerate(names):
         if np.isfinite(figures["iou"][index]):
-            line = "".join(f"{figures[key][index]:11.2f}" for key in keys)
+            line = "".join(f"{figures[key][index]:11.2f}" for key in columns)
             print(f"{name:<{width}}{line.replace('nan', '  -')}")
-    wanted = ("mean_precision", "mean_recall", "boundary_miou")
-    means = [report["best"]["miou"]] + [report[key] for key in wanted if key in report]
-    print(f"{'mean':<{width}}" + "".join(f"{value:11.2f}" for value in means))
+    print(f"{'mean':<{width}}" + "".join(f"{mean_present(figures[key]):11.2f}" for key in columns))
     print(f"pixel accuracy {report['accuracy']:.2f}")
 
 

@@ -14,7 +14,7 @@ from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.segment.export import export_network
-from clipwsss.segment.predict import Prediction, image_files, predict_files, predict_split
+from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
 from clipwsss.segment.segmenter import NETWORKS, Segmenter, build_segmenter, load_segmenter
 from clipwsss.segment.submission import pack
 from clipwsss.training import Run, fit, pick_device, seed_everything
@@ -80,13 +80,11 @@ def training_data(args: argparse.Namespace) -> TagDataset:
 def start(args: argparse.Namespace, dataset: TagDataset) -> Segmenter:
     """The segmenter that training starts from."""
     seed_everything(args.seed)
-    design, weights = {"network": args.network}, args.weights
-    if args.network != "mask2former":
-        design = Design(args.network, args.backbone, args.output_stride, args.rates, args.multi_scale,
-                        args.frozen_bn)._asdict()
-    if weights == "generator":
-        weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
-    return build_segmenter(design, dataset.classes, dataset.palette, weights)
+    design = Design(args.network, args.backbone, args.output_stride, args.rates, args.multi_scale,
+                    args.frozen_bn)
+    generator = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+    return build_segmenter(design._asdict(), dataset.classes, dataset.palette,
+                           generator if args.weights == "generator" else args.weights)
 
 
 def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: TagDataset) -> None:
@@ -111,14 +109,14 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
     segmenter.save(run.path("segmenter.pt"))
 
 
-def predict(args: argparse.Namespace, run: Run, segmenter: Segmenter, prediction: Prediction) -> dict:
+def predict_split(args: argparse.Namespace, run: Run, segmenter: Segmenter, prediction: Prediction) -> dict:
     """Write the label maps of --predict-split, packed for the server if asked to; their mIoU."""
     split, folder = args.predict_split, run.path("predictions")
     dataset = build_dataset(args.dataset, args.data_root, split, skip_bad=args.skip_bad)
     if list(dataset.classes) != list(segmenter.classes):
         raise InputError(f"--checkpoint: made for other classes than {args.data_root} has")
     done = {name for name in dataset.names if args.resume and (folder / f"{name}.png").exists()}
-    predict_split(segmenter, dataset, folder, prediction, done)
+    predict_dataset(segmenter, dataset, folder, prediction, done)
     figures = print_label_miou(dataset, folder, f"{split} predictions", args.workers)
     if args.submit:
         target = pack(dataset, folder, args.submit)
@@ -126,47 +124,37 @@ def predict(args: argparse.Namespace, run: Run, segmenter: Segmenter, prediction
     return {"split": split, **figures}
 
 
-def predict_own(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) -> None:
-    """Segment a user's images into OUT/predicted: NAME.png (label map) and NAME_overlay.png."""
-    files, folder = image_files(args.predict), args.out / "predicted"
-    problems = predict_files(segmenter, files, folder, prediction, args.skip_bad)
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
-    print(f"{len(files) - len(problems)} label maps and overlays in {folder}")
-
-
-def export(segmenter: Segmenter, path: Path) -> None:
-    """Write the network as a program that runs without this package."""
-    if segmenter.design["network"] == "mask2former":
-        raise InputError("--export: DeepLab only; save mask2former by transformers' own means")
-    export_network(segmenter.network, path)
-    print(f"exported {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def use(args: argparse.Namespace, device: torch.device, prediction: Prediction) -> None:
-    """--predict and --export: what OUT's or --checkpoint's segmenter is for, without a run."""
-    segmenter = load_segmenter(args.checkpoint or args.out / "segmenter.pt")
+def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) -> None:
+    """--predict: OUT/predicted/NAME.png (label map) and NAME_overlay.png of a user's images; --export."""
     if args.predict:
-        segmenter.network.to(device, memory_format=torch.channels_last)
-        predict_own(args, segmenter, prediction)
+        files, folder = image_files(args.predict), args.out / "predicted"
+        problems = predict_files(segmenter, files, folder, prediction, args.skip_bad)
+        for problem in problems:
+            print(f"skipped: {problem}", file=sys.stderr)
+        print(f"{len(files) - len(problems)} label maps and overlays in {folder}")
     if args.export:
-        export(segmenter, args.export)
+        if segmenter.design["network"] == "mask2former":
+            raise InputError("--export: DeepLab only; save mask2former by transformers' own means")
+        export_network(segmenter.network, args.export)
+        print(f"exported {args.export} ({args.export.stat().st_size / 1e6:.1f} MB)")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_seg")
     device = pick_device(args.device)
     prediction = Prediction(args.test_scales, args.test_flip, args.crf, args.test_batch_size, args.workers)
-    if args.predict or args.export:
-        use(args, device, prediction)
-        return 0
-    data = None if args.checkpoint else training_data(args)
-    segmenter = load_segmenter(args.checkpoint) if args.checkpoint else start(args, data)
+    uses = args.predict or args.export
+    trained = args.checkpoint or (args.out / "segmenter.pt" if uses else None)
+    data = None if trained else training_data(args)
+    segmenter = load_segmenter(trained) if trained else start(args, data)
     segmenter.network.to(device, memory_format=torch.channels_last)
+    if uses:
+        use(args, segmenter, prediction)
+        return 0
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     if data:
         train(args, run, segmenter, data)
-    figures = predict(args, run, segmenter, prediction) if args.predict_split else {}
+    figures = predict_split(args, run, segmenter, prediction) if args.predict_split else {}
     run.result(**figures)
     return 0
 

@@ -11,10 +11,9 @@ from PIL import Image
 
 import eval as script
 from clipwsss.cams.files import write_cam
-from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
+from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.metrics import confusion, scores
-from clipwsss.pictures import write_mask
 
 THRESHOLDS = ["0.05", "0.1", "0.15", "0.2", "0.25", "0.3", "0.4"]
 PUBLISHED = [33.46, 37.22, 39.22, 40.63, 41.77, 41.05, 36.26]
@@ -86,6 +85,14 @@ def test_label_maps_and_two_folders_side_by_side(own_data, tmp_path, capsys):
     assert len([item for item in pictures if item.parent.name == "pictures"]) == 2
     assert len([item for item in pictures if item.name.startswith("confusion-")]) == 2
     assert all(Image.open(item).width > 100 for item in pictures)
+    sheet = Image.open(tmp_path / "out" / "pictures" / "photo0.png")
+    assert sheet.width == 4 * (320 + 4) + 4  # image, two overlays, truth; photo0, 30 x 20, as 320 x 213
+    columns = [np.asarray(sheet.crop((left, 18, left + 320, 18 + 213))) for left in range(4, 1300, 324)]
+    inside = np.s_[64:118, 54:90]  # the truth's cat but its outline: rows 4-11, columns 3-9, 10.67 times
+    assert np.array_equal(columns[1][inside], columns[3][inside])
+    assert not np.array_equal(columns[0][inside], columns[1][inside])
+    background = np.s_[180:, 160:]
+    assert np.array_equal(columns[0][background], columns[1][background])
 
 
 def test_cam_details_agree_with_the_curve(own_data, tmp_path):
@@ -130,7 +137,8 @@ def test_data_without_masks_reports_no_miou(own_data, tmp_path, capsys):
     assert json.loads((tmp_path / "scores.json").read_text())["best"] is None
     output = capsys.readouterr().out
     assert "no masks, so no mIoU" in output and "accuracy" not in output
-    assert (tmp_path / "out" / "pictures" / "photo0.png").is_file()
+    sheet = Image.open(tmp_path / "out" / "pictures" / "photo0.png")
+    assert sheet.width == 2 * (320 + 4) + 4  # the image and its overlay, no truth
 
 
 def test_nothing_to_score_names_the_places(own_data, tmp_path):
@@ -140,13 +148,16 @@ def test_nothing_to_score_names_the_places(own_data, tmp_path):
         run(own_data, "--masks", tmp_path / "nowhere")
 
 
-def test_defaults_take_the_folders_that_hold_the_split(own_data, tmp_path, capsys):
-    (tmp_path / "perfect").rename(tmp_path / "predictions")
-    folder = tmp_path / "runs" / "folder" / "train_seg"
-    folder.mkdir(parents=True)
-    (tmp_path / "predictions").rename(folder / "predictions")
-    run(own_data, "--runs", tmp_path / "runs")
-    assert "mean" in capsys.readouterr().out
+def test_defaults_take_the_folders_that_hold_the_split(own_data, tmp_path):
+    stages = tmp_path / "runs" / "folder"
+    (stages / "train_seg").mkdir(parents=True)
+    (tmp_path / "perfect").rename(stages / "train_seg" / "predictions")
+    write_mask(stages / "make_pseudo" / "masks" / "of_another_split.png", np.zeros((4, 4), np.uint8),
+               voc_palette())
+    run(own_data, "--runs", tmp_path / "runs", "--json", tmp_path / "scores.json")
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert report["folder"] == str(stages / "train_seg" / "predictions")
+    assert report["images"] == 3 and report["best"]["miou"] == 100.0
 
 
 def test_runs_as_a_script(own_data, tmp_path):

@@ -1,10 +1,16 @@
 """Predictions: multi-scale probabilities against a plain loop, the CRF's decision, files of many images."""
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from test_segmenter import built
 
-from clipwsss.segment.predict import decide, probabilities
+from clipwsss.datasets.base import Entry, TagDataset
+from clipwsss.errors import InputError
+from clipwsss.segment.predict import Prediction, decide, predict_dataset, predict_files, probabilities
 
 
 def test_probabilities_are_the_mean_over_scales_and_mirrors():
@@ -39,3 +45,39 @@ def test_crf_removes_specks_and_keeps_edges_of_the_image():
     alone = np.zeros((3, 4, 5), np.float32)
     alone[1] = 1
     assert (decide(image[:4, :5], alone, crf=True) == 1).all()
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Path]:
+    """Five images of two sizes."""
+    rng, paths = np.random.default_rng(0), [tmp_path / "photos" / f"photo{number}.png" for number in range(5)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        pixels = rng.integers(0, 255, (24, 32 if number % 2 else 20, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_files_of_a_data_set_are_what_decide_says(photos, tmp_path, crf):
+    segmenter = built()
+    segmenter.network.eval()
+    data = TagDataset([Entry(path.stem, path, None, None, "here") for path in photos], [], ())
+    predict_dataset(segmenter, data, tmp_path / "out", Prediction((1.0, 1.5), True, crf, 2, 2), {"photo3"})
+    written = sorted(path.stem for path in (tmp_path / "out").iterdir())
+    assert written == ["photo0", "photo1", "photo2", "photo4"]
+    for index in (0, 1, 2, 4):
+        scores = probabilities(segmenter.network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
+        expected = decide(np.asarray(data.load_image(index)), scores, crf)
+        labels = np.array(Image.open(tmp_path / "out" / f"photo{index}.png"))
+        assert (labels == expected).mean() > 0.99  # sums of a batch of two may differ in the last bit
+
+
+def test_own_files_get_overlays_and_bad_ones_are_reported(photos, tmp_path):
+    photos[2].write_bytes(b"nothing")
+    with pytest.raises(InputError, match="photo2.png: not a readable image"):
+        predict_files(built(), photos, tmp_path / "out", Prediction())
+    problems = predict_files(built(), photos, tmp_path / "out", Prediction(), skip_bad=True)
+    assert len(problems) == 1 and "photo2.png" in problems[0]
+    assert len(list((tmp_path / "out").glob("photo?.png"))) == 4
+    assert len(list((tmp_path / "out").glob("photo?_overlay.png"))) == 4

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import train_seg as script
-from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError
-from clipwsss.pictures import write_mask
+from clipwsss.pictures import voc_palette, write_mask
+from clipwsss.report.metrics import confusion, scores
 
 SMALL = ["--dataset", "folder", "--backbone", "resnet_tiny", "--output-stride", "4", "--weights", "none",
          "--rates", "1", "2", "--no-frozen-bn", "--no-multi-scale", "--head-ratio", "1",
@@ -51,18 +51,27 @@ def trained(world) -> Path:
     return out
 
 
+def log_of(run: Path) -> tuple[list[dict], list[dict]]:
+    """A run's lines of training and of its result."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return ([line for line in lines if line["label"] != "result"],
+            [line for line in lines if line["label"] == "result"])
+
+
 def test_learns_and_writes_palette_predictions(world, trained):
-    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
-    result = log.pop()
+    log, results = log_of(trained)
     assert len(log) == 12 and log[-1]["loss"] < 0.3 * log[0]["loss"]
-    assert result["label"] == "result" and 0 < result["miou"] <= 100
-    hits = total = 0
+    hits, total, table = 0, 0, 0
     for path in sorted((world / "masks").iterdir()):
         with Image.open(trained / "predictions" / path.name) as file:
             assert file.mode == "P" and file.size == (36, 32)
             hits += (np.array(file) == np.array(Image.open(path))).sum()
+            table = table + confusion(np.array(file), np.array(Image.open(path)), 3)
         total += 32 * 36
     assert hits / total > 0.95
+    result = {"split": "train", "miou": pytest.approx(scores(table)["miou"])}
+    assert results == [{"label": "result", **result}]
+    assert json.loads((trained / "result.json").read_text()) == result
 
 
 def test_predicts_own_images_with_overlays_and_without_data(world, trained, tmp_path):
@@ -114,15 +123,19 @@ def test_iterations_end_within_a_pass(world, tmp_path, capsys):
                "--accumulate", "2", "--iterations", "5", "--predict-split", ""]
     script.main([*options, "--out", str(tmp_path / "whole")])
     assert "5 steps of 2 x 4" in capsys.readouterr().out
-    log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    log, _ = log_of(tmp_path / "whole")
     state = torch.load(tmp_path / "whole" / "last_train_seg.pt", weights_only=True)
-    assert len(log) == 2 and state["scheduler"]["last_epoch"] == 5
+    assert len(log) == 1 and state["scheduler"]["last_epoch"] == 5
 
 
 def test_submit_and_export(world, trained, tmp_path):
     base = [*SMALL, "--data-root", str(world), "--checkpoint", str(trained / "segmenter.pt")]
     script.main([*base, "--out", str(tmp_path), "--submit", str(tmp_path / "results.tgz")])
     assert (tmp_path / "results.tgz").is_file()
+    results = [(run / "result.json").read_text() for run in (trained, tmp_path)]
+    assert results[0] == results[1]  # the same predictions by a run of its own
+    with pytest.raises(InputError, match="already holds a run"):
+        script.main([*base, "--out", str(trained)])
     script.main([*base, "--out", str(tmp_path), "--export", str(tmp_path / "model.pt2")])
     program = torch.export.load(tmp_path / "model.pt2").module()
     pixels = np.array(Image.open(world / "images" / "scene05.png"))

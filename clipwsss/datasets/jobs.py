@@ -11,7 +11,6 @@ from ..progress import Progress
 
 CHUNK = 16  # images that a process takes at most at a time: sending results costs little then
 ROUNDS = 16  # fewer, where a process would not get so many chunks: all end at about the same time
-Outcome = tuple[int, object, str | None]  # image number, result, problem
 
 
 class ImageJobs:
@@ -38,13 +37,12 @@ class ImageJobs:
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
         """Yield the results of `work(index)` in order, under a progress line."""
         todo = [index for index in indices if index not in self.failures]
-        size = min(CHUNK, 1 + len(todo) // (ROUNDS * (self.workers + 1)))
-        chunks = _Chunks(work, self.names, [todo[start:start + size] for start in range(0, len(todo), size)])
         progress, threads = Progress(label, len(todo)), torch.get_num_threads()
-        workers = max(0, min(self.workers, len(chunks) - 1))
+        helpers = min(self.workers, max(len(todo) - 1, 0))
+        if helpers:
+            torch.set_num_threads(1)  # as in the helpers: all images come out alike
         try:
-            torch.set_num_threads(1 if workers else threads)  # as in the workers: all images come out alike
-            for index, result, problem in self._outcomes(chunks, workers):
+            for index, result, problem in self._outcomes(work, todo, helpers):
                 progress.update(1)
                 if problem:
                     self.leave_out({index: problem})
@@ -54,30 +52,25 @@ class ImageJobs:
             torch.set_num_threads(threads)
         progress.close()
 
-    def _outcomes(self, chunks: "_Chunks", workers: int) -> Iterator[Outcome]:
-        """The chunks' outcomes in order; this process takes each (workers + 1)-th chunk itself."""
-        theirs = [number for number in range(len(chunks)) if number % (workers + 1)]
-        arriving = iter(DataLoader(chunks, batch_size=None, sampler=theirs, num_workers=workers,
-                                   collate_fn=list, prefetch_factor=4 if workers else None,
-                                   multiprocessing_context=self.context if workers else None))
-        for number, indices in enumerate(chunks.parts):
-            yield from next(arriving) if number % (workers + 1) else map(chunks.attempt, indices)
+    def _outcomes(self, work: Callable[[int], object], todo: list[int], helpers: int) -> Iterator[tuple]:
+        """`_Jobs`' items in order; of helpers + 1 chunks of images this process takes one itself."""
+        jobs, size = _Jobs(work, self.names), min(CHUNK, 1 + len(todo) // (ROUNDS * (helpers + 1)))
+        chunks = [todo[start:start + size] for start in range(0, len(todo), size)]
+        theirs = [chunk for number, chunk in enumerate(chunks) if number % (helpers + 1)]
+        arriving = iter(DataLoader(jobs, batch_sampler=theirs, num_workers=helpers, collate_fn=list,
+                                   prefetch_factor=4 if helpers else None,
+                                   multiprocessing_context=self.context if helpers else None))
+        for number, chunk in enumerate(chunks):
+            yield from next(arriving) if number % (helpers + 1) else map(jobs.__getitem__, chunk)
 
 
 @dataclass
-class _Chunks(Dataset):
-    """Chunks of images as a data set, whose loader brings the processes; an item: a chunk's outcomes."""
+class _Jobs(Dataset):
+    """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
     work: Callable[[int], object]
     names: Sequence[str]
-    parts: list[Sequence[int]]
 
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, number: int) -> list[Outcome]:
-        return [self.attempt(index) for index in self.parts[number]]
-
-    def attempt(self, index: int) -> Outcome:
+    def __getitem__(self, index: int) -> tuple[int, object, str | None]:
         try:
             return index, self.work(index), None
         except InputError as error:

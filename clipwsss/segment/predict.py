@@ -79,8 +79,8 @@ def decide(image: NDArray, likelihood: NDArray, crf: bool = False) -> NDArray:
     return labels[refined.argmax(0)].astype(np.uint8)
 
 
-def predict_split(segmenter: Segmenter, dataset: TagDataset, folder: Path, prediction: Prediction,
-                  done: Container[str] = ()) -> None:
+def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, prediction: Prediction,
+                    done: Container[str] = ()) -> None:
     """Write FOLDER/NAME.png, the label map, of a data set's images but those in `done`."""
     plain = dataset.with_transform(eval_transform(), masks=False)
     loader = size_loader(plain, prediction.batch_size, prediction.workers, done)
@@ -115,14 +115,12 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         inside = files_of(path, SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"--predict {path}: no image in this folder ({', '.join(SUFFIXES)})")
-        files += inside
-    for path in files:
-        if not path.is_file():
+        if not inside[0].is_file():
             raise InputError(f"--predict {path}: no such file or folder")
+        files += inside
     stem, count = Counter(path.stem for path in files).most_common(1)[0]
     if count > 1:
-        raise InputError(f"--predict: several images are named {stem}, their results would overwrite each "
-                         "other")
+        raise InputError(f"--predict: several images are named {stem}, whose results would share a file")
     return files
 
 

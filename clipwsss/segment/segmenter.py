@@ -34,7 +34,7 @@ class Segmenter(NamedTuple):
 
 def build_segmenter(design: dict, classes: Sequence[str], palette: NDArray | torch.Tensor,
                     weights: str | Path = "none") -> Segmenter:
-    """A segmenter of a design: the fields of `deeplab.Design`, or of mask2former its `network` alone.
+    """A segmenter of a design: the fields of `deeplab.Design`, of which mask2former takes `network` alone.
 
     weights: imagenet, none, a file of torchvision, of a generator or of deeplab-pytorch; for mask2former a
     `transformers` model's name or folder, or none. InputError names weights that do not fit.
@@ -42,8 +42,8 @@ def build_segmenter(design: dict, classes: Sequence[str], palette: NDArray | tor
     n_labels = len(classes) + 1
     if design["network"] == "mask2former":
         network = mask2former.build(n_labels, str(weights), design.get("model"))
-        return Segmenter(network, {**design, "model": network.model.config.to_dict()}, classes,
-                         np.asarray(palette))
+        design = {"network": "mask2former", "model": network.model.config.to_dict()}
+        return Segmenter(network, design, classes, np.asarray(palette))
     published = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
     if not deeplab.is_deeplab_pytorch(published):
         published = {}

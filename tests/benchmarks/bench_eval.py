@@ -17,9 +17,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipwsss.pictures import voc_palette
 from clipwsss.datasets.base import read_mask
-from clipwsss.pictures import write_mask
+from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.scoring import LabelFolder, local_jobs, score_labels
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))

@@ -1,7 +1,7 @@
 """Training step against bare forward and backward, and peak memory of multi-scale testing.
 
 `python tests/benchmarks/bench_train_seg.py` draws a small folder data set in a temporary folder. The step of
-the training loop (two loader workers, logging, optimiser) and the bare network on a resident batch take turns;
+the training loop (two loader workers, logging, optimiser) and the bare network on a resident batch alternate;
 medians are compared. Peak memory is that of fresh processes, in which the C library returns freed memory at
 once, so that what it keeps for itself does not count.
 """
@@ -26,17 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from clipwsss.datasets import build_dataset
-from clipwsss.pictures import voc_palette
-from clipwsss.training import Run, fit, make_optimizer, make_scheduler
 from clipwsss.datasets.loaders import make_loader
-from clipwsss.pictures import write_mask
-from clipwsss.segment.predict import probabilities
-from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.datasets.transforms import train_transform
+from clipwsss.networks import deeplab
+from clipwsss.pictures import voc_palette, write_mask
+from clipwsss.segment.predict import probabilities
+from clipwsss.training import Run, Training, fit
 
 SIZE = (250, 334)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-CONFIG = dict(network="deeplabv2", backbone="resnet50", output_stride=8, rates=None, classes=["cat", "dog"])
+DESIGN = deeplab.Design("deeplabv2", "resnet50")
 
 
 def draw(root: Path, count: int) -> None:
@@ -57,21 +56,19 @@ def compare_steps(root: Path, crop: int, batch_size: int, rounds: int) -> None:
     """Median seconds of a pass of the training loop and of as many bare steps."""
     data = build_dataset("folder", root, "train").with_transform(train_transform(crop, None, (0.5, 1.5)))
     loader = make_loader(data, batch_size, 2, drop_last=True)
-    network, _ = build_segmenter(CONFIG)
-    device, resident = torch.device("cpu"), next(iter(loader))
-    optimizer = make_optimizer(network.parameter_groups(1e-4, 5e-4), "sgd", 1e-4, 5e-4)
+    network, resident = deeplab.build(DESIGN, 3), next(iter(loader))
+    groups = network.parameter_groups(1e-4, 5e-4)
     times: dict[str, list[float]] = {"loop": [], "bare": []}
     for number in range(rounds + 1):
-        scheduler = make_scheduler(optimizer, "poly", 1000)
         run = Run(root / f"run{number}", {})
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            fit(run, loader, lambda batch: {"loss": network.training_loss(batch.images, batch.masks)}, {},
-                optimizer, scheduler, 1, device, number)
+            fit(run, loader, lambda batch: {"loss": network.training_loss(batch.images, batch.masks)},
+                {"network": network}, groups, Training("bench", 1, 1e-4, weight_decay=5e-4, seed=number))
         middle = time.perf_counter()
         for _ in range(len(loader)):
             network.training_loss(resident.images, resident.masks).backward()
-            optimizer.zero_grad(set_to_none=True)
+            network.zero_grad(set_to_none=True)
         end = time.perf_counter()
         if number:  # the first round warms up
             times["loop"].append((middle - begin) / len(loader))
@@ -83,7 +80,7 @@ def compare_steps(root: Path, crop: int, batch_size: int, rounds: int) -> None:
 
 def peak(scales: list[float]) -> None:
     """Print this process's growth of peak memory in MB while it tests one image."""
-    network = build_segmenter(CONFIG)[0].eval()
+    network = deeplab.build(DESIGN, 3).eval()
     probabilities(network, torch.rand(1, 3, 65, 65), (1.0,))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     probabilities(network, torch.rand(1, 3, *SIZE), scales, flip=True)
@@ -103,14 +100,14 @@ def main() -> None:
     if args.peak:
         peak(args.peak)
         return
-    found = {}
+    peaks = {}
     for name, scales in (("largest", SCALES[-1:]), ("all", SCALES)):
         command = [sys.executable, __file__, "--peak", *map(str, scales)]
-        found[name] = float(subprocess.run(command, capture_output=True, text=True, check=True,
+        peaks[name] = float(subprocess.run(command, capture_output=True, text=True, check=True,
                                            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}).stdout)
     print(f"peak memory of testing {SIZE[0]} x {SIZE[1]} with flip: scale {SCALES[-1]} alone "
-          f"{found['largest']:.0f} MB, all of {SCALES} {found['all']:.0f} MB "
-          f"({found['all'] / found['largest']:.2f}x)")
+          f"{peaks['largest']:.0f} MB, all of {SCALES} {peaks['all']:.0f} MB "
+          f"({peaks['all'] / peaks['largest']:.2f}x)")
     with tempfile.TemporaryDirectory() as root:
         draw(Path(root), args.images)
         compare_steps(Path(root), args.crop, args.batch_size, args.rounds)
