@@ -56,7 +56,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n-synonyms", type=int, help="use only the first N synonyms (POLE Fig. 3)")
     add("--reselect-every", type=int, default=0, help="choose words with the current generator in epochs "
         "0, N, 2N, ...; 0 keeps the baseline CAMs' words")
-    add("--joint", action="store_true", help="learn class prompts with the generator, as POLE's variants do")
+    add("--joint", action=argparse.BooleanOptionalAction, default=False,
+        help="learn class prompts with the generator, as POLE's variants do")
     add("--adapter", choices=KINDS, default="none", help="POLE's adapters, eqs. 7-8")
     add = parser.add_argument_group("inputs").add_argument
     add("--init", type=Path, help="generator to start from (default: train_cam's)")

@@ -38,7 +38,7 @@ def test_paper_defaults_by_method_and_dataset():
     assert (semples.w_fg, semples.w_bg, semples.w_prompt_class, semples.w_suppress) == (1, 2.4, 0.02, 0.05)
     assert (semples.optimizer, semples.batch_size, semples.lr) == ("adamw", 64, 6.4e-5)
     assert (semples.epochs, semples.w_area) == (60, 0)
-    assert semples.background_template == "[C*30]" and semples.clip == "ViT-B/32"
+    assert semples.background_template == "a photo of [C*30]." and semples.clip == "ViT-B/32"
     coco = prompt("--method", "semples", "--dataset", "coco14")
     assert (coco.w_bg, coco.w_prompt_class, coco.w_suppress, coco.lr) == (0.75, 0.01, 0.2, 5e-6)
     coco = prompt("--method", "clims", "--dataset", "coco14")

@@ -46,8 +46,8 @@ class BestEpoch(nn.Module):
     def restore(self) -> None:
         """Give the generator the kept weights and say so, and that masks chose them."""
         self.watched[0].load_state_dict(self.kept["weights"])
-        print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was chosen "
-              "by true masks, which a method that learns from tags alone does not see")
+        print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was "
+              "chosen by true masks, which a method that learns from tags alone does not see")
 
     def get_extra_state(self) -> dict:
         return self.kept
