@@ -54,6 +54,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--synonyms", type=Path, help="JSON of candidates (class -> list of words), or a built-in list "
         "(voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
     add("--n-synonyms", type=int, help="use only the first N synonyms (POLE Fig. 3)")
+    add("--person", metavar="WORD", help="prompt name of the class person (default: the data set's, player)")
     add("--reselect-every", type=int, default=0, help="choose words with the current generator in epochs "
         "0, N, 2N, ...; 0 keeps the baseline CAMs' words")
     add("--joint", action=argparse.BooleanOptionalAction, default=False,
@@ -67,21 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
         "learning; with --background-prompt list beside the list")
     add("--clip", default="ViT-B/32", help="published name or file")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
-    add = parser.add_argument_group("losses").add_argument
-    add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
-        help="how a map becomes P: CLIMS' and POLE's sigmoid, or SemPLeS' release: by its extremes")
-    add("--w-fg", type=float, default=10.0, help="weight of foreground matching (alpha)")
-    add("--w-bg", type=float, default=24.0, help="weight of background repelling (beta, lambda_b)")
-    add("--w-suppress", type=float, default=1.0, help="weight of background suppression (CBS, lambda)")
-    add("--w-area", type=float, default=0.2, help="weight of the area term (REG)")
-    add("--w-prompt-image", type=float, default=1.0, help="prompt-I, eq. 2: attract them to (1 - P)X")
-    add("--w-prompt-class", type=float, default=0.02,
-        help="SemPLeS' lambda_T, eq. 2: repel background prompts from the class")
-    add("--prompt-repulsion", choices=("paper", "release"), default="paper",
-        help="prompt-T by -log(1 - s), as SemPLeS' paper has it, or by +log s, as its release")
-    add("--suppress-threshold", type=float, default=0.0, help="similarity above which suppression acts")
-    add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
-    add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
+    loss_flags(parser)
     training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)
     add = parser.add_argument_group("stages before guidance").add_argument
@@ -97,6 +84,25 @@ def get_parser() -> argparse.ArgumentParser:
     add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as "
         "SemPLeS' release does; else the last one is kept and no mask is seen")
     return parser
+
+
+def loss_flags(parser: argparse.ArgumentParser) -> None:
+    """What guidance and prompt learning reward."""
+    add = parser.add_argument_group("losses").add_argument
+    add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
+        help="how a map becomes P: CLIMS' and POLE's sigmoid, or SemPLeS' release: by its extremes")
+    add("--w-fg", type=float, default=10.0, help="weight of foreground matching (alpha)")
+    add("--w-bg", type=float, default=24.0, help="weight of background repelling (beta, lambda_b)")
+    add("--w-suppress", type=float, default=1.0, help="weight of background suppression (CBS, lambda)")
+    add("--w-area", type=float, default=0.2, help="weight of the area term (REG)")
+    add("--w-prompt-image", type=float, default=1.0, help="prompt-I, eq. 2: attract them to (1 - P)X")
+    add("--w-prompt-class", type=float, default=0.02,
+        help="SemPLeS' lambda_T, eq. 2: repel background prompts from the class")
+    add("--prompt-repulsion", choices=("paper", "release"), default="paper",
+        help="prompt-T by -log(1 - s), as SemPLeS' paper has it, or by +log s, as its release")
+    add("--suppress-threshold", type=float, default=0.0, help="similarity above which suppression acts")
+    add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
+    add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
 
 
 def cam_regions(clip: CLIP, dataset: TagDataset, cams: Path, device: torch.device,
@@ -205,7 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_prompt")
     device, before = pick_device(args.device), stage_folder(args.runs, args.dataset, "train_cam")
     dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
-    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms)
+    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
+                       args.person)
     generator = load_generator(args.init or before / "generator.pt", dataset.classes,
                                freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
     generator.to(device, memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from clipwsss.guidance.words import ASSETS, load_words
 def test_voc_and_coco_words():
     voc = load_words("voc12", ["person", "pottedplant", "cat"])
     assert voc.names == ["player", "potted plant", "cat"]
+    assert load_words("voc12", ["person", "cat"], person="person").names == ["person", "cat"]
     assert voc.candidates[0] == ["player", "people", "person", "human"]
     assert voc.candidates[2][1:] == ["feline", "tomcat", "kitty"]
     assert voc.background[:3] == ["tree", "river", "sea"] and len(voc.background) == 10

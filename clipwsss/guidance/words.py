@@ -17,12 +17,14 @@ class Words(NamedTuple):
 
 
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
-               synonyms_file: Path | str | None = None, n_synonyms: int | None = None) -> Words:
+               synonyms_file: Path | str | None = None, n_synonyms: int | None = None,
+               person: str | None = None) -> Words:
     """Words of a data set: its JSON asset where it has one, else the class names with `synonyms`.
 
     `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces
-    candidates of the classes it names; `n_synonyms` caps them. Without an asset the background is CLIMS' VOC
-    list less the classes' own words. InputError on a file that is no such JSON or names an unknown class.
+    candidates of the classes it names; `n_synonyms` caps them; `person` is the prompt name of that class.
+    Without an asset the background is CLIMS' VOC list less the classes' own words. InputError on a file that
+    is no such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     if asset.exists():
@@ -31,6 +33,8 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
         known = json.loads((ASSETS / "prompts_voc12.json").read_text())
         known |= {"names": {name: name for name in classes}, "synonyms": synonyms or {}}
     names, synonyms = [known["names"][name] for name in classes], known["synonyms"]
+    if person and "person" in classes:
+        names[list(classes).index("person")] = person
     if synonyms_file is not None:
         synonyms |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
     candidates = [list(dict.fromkeys([name, *synonyms.get(label, [])[:n_synonyms]]))

@@ -1,4 +1,12 @@
-"""Class-agnostic segments (Segment Anything and the like): their files, and label maps snapped to them."""
+"""Class-agnostic segments (Segment Anything and the like): their files, and label maps made by them.
+
+With the package transformers (it downloads SAM) they are written by
+
+    generate = pipeline("mask-generation", model="facebook/sam-vit-huge", device=0)
+    for path in sorted(Path("mydata/images").glob("*.jpg")):
+        masks = generate(Image.open(path).convert("RGB"), points_per_batch=64)["masks"]
+        write_segments("segments", path.stem, masks)
+"""
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
