@@ -1,7 +1,8 @@
 """Run a table of ablations over seeds: `python -m clipwsss.ablate --table pole1 --dataset toy`.
 
 The tables are data (assets/tables.json). A table has a `title` and `rows`; `reference` names the row that the
-others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4). A row has a `name`,
+others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4), `through` the stage that
+its rows are carried to, as the paper reports masks or the segmenter. A row has a `name`,
 `flags`, flags of one data set under that data set's name, `stage` (default train_prompt), `datasets` it is
 limited to, `against` (rows to compare it with), `paper` (its figure there), and `needs`: an earlier row whose
 folder `{needs}` stands for in its flags.
@@ -29,6 +30,7 @@ from .files import atomic_path
 from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
 from .report.charts import bars
+from .report.tables import markdown
 from .toy.scenes import CO_OCCURRENCE
 from .toy.world import RECIPE, draw_world
 from .training import FREE_TO_CHANGE
@@ -36,7 +38,9 @@ from .training import FREE_TO_CHANGE
 SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
 # What a stage is given beside a row's flags; {baseline} stands for the folder of the baseline's run.
-INPUTS = {"train_cam": (), "train_prompt": ("--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams")}
+INPUTS = {"train_cam": (), "train_prompt": ("--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams"),
+          "make_pseudo": ("--cams", "{baseline}/cams"), "train_seg": ("--masks", "{baseline}/masks")}
+THROUGH = ("train_prompt", "make_pseudo", "train_seg")
 # Where and on what a row runs, not what it is; a method is no more than the settings it fills in.
 WHERE = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
 INTERRUPTED = (130, -2)
@@ -68,6 +72,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--co-occurrence", type=float, default=CO_OCCURRENCE,
         help="toy: how often a class is on its own background in the worlds that are drawn")
     add("--seeds", type=int, default=3, help="runs of each row, seeds 0, 1, ...")
+    add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
     add("--jobs", type=int, default=1, help="seeds run at the same time, each on its share of the processors")
     add("--flags", nargs=argparse.REMAINDER, default=[],
@@ -88,6 +93,21 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
             against = entry.get("against", [table.get("reference", name)])
             rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), entry.get("paper", ""))
     return rows
+
+
+def carried(rows: Sequence[Row], through: str, dataset: str) -> list[Row]:
+    """These rows and, of each train_prompt row, its pseudo masks and segmenter as far as `through`."""
+    followers = []
+    for row in rows:
+        if row.stage == "train_prompt" and through != "train_prompt":
+            against = tuple(f"{name}, masks" for name in row.against)
+            masks = Row(f"{row.name}, masks", "make_pseudo", (), (row,), against)
+            followers.append(masks)
+            if through == "train_seg":  # the toy's segmenter starts from the generator
+                start = ("--weights", "{needs}/generator.pt") if dataset == "toy" else ()
+                against = tuple(f"{name}, segmenter" for name in row.against)
+                followers.append(Row(f"{row.name}, segmenter", "train_seg", start, (masks, row), against))
+    return [*rows, *followers]
 
 
 def with_starts(rows: Iterable[Row]) -> list[Row]:
@@ -163,7 +183,7 @@ class Ablation:
         out, flags = self.out(row, seed), [*INPUTS[row.stage], *row.flags]
         for mark, start in zip(("{baseline}", "{needs}"), row.starts):
             flags = [flag.replace(mark, str(self.out(start, seed))) for flag in flags]
-        resume = ["--resume"] if (out / "args.json").exists() else []
+        resume = ["--resume"] if (out / "args.json").exists() and row.stage != "make_pseudo" else []
         return [f"{SCRIPTS / row.stage}.py", "--dataset", self.dataset, "--data-root", str(self.world(seed)),
                 "--out", str(out), "--seed", str(seed), *flags, *resume]
 
@@ -223,26 +243,6 @@ class Ablation:
                 f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
 
 
-def spread(values: NDArray, sign: str = "") -> str:
-    """Mean and standard deviation of the values that are numbers, as text."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return "failed"
-    return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
-
-
-def markdown(rows: Sequence[Row], values: dict[str, NDArray]) -> str:
-    """The table: mean ± standard deviation, every seed, paired differences, the paper's figure."""
-    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
-    for row in rows:
-        own = values[row.name]
-        seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in own)
-        differences = "; ".join(f"{spread(own - values[other], '+')} ({other})" for other in row.against
-                                if other in values and other != row.name)
-        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {row.paper} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     other_worlds = args.co_occurrence != CO_OCCURRENCE
@@ -258,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         if name not in known:
             raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, known))}")
     rows = [row for name, row in known.items() if name in (args.only or known)]
+    rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset)
 
     settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
     base = args.runs / args.dataset / (f"ablate_{args.co_occurrence:g}" if other_worlds else "ablate")
@@ -265,14 +266,15 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     values = ablation.run_all(rows, args.seeds, args.jobs)
 
-    part = [*args.flags, *(args.only or ())]
+    part = [*args.flags, *(args.only or ()), *([args.through] if args.through else [])]
     page = base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
-    text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split, "
-            f"mean ± standard deviation over {args.seeds} seed{'s' * (args.seeds > 1)}.")
+    text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split "
+            "(masks: at their own threshold; segmenter: on held-out images), mean ± standard deviation over "
+            f"{args.seeds} seed{'s' * (args.seeds > 1)}.")
     text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
     text += f" Worlds of co-occurrence {args.co_occurrence:g}." if other_worlds else ""
     text += f"\n\n{markdown(rows, values)}\n![{args.table}]({page.stem}.png)\n"
-    title = f"{args.table}, {args.dataset}: CAM mIoU %, mean ± std, a dot for each seed"
+    title = f"{args.table}, {args.dataset}: mIoU %, mean ± std, a dot for each seed"
     finite = [row[np.isfinite(row)] for row in values.values()]
     save(bars(list(values), finite, title), page.with_suffix(".png"))
     radar = known.get(table.get("radar"))

@@ -18,6 +18,7 @@ from PIL import Image
 from clipwsss import ablate
 from clipwsss.datasets import DATASETS
 from clipwsss.errors import InputError, run_script
+from clipwsss.report import tables
 from clipwsss.toy.world import draw_world
 
 TABLES = json.loads(ablate.TABLES.read_text())
@@ -151,14 +152,14 @@ def test_the_grid_pairs_all_sides_at_equal_epochs_of_the_generator():
 def test_semples5_takes_its_parts_away_at_equal_epochs():
     rows, ablation = driver("semples5")
     settings = {name: ablation.settings[row] for name, row in rows.items() if name != "CAM"}
-    assert {row.get("match_epochs", 0) + row["epochs"] for row in settings.values()} == {6}
+    assert {row["epochs"] for row in settings.values()} == {4}  # guidance starts again after matching
     assert settings["match, prompt-T, refine"]["w_prompt_image"] == 0
     assert settings["match, prompt-I, refine"]["w_prompt_class"] == 0
 
 
 def test_rows_run_once_and_need_comes_first(tmp_path, calls, capsys):
     argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1", "--only",
-            "CLIMS + learned prompts beside its list"]
+            "CLIMS + learned prompts beside its list", "--through", "train_prompt"]
     assert ablate.main(argv) == 0
     assert len(calls) == 3  # the baseline, the SemPLeS row that is needed, the row itself
     baseline, semples, clims = (flags[flags.index("--out") + 1] for flags in calls)
@@ -186,7 +187,8 @@ def test_a_failed_row_is_one_line_and_the_others_go_on(tmp_path, calls, capsys):
 
 def test_a_failed_baseline_or_need_is_not_tried_again(tmp_path, calls, capsys):
     calls.fail = {"semples": (1, "boom")}
-    argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1"]
+    argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1",
+            "--through", "train_prompt"]
     assert run_script(lambda: ablate.main(argv)) == 2
     assert len(calls) == 3 and "error: 3 of 4 runs failed" in capsys.readouterr().err
     calls.fail, calls[:] = {"--out": (1, "")}, []
@@ -214,7 +216,7 @@ def test_table_by_hand():
     rows = [ablate.Row("a", "train_cam", against=("a",), paper="56.6"), ablate.Row("b", "train_cam", against=("a",)),
             ablate.Row("c", "train_cam", against=("b", "a"))]
     values = {"a": np.array([50.0, 52.0]), "b": np.array([53.0, 53.0]), "c": np.array([np.nan, 60.0])}
-    lines = ablate.markdown(rows, values).splitlines()
+    lines = tables.markdown(rows, values).splitlines()
     assert lines[2] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
     assert lines[3] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
     assert lines[4] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"
@@ -258,3 +260,19 @@ def test_a_real_table_with_its_pictures(world, tmp_path, monkeypatch):
     assert "| class | choices | own name % | true sub-type % | wrong word % |" in text and "| boat |" in text
     pictures = sorted((tmp_path / "toy" / "ablate").glob("*.png"))
     assert len(pictures) == 2 and all(f"({path.name})" in text and Image.open(path).size[0] > 300 for path in pictures)
+
+
+def test_rows_are_carried_to_masks_and_segmenter():
+    rows = list(ablate.rows_of(TABLES["pole4"], "toy").values())
+    assert ablate.carried(rows, "train_prompt", "toy") == rows
+    masks = ablate.carried(rows, "make_pseudo", "toy")
+    assert [row.name for row in masks[len(rows):]] == [f"{row.name}, masks" for row in rows]
+    assert masks[-1].starts == (rows[-1],) and masks[-1].against == ("A: class name, masks",)
+    whole = ablate.carried(rows[:1], "train_seg", "toy")
+    assert [row.stage for row in whole] == ["train_prompt", "make_pseudo", "train_seg"]
+    assert whole[2].starts == (whole[1], rows[0]) and "{needs}/generator.pt" in whole[2].flags
+    settings = ablate.ask_all("toy", whole)
+    ablation = ablate.Ablation(Path("base"), "toy", settings, Path("data"))
+    command = ablation.command(whole[2], 0)
+    assert command[command.index("--masks") + 1] == f"{ablation.out(whole[1], 0)}/masks"
+    assert command[command.index("--weights") + 1] == f"{ablation.out(rows[0], 0)}/generator.pt"
