@@ -40,7 +40,7 @@ def test_paper_defaults_by_method_and_dataset():
     assert (semples.epochs, semples.w_area) == (60, 0)
     assert semples.background_template == "a photo of [C*30]." and semples.clip == "ViT-B/32"
     coco = prompt("--method", "semples", "--dataset", "coco14")
-    assert (coco.w_bg, coco.w_prompt_class, coco.w_suppress, coco.lr) == (0.75, 0.01, 0.2, 5e-6)
+    assert (coco.w_bg, coco.w_prompt_class, coco.w_suppress, coco.lr) == (0.75, 0.01, 0.2, 2.4e-7)
     coco = prompt("--method", "clims", "--dataset", "coco14")
     assert (coco.w_fg, coco.w_bg, coco.w_suppress, coco.w_area) == (2, 14, 1.25, 0.2)
     assert (coco.suppress_threshold, coco.lr, coco.epochs) == (0.285, 5e-4, 8)

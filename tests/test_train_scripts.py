@@ -116,7 +116,7 @@ def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
     for case, weights in (("image", ("1", "0")), ("class", ("0", "1")), ("neither", ("0", "0"))):
         guide(runs, tmp_path / case, *flags, "--w-prompt-image", weights[0], "--w-prompt-class", weights[1])
         vectors[case] = load_weights(tmp_path / case / "background_prompts.pt")["state_dict"]["vectors"]
-    assert vectors["neither"].std() == pytest.approx(0.02, rel=0.1)  # as they were drawn
+    assert vectors["neither"].std() == pytest.approx(12 ** -0.5, rel=0.05)  # as they were drawn, from U(0, 1)
     assert all((vectors[case] - vectors["neither"]).abs().max() > 0.01 for case in ("image", "class"))
     assert (vectors["image"] - vectors["class"]).abs().max() > 0.01
 

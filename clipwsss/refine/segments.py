@@ -62,6 +62,7 @@ def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> 
     FMA-WSSS (arXiv 2312.03585, release: gather_norm_bg_argmax).
     """
     painted = np.zeros(maps.shape[1:], np.uint8)
+    segments = [segment for segment in segments if segment.mask.any()]
     if not segments:
         return painted
     rectified = np.maximum(maps, 0).reshape(len(maps), -1)
@@ -76,7 +77,7 @@ def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> 
 
 
 def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[Segment]:
-    """The segments of one image, from FOLDER/NAME.png or FOLDER/NAME.json; empty ones are left out.
+    """The segments of one image, from FOLDER/NAME.png or FOLDER/NAME.json.
 
     PNG: a label map of 8 or 16 bits, every value but 0 is a segment. JSON: a list of regions (SA-1B: under
     "annotations"), each with COCO's "segmentation" (run lengths or polygons) and perhaps FMA-WSSS' "level";
@@ -100,8 +101,7 @@ def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[
         regions = regions["annotations"] if isinstance(regions, dict) else regions
         for number, region in enumerate(regions, 1):
             mask = decode(region["segmentation"], tuple(size))
-            if mask.any():
-                segments.append(Segment(mask, int(region.get("level", -1))))
+            segments.append(Segment(mask, int(region.get("level", -1))))
         return segments if all(segment.level >= 0 for segment in segments) else nested(segments)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
         region = f"region {number}: " if number else ""
