@@ -28,7 +28,8 @@ def test_report_has_shares_and_a_picture(tmp_path):
     text = selection.report([(TABLE, TRUTH)], tmp_path / "radar.png")
     assert "| boat | 3 | 33 | 33 | 33 |" in text and "| all | 4 | 50 | 25 | 25 |" in text
     assert Image.open(tmp_path / "radar.png").mode == "RGB"
-    assert "| boat | 3 | 33 | 67 |" in selection.report([(TABLE, None)], tmp_path / "radar.png")
+    assert "POLE's release" not in text  # a toy world has its own truth
+    assert "| boat | 3 | 33 | 67 | 36.8 |" in selection.report([(TABLE, None)], tmp_path / "radar.png")
 
 
 def test_the_command_reads_a_runs_file(tmp_path, capsys):
@@ -46,3 +47,8 @@ def test_truth_of_a_toy_world(tmp_path):
     draw_world(tmp_path / "world", 0, 4, 1)
     truth = selection.toy_truth(tmp_path / "world", "train")
     assert list(truth) == [f"train_0000{i}" for i in range(4)] and all(truth.values())
+
+
+def test_the_released_shares_stand_beside_vocs_classes_alone():
+    assert selection.released_shares(["dog", "bus"])["dog"] == 80.2
+    assert selection.released_shares(["dog", "plane"]) == {}

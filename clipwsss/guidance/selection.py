@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..report.charts import radar
 from ..datasets import build_dataset
 from ..errors import InputError, run_script
 from ..pictures import save
+from ..report.charts import radar
+from .words import ASSETS
 
 Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are right there
 
@@ -55,17 +56,25 @@ def own_name_shares(table: dict, classes: Sequence[str]) -> str:
                      for label in classes if label in counts)
 
 
+def released_shares(classes: Iterable[str]) -> dict[str, float]:
+    """Own-name shares in percent of the selections that POLE's authors released, if these are VOC's classes."""
+    shares = json.loads((ASSETS / "prompts_voc12.json").read_text())["released_own_share"]
+    return shares if set(classes) <= set(shares) else {}
+
+
 def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
     """Markdown of the shares per class (choices of all tables together); draws them into `picture` (PNG)."""
     counts = count_choices(tables)
     kinds = {"own": "own name", "other": "a synonym"}
     if all(truth is not None for _, truth in tables):
         kinds = {"own": "own name", "true": "true sub-type", "other": "wrong word"}
-    lines = ["| class | choices | " + " | ".join(f"{title} %" for title in kinds.values()) + " |",
-             "|---|" + "---|" * (1 + len(kinds))]
+    released = {} if "true" in kinds else released_shares(counts)
+    titles = [f"{title} %" for title in kinds.values()] + ["own name %, POLE's release"] * bool(released)
+    lines = [f"| class | choices | {' | '.join(titles)} |", "|---|" + "---|" * (1 + len(titles))]
     for label, row in [*counts.items(), ("all", sum(counts.values(), Counter()))]:
         shares = " | ".join(f"{100 * row[kind] / row.total():.0f}" for kind in kinds)
-        lines.append(f"| {label} | {row.total()} | {shares} |")
+        lines.append(f"| {label} | {row.total()} | {shares} |"
+                     + (f" {released[label]:.1f} |" if released else ""))
     series = {title: [row[kind] / row.total() for row in counts.values()]
               for kind, title in kinds.items() if kind != "other"}
     save(radar(list(counts), series), picture)
