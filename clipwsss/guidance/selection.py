@@ -57,7 +57,7 @@ def own_name_shares(table: dict, classes: Sequence[str]) -> str:
 
 
 def released_shares(classes: Iterable[str]) -> dict[str, float]:
-    """Own-name shares in percent of the selections that POLE's authors released, if these are VOC's classes."""
+    """Own-name shares in percent of the selections that POLE's authors released, if the classes are VOC's."""
     shares = json.loads((ASSETS / "prompts_voc12.json").read_text())["released_own_share"]
     return shares if set(classes) <= set(shares) else {}
 
