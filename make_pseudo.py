@@ -27,7 +27,8 @@ from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Sna
                                     check_cam, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.scoring import THRESHOLDS, miou_curve
-from clipwsss.training import Run, fit, pick_device, seed_everything
+from clipwsss.run import Run
+from clipwsss.training import fit, pick_device, seed_everything
 
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 

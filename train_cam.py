@@ -15,7 +15,8 @@ from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_
                               training_flags, training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.training import Run, fit, pick_device, seed_everything
+from clipwsss.run import Run
+from clipwsss.training import fit, pick_device, seed_everything
 
 
 def get_parser() -> argparse.ArgumentParser:

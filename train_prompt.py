@@ -32,7 +32,8 @@ from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_
 from clipwsss.progress import Progress
 from clipwsss.report.best import BestEpoch
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.training import Run, Training, fit, pick_device, seed_everything
+from clipwsss.run import Run
+from clipwsss.training import Training, fit, pick_device, seed_everything
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo")
 

@@ -31,9 +31,9 @@ from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
 from .report.charts import bars
 from .report.tables import markdown
+from .run import FREE_TO_CHANGE
 from .toy.scenes import CO_OCCURRENCE
 from .toy.world import RECIPE, draw_world
-from .training import FREE_TO_CHANGE
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"

@@ -11,7 +11,8 @@ import train_cam
 import train_prompt
 from clipwsss.errors import InputError
 from clipwsss.options import PRESETS, apply_rules, parse, training_of
-from clipwsss.training import Run, Training
+from clipwsss.run import Run
+from clipwsss.training import Training
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]

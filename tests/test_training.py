@@ -1,4 +1,4 @@
-"""Run folders, exact resumption, schedules and accumulation, and the errors that stop a run."""
+"""Exact resumption, schedules and accumulation, and the errors that stop a run."""
 import json
 
 import pytest
@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 from clipwsss.datasets import Sample
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError
-from clipwsss.training import (Run, Training, fit, make_optimizer, make_scheduler, pick_device,
-                               seed_everything, use_bf16)
+from clipwsss.run import Run
+from clipwsss.training import (Training, fit, make_optimizer, make_scheduler, pick_device, seed_everything,
+                               use_bf16)
 
 CPU = torch.device("cpu")
 
@@ -96,33 +97,6 @@ def test_a_clipped_gradient_makes_no_larger_step(tmp_path):
 def test_non_finite_loss_names_the_images(tmp_path):
     with pytest.raises(InputError, match=r"not finite.* on images p\d, p\d, p\d, p\d"):
         train(tmp_path / "run", 1, bad=True)
-
-
-def test_run_folder_refuses_overwrite_and_changed_settings(tmp_path):
-    Run(tmp_path / "run", {"lr": 1.0, "workers": 0})
-    with pytest.raises(InputError, match="--resume goes on, --overwrite starts anew"):
-        Run(tmp_path / "run", {"lr": 1.0})
-    with pytest.raises(InputError, match="--lr was 1.0"):
-        Run(tmp_path / "run", {"lr": 2.0, "workers": 0}, resume=True)
-    (tmp_path / "run" / "cams").mkdir()
-    (tmp_path / "run" / "cams" / "a.npz").touch()
-    Run(tmp_path / "run", {"lr": 1.0, "workers": 4}, resume=True)
-    assert (tmp_path / "run" / "cams" / "a.npz").exists()
-    Run(tmp_path / "run", {"lr": 2.0}, overwrite=True)
-    assert not (tmp_path / "run" / "cams" / "a.npz").exists()
-    assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"lr": 2.0}
-
-
-def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):
-    run = Run(tmp_path / "run", {})
-    run.log(label="guide", epoch=1, loss=torch.tensor(0.5))
-    run.result(miou=61.5, threshold=0.25)
-    assert json.loads(run.path("result.json").read_text()) == {"miou": 61.5, "threshold": 0.25}
-    lines = [json.loads(line) for line in run.path("log.jsonl").read_text().splitlines()]
-    assert lines == [{"label": "guide", "epoch": 1, "loss": 0.5},
-                     {"label": "result", "miou": 61.5, "threshold": 0.25}]
-    Run(tmp_path / "run", {}, overwrite=True)
-    assert not run.path("result.json").exists() and not run.path("log.jsonl").exists()
 
 
 @pytest.mark.parametrize("name, expected", [

@@ -31,7 +31,8 @@ from clipwsss.datasets.transforms import train_transform
 from clipwsss.networks import deeplab
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.segment.predict import probabilities
-from clipwsss.training import Run, Training, fit
+from clipwsss.run import Run
+from clipwsss.training import Training, fit
 
 SIZE = (250, 334)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
