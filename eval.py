@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val")
     add = parser.add_argument_group("folders to score").add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
-        help="folders of CAM files (.npz or IRN's .npy)")
+        help="folders of CAM files (ours, IRN's, PSA's)")
     add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of label maps (PNG): pseudo masks or predictions")
     add("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T",

@@ -49,7 +49,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("refinement").add_argument
     add("--refine", nargs="+", choices=("none", *STAGES), default=["irn"], metavar="STAGE",
         help=f"stages in their order, of {', '.join(STAGES)}; none: the CAMs' own masks")
-    add("--cams", type=Path, help="folder of CAM files, ours or IRN's (default: train_prompt's)")
+    add("--cams", type=Path, help="folder of CAM files, ours, IRN's or PSA's (default: train_prompt's)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
         help="background score; auto: the best by mIoU before CRF and segments where there are masks; "
         "alpha: PSA's background map, which walks too")

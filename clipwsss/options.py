@@ -90,7 +90,7 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
     add("--cam-format", choices=tuple(FORMATS), default="npz", 
-        help="npz: maps at a quarter of the size; full: at full size too; irn: IRN's .npy")
+        help="npz: maps at a quarter of the size; full: at full size too; irn, psa (and WeakTr): .npy")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:

@@ -85,6 +85,26 @@ def test_published_files(voc_sample):
         assert resize_cam(file, file.high_res.shape[1:]) is file.high_res
 
 
+def test_dictionaries_of_maps_by_class(tmp_path):
+    """PSA, SEAM, MCTformer, WeakTr: {0-based class: float [H, W] at the image's size}."""
+    theirs = {3: maps((9, 14))[0], 0: maps((9, 14))[1]}
+    for name, keys in (("int", [3, 0]), ("numpy", [np.int64(3), np.int64(0)])):
+        np.save(tmp_path / f"{name}.npy", dict(zip(keys, theirs.values())), allow_pickle=True)
+        file = read_cam(tmp_path, name)
+        assert file.keys.tolist() == [3, 0] and file.high_res is None
+        assert np.array_equal(resize_cam(file, (9, 14)), np.stack(list(theirs.values())))
+    write_cam(tmp_path, "ours", [3, 0], maps((3, 4)), "psa", file.cam)
+    back = np.load(tmp_path / "ours.npy", allow_pickle=True).item()
+    assert list(back) == [3, 0] and all(type(key) is int for key in back)
+    assert all(np.array_equal(back[key], theirs[key]) and back[key].dtype == np.float32 for key in back)
+    for bad, pattern in (({0: np.ones((2, 2)), 1: np.ones((2, 3))}, "not a readable CAM file"),
+                         ({0: "x"}, "no array of numbers"), ({-1: np.ones((2, 2))}, "class numbers from 0"),
+                         ({}, "no field 'keys'"), ({0: np.ones((2, 2)), "a": 1}, "no field 'keys'")):
+        np.save(tmp_path / "bad.npy", bad, allow_pickle=True)
+        with pytest.raises(InputError, match=f"bad.npy: .*{pattern}"):
+            read_cam(tmp_path, "bad")
+
+
 class Malicious:
     """Unpickles to a call."""
 
@@ -192,10 +212,10 @@ def test_damaged_missing_and_doubled_files(tmp_path):
                 read_cam(tmp_path, "a")
         path.unlink()
     np.save(tmp_path / "a.npy", np.ones(3))
-    with pytest.raises(InputError, match=r"an array \[3\] of float64, not IRN's dictionary"):
+    with pytest.raises(InputError, match=r"an array \[3\] of float64, not a dictionary of CAMs"):
         read_cam(tmp_path, "a")
     save_pickled(tmp_path / "a.npy", [1, 2])
-    with pytest.raises(InputError, match="holds a list, not IRN's dictionary"):
+    with pytest.raises(InputError, match="holds a list, not a dictionary of CAMs"):
         read_cam(tmp_path, "a")
     write_cam(tmp_path, "a", KEYS, maps((3, 3)))
     with pytest.raises(InputError, match="both are there"):
@@ -207,7 +227,7 @@ def test_writing_refuses_what_reading_would_and_leaves_no_part(tmp_path):
                                   (maps((3, 3))[:1], {}, "are not"),
                                   (maps((3, 3)), {"fmt": "irn"}, "needs high_res"),
                                   (maps((3, 3)) * 1e6, {}, "holds NaN or infinity"),
-                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, full, irn")):
+                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, full, irn, psa")):
         with pytest.raises(ValueError, match=pattern):
             write_cam(tmp_path / "cams", "a", KEYS, cam, **options)
     assert not (tmp_path / "cams").exists() or os.listdir(tmp_path / "cams") == []

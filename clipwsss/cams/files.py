@@ -1,4 +1,4 @@
-"""CAM files: .npz without pickle, and IRN's .npy dictionaries read by an unpickler that runs no code."""
+"""CAM files: .npz without pickle, and others' .npy dictionaries read by an unpickler that runs no code."""
 import io
 import pickle
 import re
@@ -13,7 +13,7 @@ from ..files import atomic_path
 from ..errors import InputError
 
 STRIDE = 4
-FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy"}
+FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy", "psa": ".npy"}
 
 
 class CamFile(NamedTuple):
@@ -31,21 +31,25 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
               high_res: np.ndarray | None = None) -> Path:
     """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
 
-    fmt "npz": keys int64, cam float16; "full": high_res float16 too. fmt "irn": IRN's pickled dictionary
-    (keys, cam torch, high_res numpy), for IRN's own scripts with this numpy or newer. ValueError: bad maps.
+    fmt "npz": keys int64, cam float16; "full": high_res float16 too. Pickled dictionaries for the scripts of
+    others with this numpy or newer: "irn" (keys, cam torch, high_res numpy), "psa" {class: high_res [H, W]},
+    as PSA, SEAM, MCTformer and WeakTr have it. ValueError: bad maps.
     """
     if fmt not in FORMATS:
         raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
     if fmt != "npz" and high_res is None:
         raise ValueError(f"fmt {fmt} needs high_res")
-    stored, path = np.float32 if fmt == "irn" else np.float16, Path(folder) / f"{name}{FORMATS[fmt]}"
+    path = Path(folder) / f"{name}{FORMATS[fmt]}"
+    stored = np.float32 if path.suffix == ".npy" else np.float16
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
         file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
                        None if high_res is None else np.asarray(high_res).astype(stored))
     _check(file, f"CAMs of {name}")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        if fmt != "irn":
+        if path.suffix == ".npz":
             np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
+        elif fmt == "psa":
+            np.save(out, dict(zip(file.keys.tolist(), file.high_res)), allow_pickle=True)
         else:
             tensors = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam)}
             np.save(out, {**tensors, "high_res": file.high_res}, allow_pickle=True)
@@ -53,7 +57,7 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
 
 
 def read_cam(folder: Path | str, name: str) -> CamFile:
-    """The CAM file NAME.npz or NAME.npy (IRN's) of a folder; no code in it is run.
+    """The CAM file NAME.npz or NAME.npy (IRN's, or PSA's {class: map}) of a folder; no code in it is run.
 
     InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors,
     missing fields, shapes that do not match, no class, NaN, infinity. The caller checks keys against K.
@@ -66,7 +70,7 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
         raise InputError(f"{paths[0]} and {paths[1].name}: both are there, keep one of them")
     path = paths[0]
     try:
-        contents = _read_npz(path) if path.suffix == ".npz" else _read_irn(path)
+        contents = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
         missing = [field for field in ("keys", "cam") if field not in contents]
         if missing:
             raise InputError(f"no field {missing[0]!r}; found {list(contents)}")
@@ -90,7 +94,7 @@ def list_cams(folder: Path | str) -> list[str]:
     names = {path.stem for path in folder.iterdir()
              if path.suffix in FORMATS.values() and not path.name.startswith(".")}
     if not names:
-        raise InputError(f"{folder}: no CAM files (.npz, or IRN's .npy) in this folder")
+        raise InputError(f"{folder}: no CAM files (.npz, or .npy as IRN's or PSA's) in this folder")
     return sorted(names)
 
 
@@ -139,18 +143,20 @@ def _read_npz(path: Path) -> dict:
         return dict(file)
 
 
-def _read_irn(path: Path) -> dict:
-    """The dictionary of an .npy file that holds one pickled object."""
+def _read_npy(path: Path) -> dict:
+    """The dictionary of an .npy file that holds one pickled object; one of {class: map} as keys and cam."""
     formats = np.lib.format
     with open(path, "rb") as file:
         version = formats.read_magic(file)
         header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
         shape, _, dtype = header(file)
         if not dtype.hasobject or shape != ():
-            raise InputError(f"an array {list(shape)} of {dtype}, not IRN's dictionary")
+            raise InputError(f"an array {list(shape)} of {dtype}, not a dictionary of CAMs")
         contents = _TensorUnpickler(file).load().value
     if not isinstance(contents, dict):
-        raise InputError(f"holds a {type(contents).__name__}, not IRN's dictionary")
+        raise InputError(f"holds a {type(contents).__name__}, not a dictionary of CAMs")
+    if contents and all(isinstance(key, int | np.integer) for key in contents):
+        return {"keys": list(contents), "cam": np.stack([_array(m, np.float32) for m in contents.values()])}
     return contents
 
 
