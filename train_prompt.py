@@ -35,7 +35,7 @@ from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
 from clipwsss.training import Training, fit, pick_device, seed_everything
 
-METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo")
+METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 
 
 def get_parser() -> argparse.ArgumentParser:

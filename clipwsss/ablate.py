@@ -56,6 +56,12 @@ class Row(NamedTuple):
     paper: str = ""
 
 
+class Drawn(NamedTuple):
+    """The toy worlds that are drawn, one per seed: images, and how often a class has its own ground."""
+    images: int = 1200
+    co_occurrence: float = CO_OCCURRENCE
+
+
 BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
 
 
@@ -69,9 +75,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
-    add("--co-occurrence", type=float, default=CO_OCCURRENCE,
-        help="toy: how often a class is on its own background in the worlds that are drawn")
-    add("--seeds", type=int, default=3, help="runs of each row, seeds 0, 1, ...")
+    add("--images", type=int, default=Drawn().images, help="toy: training images of each world that is drawn")
+    add("--co-occurrence", type=float, default=CO_OCCURRENCE, help="toy: how often a class has its ground")
+    add("--seeds", type=int, default=3, help="runs of each row, one seed each")
+    add("--first-seed", type=int, default=0, help="the seed of the first of them; the others follow")
     add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
     add("--jobs", type=int, default=1, help="seeds run at the same time, each on its share of the processors")
@@ -155,7 +162,7 @@ class Ablation:
     dataset: str
     settings: dict[Row, dict[str, object]]
     data_root: Path | None = None
-    co_occurrence: float = CO_OCCURRENCE
+    drawn: Drawn = Drawn()
     interrupted: bool = False
 
     def out(self, row: Row, seed: int) -> Path:
@@ -175,7 +182,7 @@ class Ablation:
         """The data's folder: the user's, or this seed's own toy world, which is drawn if need be."""
         root = self.data_root or self.base / f"seed{seed}" / "data"
         if not self.data_root and not (root / RECIPE).exists():
-            draw_world(root, seed, co_occurrence=self.co_occurrence)
+            draw_world(root, seed, self.drawn.images, co_occurrence=self.drawn.co_occurrence)
         return root
 
     def command(self, row: Row, seed: int) -> list[str]:
@@ -222,10 +229,10 @@ class Ablation:
                 miou[out] = float("nan") if np.isnan(starts).any() else self.run(row, seed)
         return [miou[self.out(row, seed)] for row in rows]
 
-    def run_all(self, rows: Sequence[Row], seeds: int, jobs: int) -> dict[str, NDArray]:
+    def run_all(self, rows: Sequence[Row], seeds: range, jobs: int) -> dict[str, NDArray]:
         """Every row's mIoU [seeds] by its name; `jobs` seeds run at the same time."""
         with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(self.run_seed, rows, seed) for seed in range(seeds)]
+            futures = [pool.submit(self.run_seed, rows, seed) for seed in seeds]
             try:
                 columns = np.array([future.result() for future in futures])
             except BaseException:
@@ -234,52 +241,52 @@ class Ablation:
                 raise
         return {row.name: column for row, column in zip(rows, columns.T)}
 
-    def chosen_words(self, row: Row, seeds: int, picture: Path) -> str:
+    def chosen_words(self, row: Row, seeds: range, picture: Path) -> str:
         """The words that a row's runs chose, all seeds together: Markdown, and a radar `picture`."""
         tables = [(read_choices(self.out(row, seed) / "prompts.json"),
                    toy_truth(self.world(seed), "train") if self.dataset == "toy" else None)
-                  for seed in range(seeds)]
+                  for seed in seeds]
         return (f"\nWords that {row.name} chose, all seeds together (POLE Fig. 4):\n\n"
                 f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    other_worlds = args.co_occurrence != CO_OCCURRENCE
-    if other_worlds and (args.dataset != "toy" or args.data_root):
-        raise InputError("--co-occurrence is of worlds drawn here: only for --dataset toy, no --data-root")
+    drawn = Drawn(args.images, args.co_occurrence)
+    unusual = [f"{value:g}" for value, usual in zip(drawn, Drawn()) if value != usual]
+    if unusual and (args.dataset != "toy" or args.data_root):
+        raise InputError("--images, --co-occurrence: of worlds drawn here, --dataset toy without --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
-    if min(args.seeds, args.jobs) < 1:
-        raise InputError(f"--seeds {args.seeds} --jobs {args.jobs}: at least 1 of each")
+    if min(args.seeds, args.jobs, args.first_seed + 1) < 1:
+        raise InputError("--seeds, --jobs: at least 1 of each; --first-seed: at least 0")
     table = json.loads(TABLES.read_text())[args.table]
     known = rows_of(table, args.dataset, args.flags)
-    for name in args.only or ():
-        if name not in known:
-            raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, known))}")
+    if unknown := set(args.only or ()) - set(known):
+        raise InputError(f"--only {unknown.pop()!r}: the rows are {', '.join(map(repr, known))}")
     rows = [row for name, row in known.items() if name in (args.only or known)]
     rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset)
 
     settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
-    base = args.runs / args.dataset / (f"ablate_{args.co_occurrence:g}" if other_worlds else "ablate")
-    ablation = Ablation(base, args.dataset, settings, args.data_root, args.co_occurrence)
+    base = args.runs / args.dataset / "_".join(["ablate", *unusual])
+    ablation = Ablation(base, args.dataset, settings, args.data_root, drawn)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    values = ablation.run_all(rows, args.seeds, args.jobs)
+    values = ablation.run_all(rows, seeds := range(args.first_seed, args.first_seed + args.seeds), args.jobs)
 
-    part = [*args.flags, *(args.only or ()), *([args.through] if args.through else [])]
+    part = [word for word in (*args.flags, *(args.only or ()), args.through, args.first_seed) if word]
     page = base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
     text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split "
             "(masks: at their own threshold; segmenter: on held-out images), mean ± standard deviation over "
-            f"{args.seeds} seed{'s' * (args.seeds > 1)}.")
+            f"seeds {seeds[0]} to {seeds[-1]}.")
     text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
-    text += f" Worlds of co-occurrence {args.co_occurrence:g}." if other_worlds else ""
+    text += f" Worlds of {drawn.images} images, co-occurrence {drawn.co_occurrence:g}." if unusual else ""
     text += f"\n\n{markdown(rows, values)}\n![{args.table}]({page.stem}.png)\n"
     title = f"{args.table}, {args.dataset}: mIoU %, mean ± std, a dot for each seed"
     finite = [row[np.isfinite(row)] for row in values.values()]
     save(bars(list(values), finite, title), page.with_suffix(".png"))
     radar = known.get(table.get("radar"))
     if radar in rows and np.isfinite(values[radar.name]).all():
-        text += ablation.chosen_words(radar, args.seeds, page.with_name(f"{page.stem}_names.png"))
+        text += ablation.chosen_words(radar, seeds, page.with_name(f"{page.stem}_names.png"))
     with atomic_path(page) as temporary:
         temporary.write_text(text)
     print(f"\n{text}\nwritten to {page}")

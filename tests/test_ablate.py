@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import threading
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -223,18 +224,19 @@ def test_table_by_hand():
 
 
 def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(ablate, "draw_world", partial(draw_world, n_train=3, n_val=1))
-    argv = ["--table", "pole4", "--runs", str(tmp_path), "--seeds", "2", "--co-occurrence", "0.9"]
+    monkeypatch.setattr(ablate, "draw_world", partial(draw_world, n_val=1))
+    argv = ["--table", "pole4", "--runs", str(tmp_path), "--seeds", "2", "--first-seed", "5", "--co-occurrence", "0.9",
+            "--images", "3"]
     assert ablate.main(argv) == 0
-    base = tmp_path / "toy" / "ablate_0.9"
-    for seed in range(2):
+    base, page = tmp_path / "toy" / "ablate_3_0.9", "pole4_" + f"{zlib.crc32(str([5]).encode()):08x}.md"
+    for seed in (5, 6):
         recipe = json.loads((base / f"seed{seed}" / "data" / "toy.json").read_text())
-        assert (recipe["seed"], recipe["co_occurrence"]) == (seed, 0.9)
+        assert (recipe["seed"], recipe["n_train"], recipe["co_occurrence"]) == (seed, 3, 0.9)
     roots = {flags[flags.index("--data-root") + 1] for flags in calls}
-    assert roots == {str(base / f"seed{seed}" / "data") for seed in range(2)}
-    assert "Worlds of co-occurrence 0.9." in (base / "pole4.md").read_text()
+    assert roots == {str(base / f"seed{seed}" / "data") for seed in (5, 6)}
+    assert "over seeds 5 to 6. Worlds of 3 images, co-occurrence 0.9." in (base / page).read_text()
     for refused in (["--data-root", "x"], ["--dataset", "voc12"]):
-        with pytest.raises(InputError, match="--co-occurrence is of worlds drawn here"):
+        with pytest.raises(InputError, match="--co-occurrence: of worlds drawn here"):
             ablate.main([*argv, *refused])
 
 
@@ -243,8 +245,9 @@ def test_unknown_rows_and_numbers_are_refused(tmp_path):
         ablate.main(["--table", "pole4", "--only", "POLEE"])
     with pytest.raises(InputError, match="--data-root: say where the voc12 data is"):
         ablate.main(["--table", "pole4", "--dataset", "voc12"])
-    with pytest.raises(InputError, match="at least 1 of each"):
-        ablate.main(["--table", "pole4", "--seeds", "0"])
+    for flags in (["--seeds", "0"], ["--first-seed", "-1"]):
+        with pytest.raises(InputError, match="at least 1 of each; --first-seed: at least 0"):
+            ablate.main(["--table", "pole4", *flags])
 
 
 def test_a_real_table_with_its_pictures(world, tmp_path, monkeypatch):
@@ -267,7 +270,8 @@ def test_rows_are_carried_to_masks_and_segmenter():
     assert ablate.carried(rows, "train_prompt", "toy") == rows
     masks = ablate.carried(rows, "make_pseudo", "toy")
     assert [row.name for row in masks[len(rows):]] == [f"{row.name}, masks" for row in rows]
-    assert masks[-1].starts == (rows[-1],) and masks[-1].against == ("A: class name, masks",)
+    assert masks[-1].starts == (rows[-1],)
+    assert masks[-1].against == ("A by minmax, masks", "B: + selected word, masks")
     whole = ablate.carried(rows[:1], "train_seg", "toy")
     assert [row.stage for row in whole] == ["train_prompt", "make_pseudo", "train_seg"]
     assert whole[2].starts == (whole[1], rows[0]) and "{needs}/generator.pt" in whole[2].flags

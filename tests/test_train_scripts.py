@@ -57,7 +57,7 @@ def test_no_run_is_overwritten_unasked(runs):
 METHODS = {
     "clims": [], "pole": [], "manual": ["--template", "an image of {}."], "coop": ["--prompt-epochs", "1"],
     "target": ["--prompt-epochs", "1", "--joint"], "defo": ["--prompt-epochs", "1", "--template", "[C*2] [C*1]."],
-    "semples": ["--match-epochs", "1", "--prompt-epochs", "1"],
+    "semples": ["--match-epochs", "1", "--prompt-epochs", "1"], "both": ["--prompt-epochs", "1"],
 }
 
 

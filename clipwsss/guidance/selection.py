@@ -62,6 +62,16 @@ def released_shares(classes: Iterable[str]) -> dict[str, float]:
     return shares if set(classes) <= set(shares) else {}
 
 
+def person_itself(tables: Sequence[tuple[dict, Truth | None]]) -> str:
+    """A line on the class person where its prompt name is another word (player): how often it is "person"."""
+    entries = [rows["person"] for table, _ in tables for rows in table.values() if "person" in rows]
+    name = next(iter(entries[0]["similarity"])) if entries else "person"
+    if name == "person":
+        return ""
+    share = 100 * sum(entry["word"] == "person" for entry in entries) / len(entries)
+    return f'\nPerson goes by "{name}"; "person" itself was chosen {share:.1f} % (POLE\'s release: 27.1 %).\n'
+
+
 def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
     """Markdown of the shares per class (choices of all tables together); draws them into `picture` (PNG)."""
     counts = count_choices(tables)
@@ -78,7 +88,7 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
     series = {title: [row[kind] / row.total() for row in counts.values()]
               for kind, title in kinds.items() if kind != "other"}
     save(radar(list(counts), series), picture)
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + person_itself(tables)
 
 
 def main(argv: list[str] | None = None) -> int:
