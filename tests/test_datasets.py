@@ -229,7 +229,7 @@ def test_folder_splits_byte_order_mark_and_rotation(folder, capsys):
     ("four,cat", r"labels.csv:3: image 'four' is not in the folder images"),
     ("two,cat;dog", r"labels.csv:3: unknown class 'dog'; valid are cat, hot dog"),
     ("two,", r"labels.csv:3: image two has no tag"),
-    ("two,cat,hot dog", r"labels.csv:3: 3 fields, the header has 2; separate labels by ;"),
+    ("two,cat,hot dog", r"labels.csv:3: a value is missing, or there are too many .separate labels by ;"),
     ("one,cat", r"labels.csv:3: image one is listed twice"),
     ("wide,cat", r"wide.png: not a readable image .I;16 pixels: save it with 8 bits"),
     ("same,cat", r"labels.csv:3: same.jpg and same.png share one name"),

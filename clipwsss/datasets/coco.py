@@ -88,13 +88,13 @@ class CocoDataset(TagDataset):
         super()._check_mask(entry)
 
 
-def read_annotations(path: Path) -> dict:
-    """The annotation file's content; InputError if it is damaged or lacks one of its lists."""
+def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
+    """The annotation file's content; InputError if it is damaged or lacks one of its `lists`' fields."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable annotation file ({error})") from error
-    for key, fields in LISTS.items():
+    for key, fields in lists.items():
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list):
             raise InputError(f"{path}: no list {key!r}; expected COCO's instances_*.json")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..clip import CLIP
-from ..datasets.folder import read_classes, read_text
+from ..datasets.folder import read_classes
+from ..datasets.tags import read_text
 from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json

@@ -1,0 +1,94 @@
+"""Tables of tags: every form gives the same rows; what is wrong is named by its line; trees of class folders."""
+import json
+
+import pytest
+
+from clipwsss.datasets import build_dataset
+from clipwsss.datasets.tags import read_tags
+from clipwsss.errors import InputError
+from test_datasets import fails, save_image, write
+
+ROWS = [("one.jpg", {"cat"}, "train"), ("two.png", {"cat", "hot dog"}, "val")]
+COCO = {"images": [{"id": 7, "file_name": "one.jpg"}, {"id": 2, "file_name": "two.png", "width": 4}],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "hot dog", "supercategory": "food"}],
+        "annotations": [{"image_id": 7, "category_id": 5, "bbox": [0, 0, 1, 1]}, {"image_id": 2, "category_id": 9},
+                        {"image_id": 2, "category_id": 5}, {"image_id": 2, "category_id": 5}]}
+
+
+@pytest.mark.parametrize("text", [
+    "image,labels,split\none.jpg,cat,train\ntwo.png,hot dog;cat,val\n",
+    '\ufeff"Image" ; "Labels";"Split"\r\none.jpg; cat;train\r\n\r\ntwo.png;"hot dog;cat ";val\r\n',
+    'filename,split,labels,width\none.jpg,train,cat,4\ntwo.png, val,"hot dog, cat",3\n',
+    "image\tcat\thot dog\tsplit\none.jpg\t1\t0\ttrain\ntwo.png\t1.0\t1\tval\n",
+    "split,file,hot dog,cat\ntrain,one.jpg,,True\nval,two.png,1,1\n",
+    '{"image": "one.jpg", "labels": ["cat"]}\n\n{"file_name": "two.png", "tags": "hot dog;cat", "split": "val"}\n',
+    '[{"image": "one.jpg", "cat": 1, "hot dog": 0}, {"image": "two.png", "cat": true, "hot dog": 1, "split": "val"}]'])
+def test_every_form_gives_the_same_rows(tmp_path, text):
+    (tmp_path / "labels.txt").write_text(text, encoding="utf-8")
+    rows, problems = read_tags(tmp_path / "labels.txt")
+    assert [row[:3] for row in rows] == ROWS and problems == []
+    assert all(str(tmp_path / "labels.txt") in row.where for row in rows)
+
+
+def test_cocos_tables_need_no_regions(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(COCO))
+    rows, problems = read_tags(path)
+    assert [row[:2] for row in rows] == [row[:2] for row in ROWS] and problems == []
+    assert rows[0].where == f"{path} (image 7)"
+    path.write_text(json.dumps(COCO | {"annotations": [{"image_id": 3, "category_id": 5}]}))
+    with pytest.raises(InputError, match="labels.json: an annotation of an image or category that is not in the file: 3"):
+        read_tags(path)
+    path.write_text(json.dumps({"annotations": []}))
+    with pytest.raises(InputError, match="labels.json: no list 'categories'"):
+        read_tags(path)
+
+
+@pytest.mark.parametrize("text, row", [
+    ("cat/one.jpg\nhot dog\\two.png\n", 1), ("image\ncat/one.jpg\nimages/hot dog/two.png\n", 2)])
+def test_a_single_column_tags_by_folders(tmp_path, text, row):
+    write(tmp_path / "labels.csv", text)
+    rows, _ = read_tags(tmp_path / "labels.csv")
+    assert [item.labels for item in rows] == [{"cat"}, {"hot dog"}] and rows[0].where.endswith(f":{row}")
+
+
+@pytest.mark.parametrize("text, pattern", [
+    ("image,labels\na,cat,dog\n", r"labels.csv:2: a value is missing, or there are too many \(separate labels by ;"),
+    ("image,lables\na,cat\n", r"labels.csv:2: lables is 'cat'; a class's column holds 1 or 0, and a column of"),
+    ("image,labels,split\na,cat,\n", r"labels.csv:2: image a has no split"),
+    ("image,labels\n,cat\n", r"labels.csv:2: no image is named"),
+    ("name,labels\na,cat\n", r"labels.csv:1: the first line must be `image,labels`, .* it is 'name,labels'"),
+    ("", "labels.csv: no image is listed"),
+    ('image,labels\n"a,cat\n', r"labels.csv:2: a value is missing"),
+    ('{"image": "a", "labels": ["cat"]\n', r"labels.csv:1: not JSON: Expecting"),
+    ('[["a"], 3]', r'labels.csv: \[0\]: expected {"image": "one.jpg", "labels": \["cat"\]}'),
+    ('{"labels": ["cat"]}', r"labels.csv:1: no image is named"),
+    ('{"image": "a", "labels": [3]}', r"labels.csv:1: labels are \[3\], not a list of names"),
+    ('{"image": "a", "labels": {"cat": 1}}', r"labels.csv:1: labels are {'cat': 1}, not a list"),
+    ('{"image": "a", "labels": null}', r"labels.csv:1: a value is missing"),
+])
+def test_what_is_wrong_is_named_by_its_line(tmp_path, text, pattern):
+    write(tmp_path / "labels.csv", text)
+    with pytest.raises(InputError, match=pattern) as caught:
+        read_tags(tmp_path / "labels.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tree_of_class_folders_needs_no_table(tmp_path):
+    for name in ("cat/one.jpg", "hot dog/two.png", ".thumbs/cat/one.jpg"):
+        save_image(tmp_path / "images" / name)
+    fails(r"classes.txt: no such file; write one class a line \(the tags name cat, hot dog\)", "folder", tmp_path, "train")
+    write(tmp_path / "classes.txt", "cat\nhot dog\n")
+    data = build_dataset("folder", tmp_path, "train")
+    assert data.names == ["one", "two"] and data.labels.tolist() == [[1, 0], [0, 1]]
+    write(tmp_path / "labels.csv", "image,labels\ncat/one.jpg,cat;hot dog\nimages/hot dog/two.png,hot dog\n")
+    assert build_dataset("folder", tmp_path, "train").labels.tolist() == [[1, 1], [0, 1]]
+    save_image(tmp_path / "images/hot dog/one.png")
+    fails("one.jpg and one.png share one name", "folder", tmp_path, "train")
+    write(tmp_path / "labels.jsonl", "")
+    fails("labels.csv and labels.jsonl: both are there, keep one", "folder", tmp_path, "train")
+
+
+def test_flat_images_need_a_table(tmp_path):
+    save_image(tmp_path / "images/one.jpg")
+    fails("labels.csv: no such file", "folder", tmp_path, "train")
