@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.datasets import TagDataset
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
-from clipwsss.options import parse, run_flags, script_parser, stage_folder
+from clipwsss.options import dataset_of, parse, run_flags, script_parser, stage_folder
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import mean_present, scores
@@ -164,7 +164,7 @@ def draw(dataset: TagDataset, folders: list[Folder], out: Path, count: int) -> N
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "eval")
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args)
     names = ["background", *dataset.classes]
     folders = chosen_folders(args, dataset)
     results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
-from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.loaders import make_loader
@@ -19,7 +19,7 @@ from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
+from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
     device, kind = pick_device(args.device), check_stages(
         args.refine, args.segments is not None and args.segment_rule == "fma")
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args)
     inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
     absent = inputs.missing()
     if absent and not args.skip_bad:
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     if not results:
         raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
     if args.score_split not in (None, args.split):
-        scored = build_dataset(args.dataset, args.data_root, args.score_split, skip_bad=args.skip_bad).names
+        scored = dataset_of(args, args.score_split).names
         results = [item if item.name in set(scored) else item._replace(after=None) for item in results]
     report(run, results)
     if args.pictures:

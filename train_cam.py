@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.cams.maps import write_cams
-from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import run_script
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_of, script_parser,
-                              training_flags, training_of)
+from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
+                              script_parser, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
@@ -49,9 +49,9 @@ def classifier_map(generator: torch.nn.Module, dataset: TagDataset, device: torc
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
     device = pick_device(args.device)
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args)
     if args.val_split:  # checked before any training
-        val = build_dataset(args.dataset, args.data_root, args.val_split, skip_bad=args.skip_bad)
+        val = dataset_of(args, args.val_split)
     scored = scored_of(args, dataset)
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "

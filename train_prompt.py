@@ -14,7 +14,7 @@ from clipwsss.cams.files import read_cam, resize_cam
 from clipwsss.cams.generator import load_generator, save_generator
 from clipwsss.cams.maps import write_cams
 from clipwsss.clip import CLIP
-from clipwsss.datasets import TagDataset, build_dataset
+from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
@@ -27,8 +27,8 @@ from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
 from clipwsss.guidance.words import Words, load_words
-from clipwsss.options import (cams_of, crops_of, generator_flags, parse, scored_of, script_parser,
-                              stage_folder, training_flags, training_of)
+from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
+                              script_parser, stage_folder, training_flags, training_of)
 from clipwsss.progress import Progress
 from clipwsss.report.best import BestEpoch
 from clipwsss.report.scoring import print_cam_curve
@@ -156,7 +156,7 @@ def best_epoch(args: argparse.Namespace, generator: nn.Module) -> nn.Module:
     """What keeps the epoch of best masks where --keep-best asks for it, else a module that does nothing."""
     if not args.keep_best:
         return nn.Module()
-    watched = build_dataset(args.dataset, args.data_root, args.keep_best, skip_bad=args.skip_bad)
+    watched = dataset_of(args, args.keep_best)
     if not watched.has_masks:
         raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
     return BestEpoch(generator, watched, args.cam_batch_size, args.workers)
@@ -211,7 +211,7 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, wor
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_prompt")
     device, before = pick_device(args.device), stage_folder(args.runs, args.dataset, "train_cam")
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args)
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person)
     generator = load_generator(args.init or before / "generator.pt", dataset.classes,

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from clipwsss.datasets import Batch, TagDataset, build_dataset
+from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import parse, script_parser, stage_folder, training_flags, training_of
+from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.export import export_network
@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def training_data(args: argparse.Namespace) -> TagDataset:
     """The split with the masks to learn from."""
-    dataset = build_dataset(args.dataset, args.data_root, args.split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args)
     masks = args.masks or stage_folder(args.runs, args.dataset, "make_pseudo") / "masks"
     if str(masks) != "truth":
         dataset = dataset.with_masks(masks, args.skip_bad)
@@ -113,7 +113,7 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
 def predict_split(args: argparse.Namespace, run: Run, segmenter: Segmenter, prediction: Prediction) -> dict:
     """Write the label maps of --predict-split, packed for the server if asked to; their mIoU."""
     split, folder = args.predict_split, run.path("predictions")
-    dataset = build_dataset(args.dataset, args.data_root, split, skip_bad=args.skip_bad)
+    dataset = dataset_of(args, split)
     if list(dataset.classes) != list(segmenter.classes):
         raise InputError(f"--checkpoint: made for other classes than {args.data_root} has")
     done = {name for name in dataset.names if args.resume and (folder / f"{name}.png").exists()}

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from .cams.files import FORMATS
 from .cams.maps import CamSettings
-from .datasets import DATASETS, TagDataset, build_dataset
+from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.transforms import train_transform
 from .errors import InputError
@@ -32,6 +32,8 @@ def script_parser(description: str, example: str) -> argparse.ArgumentParser:
     add("--dataset", choices=tuple(DATASETS), default="voc12", help="which data; chooses its presets too")
     add("--data-root", type=Path, help="the data's folder (toy: drawn there on demand)")
     add("--split", default="train", help="the split to work on")
+    add("--crowds", choices=tuple(CROWDS), default="background", help="coco14: how its masks count crowds "
+        "(background as in CLIMS' release)")
     add("--skip-bad", action="store_true", help="leave bad files out and list them instead of stopping")
     return parser
 
@@ -157,11 +159,17 @@ def cams_of(args: argparse.Namespace) -> CamSettings:
     return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format)
 
 
+def dataset_of(args: argparse.Namespace, split: str | None = None) -> TagDataset:
+    """The data that the command line names, of --split or another split, every file checked."""
+    return build_dataset(args.dataset, args.data_root, split or args.split, skip_bad=args.skip_bad,
+                         crowds=args.crowds)
+
+
 def scored_of(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
     """The data set of --score-split, or `dataset` where that is the split at work."""
     if args.score_split in (None, args.split):
         return dataset
-    return build_dataset(args.dataset, args.data_root, args.score_split, skip_bad=args.skip_bad)
+    return dataset_of(args, args.score_split)
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:

@@ -295,12 +295,17 @@ def test_coco_reads_tags_and_draws_masks(coco, capsys):
     expected[2:6, 2:8] = 2
     expected[2:6, 2:4] = 1  # drawn later
     assert np.array_equal(data.load_mask(1), expected)  # the crowd is background, as CLIMS scores it
-    data.crowd_label = 255
+    data = build_dataset("coco14", coco, "val", crowds="ignore")
     expected[:, :6] = np.where(expected[:, :6] > 0, expected[:, :6], 255)  # columns 0..5, below everything
     assert np.array_equal(data.load_mask(1), expected) and data[1].mask.unique().tolist() == [0, 1, 2, 255]
     save_mask(coco / "pseudo/COCO_val2014_000000000009.png", np.ones((10, 12)))
     other = data.with_masks(coco / "pseudo", skip_bad=True)
     assert other[0].mask.unique().tolist() == [1]
+    with pytest.raises(InputError, match="--crowds ignore: folder has no crowds, only coco14 has"):
+        (coco / "images/train.jpg").write_bytes(next((coco / "images/val2014").iterdir()).read_bytes())
+        write(coco / "labels.csv", "image,labels\ntrain.jpg,cat\n")
+        write(coco / "classes.txt", "cat\n")
+        build_dataset("folder", coco, "train", crowds="ignore")
 
 
 @pytest.mark.parametrize("change, pattern", [

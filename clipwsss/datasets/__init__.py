@@ -10,19 +10,25 @@ from .toy import ToyDataset
 from .voc import VocDataset
 
 DATASETS = {"voc12": VocDataset, "coco14": CocoDataset, "folder": FolderDataset, "toy": ToyDataset}
-__all__ = ["DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate"]
+CROWDS = {"background": 0, "ignore": 255}  # what COCO's crowds are in its masks
+__all__ = ["CROWDS", "DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate"]
 
 
 def build_dataset(name: str, root: Path | str, split: str, transform: Transform | None = None,
-                  skip_bad: bool = False) -> TagDataset:
+                  skip_bad: bool = False, crowds: str = "background") -> TagDataset:
     """The data set `name` (one of DATASETS) below `root`, every file of `split` checked.
 
-    Without a transform samples are whole images. InputError names the first problem of the data; with
-    `skip_bad` bad images are left out, printed to stderr, one line each, and kept in `.skipped`.
+    Without a transform samples are whole images. `crowds`: one of CROWDS, of coco14 alone. InputError names
+    the first problem of the data; with `skip_bad` bad images are left out, printed to stderr, one line each,
+    and kept in `.skipped`.
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
     dataset = DATASETS[name](root, split, transform, skip_bad)
+    if isinstance(dataset, CocoDataset):
+        dataset.crowd_label = CROWDS[crowds]
+    elif crowds != "background":
+        raise InputError(f"--crowds {crowds}: {name} has no crowds, only coco14 has")
     for line in (*dataset.notes, *(f"skipped: {problem}" for problem in dataset.skipped)):
         print(line, file=sys.stderr)
     return dataset

@@ -18,7 +18,7 @@ class CocoDataset(TagDataset):
     """COCO 2014 below `root`: annotations/instances_{train,val}2014.json, {train,val}2014/ (or in images/).
 
     Classes are the file's categories by id. Tags are all annotations of an image, crowds too, as in CLIMS'
-    release. Masks: crowds first as `crowd_label` (0, background, as CLIMS scores them; 255 ignores them),
+    release. Masks: crowds first as `crowd_label` (one of CROWDS; background as CLIMS scores them),
     then the instances in the file's order, later ones on top. Images without any annotation have no tag; they
     are left out and counted in `notes`.
     """
