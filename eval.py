@@ -10,6 +10,7 @@ import numpy as np
 from clipwsss.datasets import TagDataset
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
+from clipwsss.flags import file_to_write, real, whole
 from clipwsss.options import dataset_of, parse, run_flags, script_parser, stage_folder
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
@@ -38,14 +39,15 @@ def get_parser() -> argparse.ArgumentParser:
         help="folders of CAM files (ours, IRN's, PSA's)")
     add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of label maps (PNG): pseudo masks or predictions")
-    add("--thresholds", type=float, nargs="+", default=THRESHOLDS, metavar="T",
+    add("--thresholds", type=real(0, 1), nargs="+", default=THRESHOLDS, metavar="T",
         help="background scores to try on CAMs")
     add("--boundary", action="store_true", help="also boundary IoU (bands of 2%% of the image diagonal)")
     add = parser.add_argument_group("outputs").add_argument
-    add("--json", type=Path, metavar="FILE", help="write the figures here")
-    add("--per-image", type=Path, metavar="FILE", help="write every image's scores, worst first, as CSV")
+    add("--json", type=file_to_write(".json"), metavar="FILE", help="write the figures here")
+    add("--per-image", type=file_to_write(".csv"), metavar="FILE",
+        help="write every image's scores, worst first, as CSV")
     add("--confusion", action="store_true", help="draw a confusion matrix per folder into OUT")
-    add("--pictures", type=int, default=0, metavar="N",
+    add("--pictures", type=whole(0), default=0, metavar="N",
         help="draw overlays of the first N images into OUT/pictures")
     run_flags(parser)
     return parser

@@ -18,6 +18,7 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
+from clipwsss.flags import Ascending, real, whole
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
@@ -34,12 +35,8 @@ PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 
 
 def background_rule(text: str) -> float | str:
-    """--threshold: a number in [0, 1), auto or alpha."""
-    if text in ("auto", "alpha"):
-        return text
-    if not 0 <= float(text) < 1:
-        raise ValueError(text)
-    return float(text)
+    """--threshold: a number below 1, auto or alpha."""
+    return text if text in ("auto", "alpha") else real(0, 0.999)(text)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -53,33 +50,36 @@ def get_parser() -> argparse.ArgumentParser:
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
         help="background score; auto: the best by mIoU before CRF and segments where there are masks; "
         "alpha: PSA's background map, which walks too")
-    add("--alpha", type=float, default=16.0, help="exponent of PSA's background map (1 - max CAM)^alpha")
-    add("--radius", type=int, default=5, help="pixels closer than this have an affinity")
-    add("--beta", type=float, default=10.0, help="power of the affinities")
-    add("--exp-times", type=int, default=8, help="the walk takes 2 to this many steps")
-    add("--color-stride", type=int, default=4, help="image size over the grid of the colour walk")
+    add("--alpha", type=real(0), default=16.0, help="exponent of PSA's background map (1 - max CAM)^alpha")
+    add("--radius", type=whole(2, 64), default=5, help="pixels closer than this have an affinity")
+    add("--beta", type=real(0), default=10.0, help="power of the affinities")
+    add("--exp-times", type=whole(0, 30), default=8, help="the walk takes 2 to this many steps")
+    add("--color-stride", type=whole(1, 64), default=4, help="image size over the grid of the colour walk")
     add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) that decide masks")
     add("--segment-rule", choices=("sepl", "fma"), default="sepl", help="sepl: masks are snapped to "
         "segments; fma: segments are painted by their scores, as for SemPLeS' 78.4 (--refine none)")
-    add("--segment-power", type=float, default=0.6, help="fma: background (1 - largest score)^this")
-    add("--segment-inside", type=float, default=0.5,
+    add("--segment-power", type=real(0), default=0.6, help="fma: background (1 - largest score)^this")
+    add("--segment-inside", type=real(0, 1), default=0.5,
         help="sepl: a class takes a segment of which it has more than this share")
-    add("--segment-cover", type=float, default=0.85, help="or in which at least this share of the class lies")
+    add("--segment-cover", type=real(0, 1), default=0.85,
+        help="or in which at least this share of the class lies")
     add("--score-split", help="split whose masks are scored (default: --split)")
-    add("--pictures", type=int, default=0, help="draw this many images into pictures.png")
+    add("--pictures", type=whole(0), default=0, help="draw this many images into pictures.png")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
         help="trained irn or psa network (or IRN's res50_irn.pth), which spares the training")
-    add("--confident", type=float, nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
+    add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
         help="background scores that sure foreground exceeds and sure background does not (CLIMS 0.3 0.1); "
         "psa: the two exponents of its background map")
     add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
         help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
-    add("--crop-size", type=int, default=512, help="training crop; irn also pads smaller images to it")
-    add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
-    add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
-    add("--train-radius", type=int, default=10, help="radius of the pairs that training looks at")
+    add("--crop-size", type=whole(16, 4096), default=512,
+        help="training crop; irn also pads smaller images to it")
+    add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
+        help="training scales")
+    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
+    add("--train-radius", type=whole(2, 64), default=10, help="radius of the pairs that training looks at")
     training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)
     return parser

@@ -10,6 +10,7 @@ from clipwsss.cams.maps import write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import run_script
+from clipwsss.flags import whole
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
                               script_parser, training_flags, training_of)
@@ -26,7 +27,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--backbone", choices=BACKBONES, default="resnet50", help="classifier network")
     add("--weights", default="imagenet", help="its start: imagenet, none, or a file of torchvision weights")
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
-    add("--output-stride", type=int, default=16, help="image size over map size")
+    add("--output-stride", type=whole(1, 64), default=16, help="image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
     training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)

@@ -18,6 +18,7 @@ from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
+from clipwsss.flags import real, whole
 from clipwsss.guidance.adapters import KINDS, Adapter
 from clipwsss.guidance.kinds import BACKGROUND_PROMPTS, CLASS_PROMPTS, PromptSettings
 from clipwsss.guidance.losses import Suppression, Weights
@@ -54,9 +55,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompt-start", choices=tuple(STARTS), default="normal", help="draw that other vectors start from")
     add("--synonyms", type=Path, help="JSON of candidates (class -> list of words), or a built-in list "
         "(voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
-    add("--n-synonyms", type=int, help="use only the first N synonyms (POLE Fig. 3)")
+    add("--n-synonyms", type=whole(0), help="use only the first N synonyms (POLE Fig. 3)")
     add("--person", metavar="WORD", help="prompt name of the class person (default: the data set's, player)")
-    add("--reselect-every", type=int, default=0, help="choose words with the current generator in epochs "
+    add("--reselect-every", type=whole(0), default=0,
+        help="choose words with the current generator in epochs "
         "0, N, 2N, ...; 0 keeps the baseline CAMs' words")
     add("--joint", action=argparse.BooleanOptionalAction, default=False,
         help="learn class prompts with the generator, as POLE's variants do")
@@ -73,14 +75,17 @@ def get_parser() -> argparse.ArgumentParser:
     training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)
     add = parser.add_argument_group("stages before guidance").add_argument
-    add("--match-epochs", type=int, default=0, help="generator epochs without suppression before (SemPLeS a)")
-    add("--match-lr", type=float, help="their learning rate (default: --lr)")
+    add("--match-epochs", type=whole(0), default=0,
+        help="generator epochs without suppression before (SemPLeS a)")
+    add("--match-lr", type=real(0, 100), help="their learning rate (default: --lr)")
     add("--restart", action=argparse.BooleanOptionalAction, default=False,
         help="guidance starts again from the generator before matching (SemPLeS' release)")
-    add("--prompt-epochs", type=int, default=0, help="epochs of learning prompts with the generator fixed")
-    add("--prompt-lr", type=float, default=5e-4, help="learning rate of prompts (AdamW)")
-    add("--prompt-batch-size", type=int, help="images in a step that learns prompts (default: --batch-size)")
-    add("--adapter-lr", type=float, help="learning rate of adapters (default: --lr)")
+    add("--prompt-epochs", type=whole(0), default=0,
+        help="epochs of learning prompts with the generator fixed")
+    add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts (AdamW)")
+    add("--prompt-batch-size", type=whole(1, 65536),
+        help="images in a step that learns prompts (default: --batch-size)")
+    add("--adapter-lr", type=real(0, 100), help="learning rate of adapters (default: --lr)")
     generator_flags(parser, frozen_bn=False, freeze_stages=1)
     add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as "
         "SemPLeS' release does; else the last one is kept and no mask is seen")
@@ -92,16 +97,16 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("losses").add_argument
     add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
         help="how a map becomes P: CLIMS' and POLE's sigmoid, or SemPLeS' release: by its extremes")
-    add("--w-fg", type=float, default=10.0, help="weight of foreground matching (alpha)")
-    add("--w-bg", type=float, default=24.0, help="weight of background repelling (beta, lambda_b)")
-    add("--w-suppress", type=float, default=1.0, help="weight of background suppression (CBS, lambda)")
-    add("--w-area", type=float, default=0.2, help="weight of the area term (REG)")
-    add("--w-prompt-image", type=float, default=1.0, help="prompt-I, eq. 2: attract them to (1 - P)X")
-    add("--w-prompt-class", type=float, default=0.02,
+    add("--w-fg", type=real(0), default=10.0, help="weight of foreground matching (alpha)")
+    add("--w-bg", type=real(0), default=24.0, help="weight of background repelling (beta, lambda_b)")
+    add("--w-suppress", type=real(0), default=1.0, help="weight of background suppression (CBS, lambda)")
+    add("--w-area", type=real(0), default=0.2, help="weight of the area term (REG)")
+    add("--w-prompt-image", type=real(0), default=1.0, help="prompt-I, eq. 2: attract them to (1 - P)X")
+    add("--w-prompt-class", type=real(0), default=0.02,
         help="SemPLeS' lambda_T, eq. 2: repel background prompts from the class")
     add("--prompt-repulsion", choices=("paper", "release"), default="paper",
         help="prompt-T by -log(1 - s), as SemPLeS' paper has it, or by +log s, as its release")
-    add("--suppress-threshold", type=float, default=0.0, help="similarity above which suppression acts")
+    add("--suppress-threshold", type=real(-1, 1), default=0.0, help="similarity above which suppression acts")
     add("--suppress-reduction", choices=("sum", "mean"), default="mean", help="over pairs")
     add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
 

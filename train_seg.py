@@ -9,6 +9,7 @@ from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import InputError, run_script
+from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
@@ -32,34 +33,38 @@ def get_parser() -> argparse.ArgumentParser:
     add("--weights", default="imagenet", help="start: imagenet, none, generator (train_prompt's), a file of "
         "torchvision or deeplab-pytorch weights; of mask2former a transformers model")
     add("--backbone", choices=BACKBONES, default="resnet101", help="of DeepLab, as the next four")
-    add("--output-stride", type=int, default=8, help="image size over map size")
-    add("--rates", type=int, nargs="+", help="dilations of the ASPP (default: as published)")
+    add("--output-stride", type=whole(1, 64), default=8, help="image size over map size")
+    add("--rates", type=whole(1, 255), nargs="+", help="dilations of the ASPP (default: as published)")
     add("--frozen-bn", action=switch, default=True, help="batch norm does not learn")
     add("--multi-scale", action=switch, default=None,
         help="losses at 1, 0.75, 0.5 and their maximum (default: deeplabv2 only)")
     add = parser.add_argument_group("training data and loss").add_argument
     add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
-    add("--iterations", type=int, default=20000, help="optimiser steps, where --epochs is not given")
-    add("--accumulate", type=int, default=2, help="batches whose gradients make one step")
-    add("--crop-size", type=int, default=321, help="side of the training crop")
-    add("--scales", type=float, nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), help="training scales")
-    add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
+    add("--iterations", type=whole(1), default=20000, help="optimiser steps, where --epochs is not given")
+    add("--accumulate", type=whole(1, 65536), default=2, help="batches whose gradients make one step")
+    add("--crop-size", type=whole(16, 4096), default=321, help="side of the training crop")
+    add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
+        help="training scales")
+    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--balanced", action="store_true", help="cross entropy: half foreground, half background")
-    add("--head-ratio", type=float, default=10.0,
+    add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of new layers over the backbone's (biases of the V2 ASPP: twice that)")
     add = parser.add_argument_group("prediction").add_argument
     add("--predict-split", default="val", help="split to write predictions for; '' for none")
     add("--checkpoint", type=Path, help="use this trained segmenter, train nothing")
     add("--crf", action=switch, default=True, help="dense CRF after prediction")
-    add("--test-scales", type=float, nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    add("--test-scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         help="scales whose probabilities are averaged in predictions")
     add("--test-flip", action=switch, default=True, help="add the mirror images")
-    add("--test-batch-size", type=int, default=1, help="images of one size per forward pass in predictions")
+    add("--test-batch-size", type=whole(1, 65536), default=1,
+        help="images of one size per forward pass in predictions")
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="segment these images or folders with OUT's (or --checkpoint's) segmenter, with overlays")
-    add("--submit", type=Path, metavar="FILE", help="pack the split's predictions for the VOC server (.tgz)")
-    add("--export", type=Path, metavar="FILE", help="write the segmenter as .pt2 (torch.export) or .onnx")
+    add("--submit", type=file_to_write(".tgz", ".tar.gz"), metavar="FILE",
+        help="pack the split's predictions for the VOC server (.tgz)")
+    add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
+        help="write the segmenter as .pt2 (torch.export) or .onnx")
     training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,
                    momentum=0.9)
     return parser

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from .datasets import DATASETS
 from .errors import InputError, run_script
 from .files import atomic_path
+from .flags import Parser, real, whole
 from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
 from .report.charts import bars
@@ -67,21 +68,22 @@ BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
 
 def get_parser() -> argparse.ArgumentParser:
     tables = json.loads(TABLES.read_text())
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--table", choices=sorted(tables), required=True,
         help="; ".join(f"{name}: {table['title']}" for name, table in tables.items()).replace("%", "%%"))
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
-    add("--images", type=int, default=Drawn().images, help="toy: training images of each world that is drawn")
-    add("--co-occurrence", type=float, default=CO_OCCURRENCE, help="toy: how often a class has its ground")
-    add("--seeds", type=int, default=3, help="runs of each row, one seed each")
-    add("--first-seed", type=int, default=0, help="the seed of the first of them; the others follow")
+    add("--images", type=whole(1), default=Drawn().images, help="toy: training images of each world that is drawn")
+    add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE, help="toy: how often a class has its ground")
+    add("--seeds", type=whole(1), default=3, help="runs of each row, one seed each")
+    add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")
     add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
-    add("--jobs", type=int, default=1, help="seeds run at the same time, each on its share of the processors")
+    add("--jobs", type=whole(1, 256), default=1,
+        help="seeds run at the same time, each on its share of the processors")
     add("--flags", nargs=argparse.REMAINDER, default=[],
         help="flags for every train_prompt row, last on the line")
     return parser
@@ -258,8 +260,6 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--images, --co-occurrence: of worlds drawn here, --dataset toy without --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
-    if min(args.seeds, args.jobs, args.first_seed + 1) < 1:
-        raise InputError("--seeds, --jobs: at least 1 of each; --first-seed: at least 0")
     table = json.loads(TABLES.read_text())[args.table]
     known = rows_of(table, args.dataset, args.flags)
     if unknown := set(args.only or ()) - set(known):

@@ -14,6 +14,7 @@ from .cams.files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
+from .flags import Parser, whole
 from .pictures import colored, contact_sheet, heat, save
 from .toy.world import RECIPE
 
@@ -30,11 +31,11 @@ class Step(NamedTuple):
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.demo", description=__doc__,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m clipwsss.demo", description=__doc__,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--runs", type=Path, default=Path("runs/demo"), help="everything is written below this folder")
-    add("--seed", type=int, default=0, help="seed of the world and of the training")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world and of the training")
     add("--quick", action="store_true", help="a small world and few epochs, to see that it all runs")
     add("--retrain-clip", action="store_true", help="train the toy CLIP from nothing too (minutes)")
     return parser

@@ -14,6 +14,7 @@ from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.transforms import train_transform
 from .errors import InputError
+from .flags import Ascending, Parser, real, whole
 from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
@@ -26,8 +27,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def script_parser(description: str, example: str) -> argparse.ArgumentParser:
     """A script's parser with the data's flags; `example`, a command line, ends its help."""
-    parser = argparse.ArgumentParser(description=description, epilog=f"example:\n  {example}",
-                                     formatter_class=HelpFormatter)
+    parser = Parser(description=description, epilog=f"example:\n  {example}",
+                    formatter_class=HelpFormatter)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=tuple(DATASETS), default="voc12", help="which data; chooses its presets too")
     add("--data-root", type=Path, help="the data's folder (toy: drawn there on demand)")
@@ -46,7 +47,7 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
     add = parser.add_argument_group("run").add_argument
     add("--runs", type=Path, default=Path("runs"), help="default inputs and outputs: RUNS/DATASET/STAGE")
     add("--out", type=Path, help="this run's folder instead of the default one")
-    add("--workers", type=int, default=2, help="processes that load or write data beside this one")
+    add("--workers", type=whole(0, 256), default=2, help="processes that load or write data beside this one")
     add("--dry-run", action="store_true", help="print every setting and what set it, as JSON, and stop")
     return add
 
@@ -55,20 +56,20 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     """Run and optimiser flags of the scripts that train; `defaults` are the stage's own values."""
     add = run_flags(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
-    add("--seed", type=int, default=0, help="seed of every random choice")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of every random choice")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     if resumes:
         add("--resume", action="store_true", help="go on exactly where a run was interrupted")
     add = parser.add_argument_group("optimiser").add_argument
-    add("--batch-size", type=int, help="images in a step")
-    add("--epochs", type=int, help="passes over the split")
-    add("--lr", type=float, help="learning rate of the backbone")
+    add("--batch-size", type=whole(1, 65536), help="images in a step")
+    add("--epochs", type=whole(0), help="passes over the split")
+    add("--lr", type=real(0, 100), help="learning rate of the backbone")
     add("--optimizer", choices=OPTIMIZERS, help="optimiser")
     add("--schedule", choices=SCHEDULES, help="learning-rate schedule, per step")
-    add("--weight-decay", type=float, help="weight decay")
-    add("--momentum", type=float, help="momentum of sgd")
-    add("--warmup", type=int, default=0, help="steps of linear warm-up")
-    add("--clip-norm", type=float, default=0.0, help="clip the gradient's norm; 0 does not")
+    add("--weight-decay", type=real(0, 100), help="weight decay")
+    add("--momentum", type=real(0, 1), help="momentum of sgd")
+    add("--warmup", type=whole(0), default=0, help="steps of linear warm-up")
+    add("--clip-norm", type=real(0), default=0.0, help="clip the gradient's norm; 0 does not")
     add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
         help="bf16 trains under autocast; auto where the device is fast at it")
     parser.set_defaults(**defaults)
@@ -78,19 +79,21 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     """Flags of the CAM generator, for the scripts that train it, with the script's defaults of two."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
-    add("--freeze-stages", type=int, default=freeze_stages,
+    add("--freeze-stages", type=whole(0, 5), default=freeze_stages,
         help="1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
     add("--frozen-bn", action=switch, default=frozen_bn, help="keep batch norm statistics (IRN's classifier)")
-    add("--head-ratio", type=float, default=10.0, help="learning rate of the classifier over the backbone's")
-    add("--crop-size", type=int, default=512, help="side of the training crop")
-    add("--resize-long", type=int, nargs=2, default=(320, 640), metavar=("LO", "HI"),
-        help="range of the long side before cropping; 0 0 keeps images as they are")
-    add("--brightness", type=float, default=0.0, help="random gain of 1 +- this in training")
+    add("--head-ratio", type=real(0, 1e4), default=10.0,
+        help="learning rate of the classifier over the backbone's")
+    add("--crop-size", type=whole(16, 4096), default=512, help="side of the training crop")
+    add("--resize-long", type=whole(0, 16384), nargs=2, default=(320, 640), metavar=("LO", "HI"),
+        action=Ascending, help="range of the long side before cropping; 0 0 keeps images as they are")
+    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add = parser.add_argument_group("CAMs").add_argument
     add("--score-split", help="split whose CAMs are scored by masks (default: --split)")
-    add("--scales", type=float, nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
+    add("--scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
-    add("--cam-batch-size", type=int, default=4, help="images of one size per forward pass when making CAMs")
+    add("--cam-batch-size", type=whole(1, 65536), default=4,
+        help="images of one size per forward pass when making CAMs")
     add("--cam-format", choices=tuple(FORMATS), default="npz", 
         help="npz: maps at a quarter of the size; full: at full size too; irn, psa (and WeakTr): .npy")
 

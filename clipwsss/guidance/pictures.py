@@ -18,6 +18,7 @@ from ..clip import CLIP
 from ..datasets.base import read_image
 from ..training import pick_device
 from ..errors import InputError, run_script
+from ..flags import whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
 from .prompts import encode_words, read_learned
@@ -65,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
     add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt", help="learned prompts of runs")
     add("--words", type=Path, help="word list: print the words nearest to each text and prompt")
-    add("--n", type=int, default=5, help="words to print")
+    add("--n", type=whole(1), default=5, help="words to print")
     add("--by", choices=("patches", "windows"), default="patches",
         help="features of patches, or of the image through soft windows")
     add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")

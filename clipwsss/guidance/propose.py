@@ -16,6 +16,7 @@ from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json
 from ..errors import InputError, run_script
+from ..flags import Parser, file_to_write, whole
 from .regions import load_clip
 from .prompts import encode_words
 
@@ -53,8 +54,8 @@ def read_words(path: Path) -> list[str]:
 
 def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `python -m clipwsss.guidance.MODULE` with the flags that choose CLIP and where it runs."""
-    parser = argparse.ArgumentParser(prog=f"python -m clipwsss.guidance.{module}", description=description,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog=f"python -m clipwsss.guidance.{module}", description=description,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--clip", default="ViT-B/32", help="published name or file; the one that prompts were learned with")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
@@ -67,15 +68,14 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--classes", type=Path, required=True, help="classes.txt of your data, one class a line")
     add("--words", type=Path, required=True, help="word list, one word or phrase a line")
-    add("--n", type=int, default=4, help="candidates of a class beside its own name, at most")
-    add("--out", type=Path, default=Path("synonyms.json"), help="what train_prompt.py --synonyms reads")
+    add("--n", type=whole(1), default=4, help="candidates of a class beside its own name, at most")
+    add("--out", type=file_to_write(".json"), default=Path("synonyms.json"),
+        help="what train_prompt.py --synonyms reads")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    if args.n < 1:
-        raise InputError(f"--n {args.n}: at least 1 candidate")
     names, words = list(read_classes(args.classes)), read_words(args.words)
     clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..datasets import build_dataset
 from ..errors import InputError, run_script
+from ..flags import Parser
 from ..pictures import save
 from ..report.charts import radar
 from .words import ASSETS
@@ -92,8 +93,8 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.guidance.selection",
-                                     description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m clipwsss.guidance.selection",
+                    description=__doc__.splitlines()[0])
     parser.add_argument("prompts", type=Path, nargs="+",
                         help="prompts.json of finished runs, together; the picture goes beside the first")
     args = parser.parse_args(argv)

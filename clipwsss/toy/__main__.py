@@ -7,26 +7,27 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import InputError, run_script
+from ..errors import run_script
+from ..flags import Parser, real, whole
 from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
 from .scenes import CO_OCCURRENCE
 from .world import draw_world
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0],
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
-    add("--seed", type=int, default=0, help="seed of the world, or of the CLIP")
-    add("--n-train", type=int, default=1200, help="training images to draw")
-    add("--n-val", type=int, default=200, help="held-out images to draw")
-    add("--co-occurrence", type=float, default=CO_OCCURRENCE,
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world, or of the CLIP")
+    add("--n-train", type=whole(1), default=1200, help="training images to draw")
+    add("--n-val", type=whole(1), default=200, help="held-out images to draw")
+    add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="where the CLIP is saved")
-    add("--steps", type=int, default=600, help="training steps of the CLIP")
+    add("--steps", type=whole(1), default=600, help="training steps of the CLIP")
     return parser
 
 
@@ -35,8 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.draw:
         draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence)
         return 0
-    if args.steps < 1 or args.seed < 0:
-        raise InputError(f"--steps {args.steps} --seed {args.seed}: at least 1 step and a seed >= 0")
     save_toy_clip(train_clip(args.steps, args.seed)[0], args.out)
     right = zero_shot(load_toy_clip(args.out), draw_scenes(1000, 0, "clip_val"))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; of 1000 held-out scenes named right: "
