@@ -77,7 +77,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
     add("--images", type=whole(1), default=Drawn().images, help="toy: training images of each drawn world")
-    add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE, help="toy: share of classes on their ground")
+    add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
+        help="toy: how often a class has its ground")
     add("--seeds", type=whole(1), default=3, help="runs of each row, one seed each")
     add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")
     add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
