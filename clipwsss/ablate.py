@@ -83,8 +83,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")
     add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
     add("--only", nargs="+", metavar="ROW", help="run only these rows")
-    add("--jobs", type=whole(1, 256), default=1,
-        help="seeds run at the same time, each on its share of the processors")
+    add("--jobs", type=whole(1, 256), default=1, help="seeds run at the same time, sharing the processors")
     add("--flags", nargs=argparse.REMAINDER, default=[],
         help="flags for every train_prompt row, last on the line")
     return parser
