@@ -1,11 +1,18 @@
 """The one error users see, how other errors become it, and the wrapper that prints it as one line."""
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """A user's file or option is wrong; the message is one line that names it and what would be right."""
+    """A user's file or option is wrong; the message is one line that names it and what would be right.
+
+    problems: one line for everything that is wrong, where the message stands for several.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()):
+        super().__init__(message)
+        self.problems = list(problems) or [message]
 
 
 @contextmanager

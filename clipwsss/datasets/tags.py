@@ -43,7 +43,7 @@ def read_tags(path: Path) -> tuple[list[Row], list[str]]:
         except ValueError as error:
             problems.append(f"{where}: {error}")
     if not rows:
-        raise InputError(problems[0] if problems else f"{path}: no image is listed")
+        raise InputError(problems[0] if problems else f"{path}: no image is listed", problems)
     return rows, problems
 
 

@@ -1,0 +1,92 @@
+"""The check of a folder: counts, what comes together, every problem of every split at once, exit status."""
+import os
+
+import numpy as np
+import pytest
+
+from clipwsss.datasets.__main__ import main
+from clipwsss.errors import InputError
+from test_datasets import save_image, save_mask, write
+
+
+@pytest.fixture
+def mydata(tmp_path):
+    """30 images: a boat is never without water, half have a car; five are of split val, one has a mask."""
+    root, rows = tmp_path / "mydata", []
+    for number in range(30):
+        save_image(root / "images" / f"i{number}.png", (6, 9 + number))
+        labels = "boat;water" if number < 20 else "water" if number < 22 else "car"
+        rows.append(f"i{number}.png,{labels},{'val' if number % 6 == 5 else 'train'}")
+    write(root / "labels.csv", "\n".join(["image,labels,split", *rows]))
+    write(root / "classes.txt", "boat: ship\nwater\ncar\n")
+    save_mask(root / "masks/i5.png", np.zeros((6, 14)))
+    return root
+
+
+def told(capsys, root, status=0):
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    assert main(["check", str(root)]) == status
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in root.rglob("*"))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_counts_and_advice(mydata, capsys):
+    lines = told(capsys, mydata)
+    assert lines[0] == "train: 25 images, 0 with masks; smallest, middle, largest (H x W): 6 x 9, 6 x 23, 6 x 37"
+    assert lines[1].startswith("val: 5 images, 1 with masks; ")
+    assert [line.split() for line in lines[2:6]] == [["images", "of", "train", "val"], ["boat", "17", "3"],
+                                                     ["water", "19", "3"], ["car", "6", "2"]]
+    assert lines[7:] == [
+        "to change for better masks:",
+        "boat: 20 of its 20 images have water too, so that nothing tells them apart: add images of boat alone",
+        "water: 20 of its 22 images have boat too, so that nothing tells them apart: add images of water alone",
+        "car (8): fewer than 20 images, of which its maps are hardly learned: add some or drop the class",
+        "", "nothing is wrong"]
+
+
+def test_what_stops_scripts_or_costs_time(mydata, capsys):
+    table = (mydata / "labels.csv").read_text().replace(",train", ",one").replace(";water", "").replace(",water", ",boat")
+    (mydata / "labels.csv").write_text(table.replace(",car", ",boat;water") + "\ni5,boat,one\n")
+    (mydata / "classes.txt").write_text("boat\nwater\ncar\n")
+    for number in range(7):
+        save_image(mydata / "images" / f"other{number}.jpg", (4, 4))
+    save_image(mydata / "images/i7.png", (6, 1001))
+    lines = told(capsys, mydata)
+    for expected in (
+            "boat is in 31 of 31 images: add some without it",
+            "water (8), car (0): fewer than 20 images, of which its maps are hardly learned: add some or drop the class",
+            "other0.jpg, other1.jpg, other2.jpg, other3.jpg, other4.jpg and 2 more: in no good row of the table: not used",
+            "i5: in more than one split", "i7: a long side over 1000 pixels: smaller copies are much faster and no worse",
+            "no split is called train: name the one to train on by --split"):
+        assert expected in lines
+    assert lines[-3].startswith("no class has synonyms, of which --method pole chooses: ")
+
+
+def test_every_problem_of_every_split_in_one_pass(mydata, capsys):
+    with open(mydata / "labels.csv", "a") as table:
+        table.write("\ni1,cat,train\ni2,boat\nlost,boat,val\ni3,boat,train\n")
+    (mydata / "images/i5.png").write_bytes(b"no picture")
+    os.truncate(mydata / "images/i0.png", 60)
+    lines = told(capsys, mydata, 2)
+    problems = lines[lines.index("", 7) + 1:]
+    assert len(problems) == 6
+    for place, what in (("labels.csv:32", "unknown class 'cat'"), ("labels.csv:33", "a value is missing"),
+                        ("labels.csv:34", "image 'lost' is not in"), ("labels.csv:35", "image i3 is listed twice"),
+                        ("i0.png", "not a readable image"), ("i5.png", "not a readable image")):
+        assert sum(place in line and what in line for line in problems) == 1, place
+
+
+def test_a_folder_without_a_good_row_names_all(mydata, capsys):
+    write(mydata / "labels.csv", "image,labels\na,boat\nb,boat\nc,wter\n")
+    assert len(told(capsys, mydata, 2)) == 3
+    write(mydata / "labels.csv", "image,labels\na\nb,boat,x\n")
+    assert [line.partition(": ")[0][-5:] for line in told(capsys, mydata, 2)] == ["csv:2", "csv:3"]
+    (mydata / "classes.txt").unlink()
+    write(mydata / "labels.csv", "image,labels\ni1,boat\ni2,car;water\n")
+    assert told(capsys, mydata, 2)[0].endswith("no such file; write one class a line (the tags name boat, car, water)")
+    with pytest.raises(SystemExit):
+        main(["look", str(mydata)])
+
+
+def test_the_error_carries_all_problems():
+    assert InputError("one").problems == ["one"] and str(InputError("both", ["one", "two"])) == "both"
