@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipwsss.datasets import TagDataset
+from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
 from clipwsss.flags import file_to_write, real, whole
@@ -170,6 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     names = ["background", *dataset.classes]
     folders = chosen_folders(args, dataset)
     results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []
+    if not is_main():
+        return 0
     if not results:
         print(f"{args.data_root}, split {args.split}: no masks, so no mIoU")
     for result in results:

@@ -16,11 +16,13 @@ from clipwsss.datasets.base import read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
+from clipwsss.distributed import agreed, barrier, is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import Ascending, real, whole
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
+from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage_folder, training_flags,
+                              training_of)
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
@@ -86,12 +88,16 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 class Scored(NamedTuple):
-    """One image's outcome: confusions of its mask and CAMs (None without truth), pixels that differ."""
-    name: str
-    after: np.ndarray | None
-    before: np.ndarray | None
+    """Counts of one image or, added up, of many: `changed` pixels differ between its mask and its CAMs'.
+
+    after, before: confusions of these two where there is a truth (else 0), of `scored` images.
+    """
+    images: int
     changed: int
     pixels: int
+    scored: int
+    after: np.ndarray | int
+    before: np.ndarray | int
 
 
 class TaggedCams(NamedTuple):
@@ -121,20 +127,21 @@ def write_labels(inputs: TaggedCams, folder: Path, kind: str, confident: tuple[f
     write_mask(folder / f"{picture.name}.png", labels, inputs.dataset.palette)
 
 
-def threshold_tables(inputs: TaggedCams, stages: list, index: int) -> np.ndarray:
-    """Confusions [2, T, n, n] of one image at every threshold: maps after these stages, CAMs alone."""
+def threshold_tables(inputs: TaggedCams, stages: list, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Confusions [T, n, n] of one image at every threshold: of the maps after these stages, of CAMs alone."""
     picture, file = inputs.read(index)
     truth, n = inputs.dataset.load_mask(index), len(inputs.dataset.classes) + 1
     with torch.inference_mode():
         maps = refined_maps(picture, file, Constant(0.0), stages)[1:].numpy()
-    return np.stack([threshold_confusions(part, file.keys, truth, THRESHOLDS, n)
-                     for part in (maps, resize_cam(file, picture.size))])
+    return tuple(threshold_confusions(part, file.keys, truth, THRESHOLDS, n)
+                 for part in (maps, resize_cam(file, picture.size)))
 
 
-def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: Path, index: int) -> Scored:
+def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: Path, scored: set[str],
+                 index: int) -> Scored:
     """Write one image's pseudo mask unless it is there, and score it beside the mask of its CAMs alone.
 
-    backgrounds: of the refined maps, and of the CAMs alone.
+    backgrounds: of the refined maps, and of the CAMs alone. scored: names of the images that are scored.
     """
     dataset, (picture, file) = inputs.dataset, inputs.read(index)
     path, before = folder / f"{picture.name}.png", refined_mask(picture, file, backgrounds[1], ())
@@ -143,20 +150,22 @@ def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: P
     else:
         after = refined_mask(picture, file, backgrounds[0], stages)
         write_mask(path, after, dataset.palette)
-    truth, n = dataset.load_mask(index), len(dataset.classes) + 1
-    tables = (None, None) if truth is None else (confusion(after, truth, n), confusion(before, truth, n))
-    return Scored(picture.name, *tables, int((after != before).sum()), after.size)
+    truth = dataset.load_mask(index) if picture.name in scored else None
+    tables = [0 if truth is None else confusion(mask, truth, len(dataset.classes) + 1)
+              for mask in (after, before)]
+    return Scored(1, int((after != before).sum()), after.size, int(truth is not None), *tables)
 
 
 def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str, jobs: ImageJobs,
                    device: torch.device) -> torch.nn.Module:
     """Label images where CAMs are sure and train the IRN or PSA network on that; a finished one is loaded."""
     path, labels = run.path("affinity.pt"), run.path("labels")
-    if args.affinity_checkpoint or path.exists():
+    if args.affinity_checkpoint or agreed(path.exists()):
         return load_affinity(args.affinity_checkpoint or path, kind)
     missing = [i for i, name in enumerate(inputs.dataset.names) if not (labels / f"{name}.png").exists()]
     work = partial(write_labels, inputs, labels, kind, tuple(args.confident))
-    list(jobs.run("confident labels", work, missing))
+    for _ in jobs.run("confident labels", work, missing):
+        pass
     seed_everything(args.seed)
     weights = args.weights
     if weights == "generator":
@@ -178,33 +187,31 @@ def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs)
     They are kept in thresholds.json, so that a run that goes on does not search again.
     """
     stored, dataset = run.path("thresholds.json"), inputs.dataset
-    if not stored.exists():
+    if not agreed(stored.exists()):
         masked = [i for i in range(len(dataset)) if dataset.has_mask(i)]
         if not masked:
             print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
-        tables = sum(jobs.run("thresholds", partial(threshold_tables, inputs, stages), masked))
+        tables = jobs.total("thresholds", partial(threshold_tables, inputs, stages), masked)
         names = ["background", *dataset.classes]
         write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
+        barrier()
     refined, cams = json.loads(stored.read_text())
     print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, segments), "
           f"for CAMs alone {cams['threshold']:.2f}")
     return refined["threshold"], cams["threshold"]
 
 
-def report(run: Run, results: list[Scored]) -> None:
+def report(run: Run, total: Scored) -> None:
     """Print and keep mIoU before and after refinement, and how many pixels it changed."""
-    changed = sum(item.changed for item in results) / sum(item.pixels for item in results)
-    figures = {"images": len(results), "changed": 100 * changed}
-    print(f"{len(results)} masks in {run.path('masks')}; refinement changed {figures['changed']:.2f} % "
+    figures = {"images": total.images, "changed": 100 * total.changed / total.pixels}
+    print(f"{total.images} masks in {run.path('masks')}; refinement changed {figures['changed']:.2f} % "
           "of the pixels")
-    scored = [item for item in results if item.after is not None]
-    if scored:
-        after = scores(sum(item.after for item in scored))
-        before = scores(sum(item.before for item in scored))
+    if total.scored:
+        after, before = scores(total.after), scores(total.before)
         figures |= {"miou": float(after["miou"]), "cam_miou": float(before["miou"])}
         print(f"mIoU {after['miou']:.2f} (CAMs alone {before['miou']:.2f}) over {after['classes']} classes "
-              f"that occur, {len(scored)} images with masks")
+              f"that occur, {total.scored} images with masks")
     else:
         print("no masks: no mIoU")
     run.result(**figures)
@@ -250,8 +257,9 @@ def main(argv: list[str] | None = None) -> int:
     if absent and not args.skip_bad:
         raise InputError(f"{next(iter(absent.values()))} of {args.split}; {len(absent)} of {len(dataset)} "
                          "images lack one (--skip-bad goes on without)")
+    scored = set(scored_of(args, dataset).names)
     run = Run(args.out, vars(args), resume=not args.overwrite, overwrite=args.overwrite)
-    if args.overwrite:
+    if args.overwrite and is_main():
         for old in (*run.out.glob("masks/*.png"), *run.out.glob("labels/*.png"), run.path("affinity.pt"),
                     run.path("thresholds.json")):
             old.unlink(missing_ok=True)
@@ -273,15 +281,12 @@ def main(argv: list[str] | None = None) -> int:
         stages.append(Paint(args.segments, args.segment_power) if args.segment_rule == "fma" else
                       Snap(args.segments, args.segment_inside, args.segment_cover))
 
-    work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"))
-    results = list(jobs.run("pseudo masks", work, range(len(dataset))))
-    if not results:
+    work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"), scored)
+    total = jobs.total("pseudo masks", work, range(len(dataset)))
+    if total is None:
         raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
-    if args.score_split not in (None, args.split):
-        scored = dataset_of(args, args.score_split).names
-        results = [item if item.name in set(scored) else item._replace(after=None) for item in results]
-    report(run, results)
-    if args.pictures:
+    report(run, Scored(*total))
+    if args.pictures and is_main():
         good = [i for i in range(len(dataset)) if i not in jobs.failures]
         draw(run, inputs, backgrounds[1], good[:args.pictures])
     if jobs.failures or dataset.skipped:

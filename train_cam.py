@@ -9,6 +9,7 @@ from clipwsss.cams.generator import build_generator, load_generator, save_genera
 from clipwsss.cams.maps import write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
+from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
 from clipwsss.networks.resnet import BACKBONES
@@ -44,7 +45,9 @@ def classifier_map(generator: torch.nn.Module, dataset: TagDataset, device: torc
     for batch in size_loader(dataset, batch_size, workers):
         scores.append(generator(batch.images.to(device)).mean(dim=(2, 3)).cpu())
         labels.append(batch.labels)
-    return average_precision(torch.cat(scores).numpy(), torch.cat(labels).numpy())
+    parts = gather((scores, labels))
+    scores, labels = (torch.cat([tensor for part in column for tensor in part]) for column in zip(*parts))
+    return average_precision(scores.numpy(), labels.numpy())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import torch
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
+from clipwsss.distributed import average, is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.deeplab import Design
@@ -106,7 +107,7 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        return {"loss": network.training_loss(images, batch.masks, args.balanced)}
+        return {"loss": network.training_loss(images, batch.masks, args.balanced, average)}
 
     fit(run, loader, step, {"network": network},
         network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
@@ -124,7 +125,7 @@ def predict_split(args: argparse.Namespace, run: Run, segmenter: Segmenter, pred
     done = {name for name in dataset.names if args.resume and (folder / f"{name}.png").exists()}
     predict_dataset(segmenter, dataset, folder, prediction, done)
     figures = print_label_miou(dataset, folder, f"{split} predictions", args.workers)
-    if args.submit:
+    if args.submit and is_main():
         target = pack(dataset, folder, args.submit)
         print(f"{len(dataset)} checked label maps in {args.submit} and {target}")
     return {"split": split, **figures}
@@ -138,7 +139,7 @@ def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) 
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
         print(f"{len(files) - len(problems)} label maps and overlays in {folder}")
-    if args.export:
+    if args.export and is_main():
         if segmenter.design["network"] == "mask2former":
             raise InputError("--export: DeepLab only; save mask2former by transformers' own means")
         export_network(segmenter.network, args.export)

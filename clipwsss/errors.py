@@ -3,6 +3,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from .distributed import processes
+
 
 class InputError(ValueError):
     """A user's file or option is wrong; the message is one line that names it and what would be right.
@@ -27,9 +29,13 @@ def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
 
 
 def run_script(main: Callable[[], int | None]) -> int:
-    """Run a script's `main`; an InputError, missing file or package is one line and exit status 2."""
+    """Run a script's `main`; an InputError, missing file or package is one line and exit status 2.
+
+    Where torchrun started several processes, `main` runs in all of them and the first error ends them all.
+    """
     try:
-        return main() or 0
+        with processes():
+            return main() or 0
     except (InputError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .distributed import is_main
 from .errors import InputError
 
 
@@ -26,13 +27,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def save_atomic(value: object, path: Path | str) -> None:
-    """torch.save that never leaves a half-written file."""
+    """torch.save by the main process, that never leaves a half-written file."""
+    if not is_main():
+        return
     with atomic_path(path) as temporary:
         torch.save(value, temporary)
 
 
 def write_json(value: object, path: Path | str) -> None:
-    """Readable JSON, written whole or not at all."""
+    """Readable JSON of the main process, written whole or not at all."""
+    if not is_main():
+        return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 

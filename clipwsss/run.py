@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+from .distributed import barrier, is_main
 from .errors import InputError
 from .files import load_weights, save_atomic, write_json
 
@@ -12,14 +13,21 @@ FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_
 class Run:
     """One script's run folder: args.json, log.jsonl, result.json, checkpoints and outputs.
 
-    A folder that holds a run needs `resume` (same settings, goes on) or `overwrite` (starts anew).
+    A folder that holds a run needs `resume` (same settings, goes on) or `overwrite` (starts anew). Of several
+    processes the main one writes.
     """
 
     def __init__(self, out: Path | str, config: dict, resume: bool = False, overwrite: bool = False):
         self.out, self.resume = Path(out), resume
+        if is_main():
+            self._begin(config, overwrite)
+        barrier()
+
+    def _begin(self, config: dict, overwrite: bool) -> None:
+        """Check the folder, clear it where asked to, write args.json."""
         config = json.loads(json.dumps(config, default=str))
         stored = self.out / "args.json"
-        if stored.exists() and resume:
+        if stored.exists() and self.resume:
             before = json.loads(stored.read_text())
             for key in sorted((config.keys() | before.keys()) - FREE_TO_CHANGE):
                 if config.get(key) != before.get(key):
@@ -28,7 +36,7 @@ class Run:
         elif stored.exists() and not overwrite:
             raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
                              "--out chooses another folder")
-        if overwrite and not resume:
+        if overwrite and not self.resume:
             for pattern in ("log.jsonl", "result.json", "last*.pt", "cams/*.np[yz]"):
                 for old in self.out.glob(pattern):
                     old.unlink()
@@ -40,6 +48,8 @@ class Run:
 
     def log(self, **values: object) -> None:
         """Append one line to log.jsonl."""
+        if not is_main():
+            return
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values, default=float) + "\n")
 

@@ -2,13 +2,16 @@
 import math
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from .distributed import average, local_rank, world_size
 from .errors import InputError
 from .progress import Progress
 from .run import Run
@@ -17,11 +20,19 @@ OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("poly", "cosine", "constant")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu` or `cuda`; InputError when CUDA is asked for and absent."""
-    present = torch.cuda.is_available()
-    if name == "cuda" and not present:
+    """`auto` (CUDA where there is one), `cpu` or `cuda`, where each process has a GPU of its own.
+
+    InputError when CUDA is asked for and absent, or has too few GPUs.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible; use --device cpu or auto")
-    return torch.device("cuda" if present and name != "cpu" else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank() >= torch.cuda.device_count():
+        raise InputError(f"torchrun --nproc_per_node: at most {torch.cuda.device_count()} here, one for each "
+                         "GPU, or --device cpu")
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
@@ -66,11 +77,13 @@ class Training:
 
 def make_optimizer(groups: list[dict], training: Training) -> torch.optim.Optimizer:
     """SGD or AdamW over parameter groups (each may name its own lr and weight decay)."""
+    groups = [{**group, "params": list(group["params"])} for group in groups]
     groups = [group for group in groups if group["params"]]
+    shared = dict(lr=training.lr, weight_decay=training.weight_decay,
+                  fused=groups[0]["params"][0].is_cuda or None)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.lr, weight_decay=training.weight_decay,
-                               momentum=training.momentum)
-    return torch.optim.AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)
+        return torch.optim.SGD(groups, momentum=training.momentum, **shared)
+    return torch.optim.AdamW(groups, **shared)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
@@ -82,12 +95,24 @@ def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
         optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)) * shape(min(step / max(steps, 1), 1.0)))
 
 
+class _Joined(nn.Module):
+    """A step as a module that owns what it trains, so that DistributedDataParallel can wrap both."""
+
+    def __init__(self, step: Callable[[object], dict[str, Tensor]], modules: dict[str, nn.Module]):
+        super().__init__()
+        self.step, self.trained = step, nn.ModuleDict(modules)
+
+    def forward(self, batch: object) -> dict[str, Tensor]:
+        return self.step(batch)
+
+
 def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
         modules: dict[str, nn.Module], groups: list[dict], training: Training) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
 
-    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` or
-    `end_epoch(epoch)` is told each epoch's number.
+    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` or `end_epoch(epoch)` is told
+    each epoch's number. Several processes each take their part of every batch and average the gradients: a
+    loss that is no mean over images scales its terms (`distributed.weight_of`, `average`).
     InputError on a loss that is not finite names the batch's images.
     """
     optimizer = make_optimizer(groups, training)
@@ -96,6 +121,9 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
+    joined = _Joined(step, modules)
+    if world_size() > 1:
+        joined = DistributedDataParallel(joined)
     for epoch in range(run.restore(training.label, **stateful), training.epochs):
         seed_everything(training.seed, epoch)
         loader.sampler.set_epoch(epoch)
@@ -103,9 +131,9 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
             module.train()
             if hasattr(module, "start_epoch"):
                 module.start_epoch(epoch)
-        means = _train_epoch(loader, step, optimizer, scheduler, training,
-                             Progress(f"{training.label} {epoch + 1}/{training.epochs}",
-                                      min(len(loader) * loader.batch_size, len(loader.sampler))), device)
+        images = world_size() * min(len(loader) * loader.batch_size, len(loader.sampler))
+        means = _train_epoch(loader, joined, optimizer, scheduler, training,
+                             Progress(f"{training.label} {epoch + 1}/{training.epochs}", images), device)
         for module in modules.values():
             if hasattr(module, "end_epoch"):
                 module.end_epoch(epoch)
@@ -113,7 +141,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
         run.save(training.label, epoch + 1, **stateful)
 
 
-def _train_epoch(loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
+def _train_epoch(loader: DataLoader, joined: nn.Module,
                  optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
                  training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
     """One pass over the loader; the mean of each term."""
@@ -121,14 +149,16 @@ def _train_epoch(loader: DataLoader, step: Callable[[object], dict[str, Tensor]]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, Tensor] = {}
     for count, batch in enumerate(loader, 1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            terms = step(batch.to(device))
-        if not torch.isfinite(terms["loss"]):
-            shown = {name: round(value.item(), 4) for name, value in terms.items()}
-            raise InputError(f"{training.label}: the loss is not finite ({shown}) on images "
-                             f"{', '.join(batch.names)}; lower --lr or look at these images")
-        (terms["loss"] / training.accumulate).backward()
-        if count % training.accumulate == 0 or count == len(loader):
+        complete = count % training.accumulate == 0 or count == len(loader)
+        with nullcontext() if complete or world_size() == 1 else joined.no_sync():
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                terms = joined(batch.to(device))
+            if not torch.isfinite(terms["loss"]):
+                shown = {name: round(value.item(), 4) for name, value in terms.items()}
+                raise InputError(f"{training.label}: the loss is not finite ({shown}) on images "
+                                 f"{', '.join(batch.names)}; lower --lr or look at these images")
+            (terms["loss"] / training.accumulate).backward()
+        if complete:
             if training.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, training.clip_norm)
             optimizer.step()
@@ -136,9 +166,9 @@ def _train_epoch(loader: DataLoader, step: Callable[[object], dict[str, Tensor]]
             scheduler.step()
         terms = {name: value.detach() for name, value in terms.items()}
         sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
-        progress.update(len(batch.names), **terms)
+        progress.update(world_size() * len(batch.names), **terms)
         if training.steps is not None and scheduler.last_epoch >= training.steps:
             break
-    means = {name: float(value) / count for name, value in sums.items()}
+    means = {name: float(average(value)) / count for name, value in sums.items()}
     progress.close(**means)
     return means

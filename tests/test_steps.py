@@ -45,7 +45,8 @@ def test_tuning_is_the_weighted_sum_of_the_losses(guide, reduction, area_of):
                 "bg": repel(similarity(adapters[0](background), names)),
                 "suppress": suppress(similarity(foreground, repelled[pairs[1]]), 0.3, reduction),
                 "area": area(maps if area_of == "all" else maps[pairs])}
-    assert all(terms[name].item() == pytest.approx(value.item(), rel=1e-5) for name, value in expected.items())
+    assert all(terms[name].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6)
+               for name, value in expected.items())
     total = 2 * expected["fg"] + 3 * expected["bg"] + 0.5 * expected["suppress"] + 0.1 * expected["area"]
     assert list(terms)[0] == "loss" and terms["loss"].item() == pytest.approx(total.item(), rel=1e-5)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
+from ..distributed import barrier
 from ..progress import Progress
 from .files import FORMATS, STRIDE, write_cam
 
@@ -60,7 +61,10 @@ class CamSettings(NamedTuple):
 
 def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
                settings: CamSettings = CamSettings(), resume: bool = False) -> None:
-    """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay."""
+    """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay.
+
+    Afterwards those of all processes are there.
+    """
     suffix, device = FORMATS[settings.fmt], next(generator.parameters()).device
     done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}
     loader = size_loader(dataset, settings.batch_size, settings.workers, done)
@@ -79,3 +83,4 @@ def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
             write_cam(folder, name, keys, cams[index, present].cpu(), settings.fmt, high)
         progress.update(len(batch.names))
     progress.close()
+    barrier()

@@ -1,11 +1,12 @@
 """One function over all images of a data set in several processes; bad files are named, not traced back."""
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..distributed import agreed, gather, share
 from ..errors import InputError
 from ..progress import Progress
 
@@ -16,8 +17,8 @@ ROUNDS = 16  # fewer, where a process would not get so many chunks: all end at a
 class ImageJobs:
     """Runs functions of image numbers in this process and `workers` others (on CUDA they start by spawn).
 
-    The first bad image raises InputError; with `skip_bad` it is printed, kept in `failures` (number -> line)
-    and left out of later runs too.
+    Of torchrun's processes each has its share of the images. The first bad image raises InputError; with
+    `skip_bad` it is printed, kept in `failures` (number -> line) and left out of later runs too.
     """
 
     def __init__(self, names: Sequence[str], workers: int, device: torch.device, skip_bad: bool = False):
@@ -35,8 +36,11 @@ class ImageJobs:
             print(f"skipped: {problem}", file=sys.stderr)
 
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
-        """Yield the results of `work(index)` in order, under a progress line."""
-        todo = [index for index in indices if index not in self.failures]
+        """Yield the results of `work(index)` in order, under a progress line: those of this process's share.
+
+        At the end, which all processes have to reach, every file is written and all know all failures.
+        """
+        todo = share(agreed([index for index in indices if index not in self.failures]))
         progress, threads = Progress(label, len(todo)), torch.get_num_threads()
         helpers = min(self.workers, max(len(todo) - 1, 0))
         if helpers:
@@ -51,6 +55,19 @@ class ImageJobs:
         finally:
             torch.set_num_threads(threads)
         progress.close()
+        for failures in gather(self.failures):
+            self.leave_out({index: failures[index] for index in failures.keys() - self.failures.keys()})
+
+    def total(self, label: str, work: Callable[[int], tuple], indices: Sequence[int]) -> list | None:
+        """The sum, field by field, of the tuples `work(index)` of all processes; None without any."""
+        def added(parts: Iterable[Sequence | None]) -> list | None:
+            total = None
+            for part in parts:
+                if part is not None:
+                    total = [a + b for a, b in zip(total, part)] if total else list(part)
+            return total
+
+        return added(gather(added(self.run(label, work, indices))))
 
     def _outcomes(self, work: Callable[[int], object], todo: list[int], helpers: int) -> Iterator[tuple]:
         """`_Jobs`' items in order; of helpers + 1 chunks of images this process takes one itself."""

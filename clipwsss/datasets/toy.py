@@ -2,6 +2,7 @@
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from ..distributed import barrier, is_main
 from ..toy.shapes import CLASSES
 from ..toy.world import RECIPE, draw_world
 from .base import Transform
@@ -17,8 +18,9 @@ class ToyDataset(VocDataset):
 
     def __init__(self, root: Path | str, split: str, transform: Transform | None = None,
                  skip_bad: bool = False):
-        if not (Path(root) / RECIPE).is_file():
+        if is_main() and not (Path(root) / RECIPE).is_file():
             draw_world(root)
+        barrier()
         super().__init__(root, split, transform, skip_bad)
 
     def subtypes(self, index: int) -> dict[str, list[str]]:

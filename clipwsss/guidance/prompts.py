@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..clip import CLIP, tokenize
 from ..clip.tokenizer import encode
+from ..distributed import gather
 from ..errors import InputError, input_errors
 from ..files import read_network, save_network
 
@@ -75,21 +76,34 @@ class SelectedPrompt(Prompt):
         self.register_buffer("text", nn.utils.rnn.pad_sequence(text, batch_first=True))
         self.candidates, self.reselect_every, self.refresh = candidates, reselect_every, False
         self.choices: dict[str, dict[int, list[float]]] = {}
+        self.fresh: dict[str, dict[int, list[float]]] = {}  # chosen here since all processes shared theirs
 
     def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
         if not self.choices:
             for names, classes, regions in cam_regions():
                 self.select(names, classes, regions)
+            self.share_choices()
 
     def start_epoch(self, epoch: int) -> None:
         self.refresh = self.reselect_every > 0 and epoch % self.reselect_every == 0
+
+    def end_epoch(self, epoch: int) -> None:
+        self.share_choices()
+
+    def share_choices(self) -> None:
+        """Let every process know what each has chosen."""
+        for choices in gather(self.fresh):
+            for name, by_class in choices.items():
+                self.choices.setdefault(name, {}).update(by_class)
+        self.fresh = {}
 
     @torch.no_grad()
     def select(self, names: Sequence[str], classes: Tensor, regions: Tensor) -> None:
         """Record the cosine of each pair's region features [N,D] with all candidates; the highest wins."""
         cosines = (F.normalize(regions.float(), dim=-1)[:, None] * self.text[classes]).sum(dim=-1)
         for name, k, row in zip(names, classes.tolist(), cosines.tolist()):
-            self.choices.setdefault(name, {})[k] = row[:len(self.candidates[k])]
+            for choices in (self.choices, self.fresh):
+                choices.setdefault(name, {})[k] = row[:len(self.candidates[k])]
 
     def chosen(self, name: str, k: int) -> int:
         """Index of the chosen candidate of class k in image `name`; the class's own name is 0."""

@@ -1,4 +1,7 @@
-"""One batch of guided training: regions under frozen CLIP, and what each stage asks of them."""
+"""One batch of guided training: regions under frozen CLIP, and what each stage asks of them.
+
+Terms are means over a batch's pairs; `weight_of` makes a process's mean its part of that over all processes.
+"""
 from functools import partial
 from typing import NamedTuple
 
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 
 from ..clip import CLIP
 from ..datasets import Batch
+from ..distributed import weight_of, world_size
 from . import losses
 from .losses import Suppression, Weights
 from .prompts import LearnedPrompt, Prompt
@@ -73,11 +77,13 @@ class TuneStep(NamedTuple):
         image_side, text_side = self.adapters
         text = text_side(self.class_prompt(names, classes, foreground))
         repelled = self.background_prompt(names, classes)
+        part = weight_of(len(classes), self.guide.device)
         return losses.weighted({
-            "fg": losses.attract(losses.similarity(image_side(foreground), text)),
-            "bg": losses.repel(losses.similarity(image_side(background), text)),
-            "suppress": losses.suppress(losses.similarity(foreground, repelled), *self.suppression),
-            "area": losses.area(present if self.area_of == "present" else probabilities),
+            "fg": part * losses.attract(losses.similarity(image_side(foreground), text)),
+            "bg": part * losses.repel(losses.similarity(image_side(background), text)),
+            "suppress": (world_size() if self.suppression.reduction == "sum" else part)
+            * losses.suppress(losses.similarity(foreground, repelled), *self.suppression),
+            "area": part * losses.area(present) if self.area_of == "present" else losses.area(probabilities),
         }, self.weights)
 
 
@@ -91,9 +97,10 @@ class LearnClassStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
+        part = weight_of(len(text), self.guide.device)
         return losses.weighted({
-            "fg": losses.attract(losses.similarity(regions.foreground, text)),
-            "bg": losses.repel(losses.similarity(regions.background, text)),
+            "fg": part * losses.attract(losses.similarity(regions.foreground, text)),
+            "bg": part * losses.repel(losses.similarity(regions.background, text)),
         }, self.weights)
 
 
@@ -119,10 +126,11 @@ class LearnBackgroundStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
+        part = weight_of(len(text), self.guide.device)
         alike = losses.similarity(self.class_text[regions.classes], text)
         return losses.weighted({
-            "image": losses.attract(losses.similarity(regions.background, text)),
-            "text": losses.repel(alike) if self.repulsion == "paper" else -losses.attract(alike),
+            "image": part * losses.attract(losses.similarity(regions.background, text)),
+            "text": part * (losses.repel(alike) if self.repulsion == "paper" else -losses.attract(alike)),
         }, self.weights)
 
 

@@ -4,7 +4,7 @@ Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable C
 Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave open follows deeplab-pytorch.
 """
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +48,11 @@ class DeepLab(nn.Module):
         super().__init__()
         self.backbone, self.multi_scale = backbone, multi_scale
 
-    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
+    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False,
+                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
         """Scalar `segmentation_loss` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
         outputs = multi_scale_logits(self, images) if self.multi_scale else [self(images)]
-        return segmentation_loss(outputs, masks, balanced)
+        return segmentation_loss(outputs, masks, balanced, joined)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, everything new at 10x."""
@@ -142,11 +143,13 @@ def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
 
 
-def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> Tensor:
+def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False,
+                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
     """Sum over the outputs (logits [B,n_labels,h,w] of any sizes) of cross entropy with masks [B,H,W].
 
     Masks (255 ignored) are resized to each output by nearest pixel centres. balanced: half the mean over
-    background pixels plus half that over foreground pixels. 0 where no pixel counts.
+    background pixels plus half that over foreground pixels. 0 where no pixel counts. joined: what a number of
+    pixels becomes before it divides; where processes share a batch, its mean over them.
     """
     masks, total = masks[:, None].to(torch.uint8), 0.0
     for logits in outputs:
@@ -154,7 +157,7 @@ def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool =
         losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
         parts = [target == 0, (target != 0) & (target != IGNORE)] if balanced else [target != IGNORE]
         for part in parts:
-            total = total + (losses * part).sum() / part.sum().clamp(min=1) / len(parts)
+            total = total + (losses * part).sum() / joined(part.sum()).clamp(min=1e-6) / len(parts)
     return total
 
 

@@ -3,6 +3,7 @@
 Cheng et al., CVPR 2022; SemPLeS' headline network. The network, its matching and its losses are the
 package's; here are labels, normalisation and file.
 """
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,8 +35,12 @@ class Mask2Former(nn.Module):
         labels = queries.class_queries_logits.softmax(-1)[..., :-1]
         return torch.einsum("bqn,bqhw->bnhw", labels, masks.sigmoid()).clamp_min(1e-6).log()
 
-    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False) -> Tensor:
-        """The network's own loss: each label of masks [B,H,W] is one target, ignored pixels (255) in none."""
+    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False,
+                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
+        """The network's own loss: each label of masks [B,H,W] is one target, ignored pixels (255) in none.
+
+        `joined` has no say: the package counts the targets itself.
+        """
         if balanced:
             raise InputError("--balanced is a cross entropy; mask2former has its own loss")
         labels = [item[item != IGNORE].unique() for item in masks]

@@ -3,6 +3,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed import average
 from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
 from .random_walk import pair_offsets
 
@@ -67,6 +68,9 @@ def pair_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of values where `chosen`, 0 where nothing is (the releases add 1e-5 to the count)."""
+    """Mean of values where `chosen`, 0 where nothing is (the releases add 1e-5 to the count).
+
+    The count is the mean one of all processes, so that the average of their results is the joined mean.
+    """
     chosen = chosen.to(values.dtype)
-    return (values * chosen).sum() / (chosen.sum() + 1e-5)
+    return (values * chosen).sum() / (average(chosen.sum()) + 1e-5)

@@ -8,6 +8,7 @@ from torch import nn
 from ..cams.maps import merge_scales, multi_scale_maps
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
+from ..distributed import gather
 from .metrics import scores, threshold_confusions
 from .scoring import THRESHOLDS
 
@@ -25,7 +26,7 @@ def cam_miou(generator: nn.Module, dataset: TagDataset, batch_size: int = 1, wor
             keys = label.nonzero()[:, 0]
             table = table + threshold_confusions(maps[keys].numpy(), keys.numpy(), mask.byte().numpy(),
                                                  thresholds, n_labels)
-    return float(scores(table)["miou"].max())
+    return float(scores(sum(gather(table)))["miou"].max())
 
 
 class BestEpoch(nn.Module):

@@ -113,14 +113,11 @@ def _add_up(dataset: TagDataset, folder: Folder, jobs: ImageJobs, work: Callable
     present, known = folder.names(), [index for index in range(len(dataset)) if dataset.has_mask(index)]
     jobs.leave_out({index: f"{folder.path}: no file for image {dataset.names[index]}" for index in known
                     if dataset.names[index] not in present and index not in jobs.failures})
-    tallies = jobs.run(f"scoring {folder.path}", work, known)
-    total = next(tallies, None)
+    total = jobs.total(f"scoring {folder.path}", work, known)
     if total is None:
         raise InputError(next(iter(jobs.failures.values()),
                               f"{folder.path}: none of this split's images has a mask to compare with"))
-    for tally in tallies:
-        total = Tally(*(before + new for before, new in zip(total, tally)))
-    return total
+    return Tally(*total)
 
 
 def miou_curve(tables: NDArray, thresholds: Iterable[float | None], names: Sequence[str]) -> dict:

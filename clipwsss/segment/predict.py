@@ -17,6 +17,7 @@ from ..datasets.base import files_of, read_image
 from ..datasets.folder import SUFFIXES
 from ..datasets.loaders import size_loader
 from ..datasets.transforms import eval_transform
+from ..distributed import barrier, gather, share
 from ..errors import InputError
 from ..pictures import overlay, save, with_legend, write_mask
 from ..progress import Progress
@@ -85,13 +86,13 @@ def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, pre
     plain = dataset.with_transform(eval_transform(), masks=False)
     loader = size_loader(plain, prediction.batch_size, prediction.workers, done)
     batches = (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader)
-    _write_all(segmenter, batches, prediction, sum(name not in done for name in dataset.names))
+    _write_all(segmenter, batches, prediction, sum(map(len, loader.batch_sampler)))
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, prediction: Prediction,
                   skip_bad: bool = False) -> list[str]:
     """Write FOLDER/NAME.png, the label map, and NAME_overlay.png of image files; the bad ones, if skipped."""
-    problems = []
+    problems, files = [], share(files)
 
     def batches() -> Iterator[tuple[list[Path], Tensor]]:
         for file in files:
@@ -105,7 +106,7 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, pre
             yield [folder / f"{file.stem}.png"], eval_transform()(image, None)[0][None]
 
     _write_all(segmenter, batches(), prediction, len(files), overlays=True)
-    return problems
+    return [problem for part in gather(problems) for problem in part]
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -128,6 +129,7 @@ def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]
                total: int, overlays: bool = False) -> None:
     """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1]).
 
+    Afterwards those of all processes are there.
     The network's device computes probabilities, threads decide and write.
     """
     def write(path: Path, image: NDArray, likelihood: NDArray) -> None:
@@ -152,3 +154,4 @@ def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]
         for job in waiting:
             job.result()
     progress.close()
+    barrier()
