@@ -34,7 +34,8 @@ class Result(NamedTuple):
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
-    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val")
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val",
+                           ("cams", "masks", "boundary", "json", "per_image", "confusion", "pictures"))
     add = parser.add_argument_group("folders to score").add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of CAM files (ours, IRN's, PSA's)")

@@ -44,7 +44,8 @@ def background_rule(text: str) -> float | str:
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are IRN's values, --refine and --dataset fill in others, an explicit flag wins."""
     parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
-                           "--refine irn crf")
+                           "--refine irn crf",
+                           ("refine", "cams", "threshold", "segments", "segment_rule", "weights"))
     add = parser.add_argument_group("refinement").add_argument
     add("--refine", nargs="+", choices=("none", *STAGES), default=["irn"], metavar="STAGE",
         help=f"stages in their order, of {', '.join(STAGES)}; none: the CAMs' own masks")

@@ -23,7 +23,8 @@ from clipwsss.training import fit, pick_device, seed_everything
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are IRN's for VOC (POLE and CLIMS start from that baseline)."""
-    parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012")
+    parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
+                           ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
     add("--backbone", choices=BACKBONES, default="resnet50", help="classifier network")
     add("--weights", default="imagenet", help="its start: imagenet, none, or a file of torchvision weights")

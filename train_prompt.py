@@ -42,7 +42,7 @@ METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both
 def get_parser() -> argparse.ArgumentParser:
     """Flags; --method and --dataset fill them with the paper's values, an explicit flag wins."""
     parser = script_parser(__doc__, "python train_prompt.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
-                           "--method pole")
+                           "--method pole", ("method", "template", "synonyms", "init", "cams", "clip"))
     add = parser.add_argument_group("method and prompts").add_argument
     add("--method", choices=METHODS, default="pole", help="preset of everything below")
     add("--class-prompt", choices=tuple(CLASS_PROMPTS), default="name",

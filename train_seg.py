@@ -27,12 +27,14 @@ PASS_STEPS = 200
 
 def get_parser() -> argparse.ArgumentParser:
     """Flags; defaults are deeplab-pytorch's for VOC 2012 (DeepLabV2, 20,000 iterations of 2 x 5 images)."""
-    parser = script_parser(__doc__, "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012")
+    parser = script_parser(__doc__, "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012",
+                           ("network", "weights", "masks", "iterations", "predict_split", "checkpoint",
+                            "predict"))
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("network").add_argument
     add("--network", choices=NETWORKS, default="deeplabv2", help="mask2former needs the package transformers")
     add("--weights", default="imagenet", help="start: imagenet, none, generator (train_prompt's), a file of "
-        "torchvision or deeplab-pytorch weights; of mask2former a transformers model")
+        "torchvision's or deeplab-pytorch's; a model of transformers")
     add("--backbone", choices=BACKBONES, default="resnet101", help="of DeepLab, as the next four")
     add("--output-stride", type=whole(1, 64), default=8, help="image size over map size")
     add("--rates", type=whole(1, 255), nargs="+", help="dilations of the ASPP (default: as published)")
@@ -41,7 +43,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="losses at 1, 0.75, 0.5 and their maximum (default: deeplabv2 only)")
     add = parser.add_argument_group("training data and loss").add_argument
     add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
-    add("--iterations", type=whole(1), default=20000, help="optimiser steps, where --epochs is not given")
+    add("--iterations", type=whole(1), default=20000, metavar="N", help="optimiser steps (without --epochs)")
     add("--accumulate", type=whole(1, 65536), default=2, help="batches whose gradients make one step")
     add("--crop-size", type=whole(16, 4096), default=321, help="side of the training crop")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
@@ -51,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of new layers over the backbone's (biases of the V2 ASPP: twice that)")
     add = parser.add_argument_group("prediction").add_argument
-    add("--predict-split", default="val", help="split to write predictions for; '' for none")
+    add("--predict-split", default="val", help="split to predict; '' for none")
     add("--checkpoint", type=Path, help="use this trained segmenter, train nothing")
     add("--crf", action=switch, default=True, help="dense CRF after prediction")
     add("--test-scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
@@ -61,7 +63,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="images of one size per forward pass in predictions")
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
-        help="segment these images or folders with OUT's (or --checkpoint's) segmenter, with overlays")
+        help="segment these images or folders with a trained segmenter, with overlays")
     add("--submit", type=file_to_write(".tgz", ".tar.gz"), metavar="FILE",
         help="pack the split's predictions for the VOC server (.tgz)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",

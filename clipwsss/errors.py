@@ -1,7 +1,9 @@
 """The one error users see, how other errors become it, and the wrapper that prints it as one line."""
+import difflib
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from .distributed import processes
 
@@ -28,13 +30,28 @@ def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
         raise InputError(f"{where}{error}") from error
 
 
+def nearest(value: object, valid: Iterable[object]) -> str:
+    """"; did you mean X?" of the valid value that is spelled most like this one; "" where none is like it."""
+    spelled = {str(item).lower(): item for item in valid}
+    close = difflib.get_close_matches(str(value).lower(), spelled, 1, 0.5)
+    return f"; did you mean {spelled[close[0]]}?" if close else ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block what is printed goes to the null device; stderr stays."""
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        yield
+
+
 def run_script(main: Callable[[], int | None]) -> int:
     """Run a script's `main`; an InputError, missing file or package is one line and exit status 2.
 
     Where torchrun started several processes, `main` runs in all of them and the first error ends them all.
+    With --quiet on the command line what it prints goes to the null device; errors are still told.
     """
     try:
-        with processes():
+        with processes(), quiet() if "--quiet" in sys.argv else nullcontext():
             return main() or 0
     except (InputError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,15 +1,27 @@
 """Typed flags: numbers with a range, pairs in order, files to write; a mistake is one line that says so."""
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from .errors import InputError
+from .errors import InputError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are InputErrors of one line, without the list of all flags."""
+    """A parser whose complaints are InputErrors of one line, which names the nearest valid flag or choice."""
+
+    def parse_args(self, args: Sequence[str] | None = None,
+                   namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"{unknown[0]}: no such flag{nearest(unknown[0], self._option_string_actions)}")
+        return parsed
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            valid = ", ".join(map(str, action.choices)) + nearest(value, action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is none of {valid}")
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all flags)")

@@ -3,7 +3,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -14,21 +14,22 @@ from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.transforms import train_transform
 from .errors import InputError
-from .flags import Ascending, Parser, real, whole
+from .flags import Ascending, real, whole
+from .parser import ScriptParser
 from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
 UNSET = object()
+ESSENTIAL = ("dataset", "data_root", "split", "skip_bad", "out", "quiet", "device", "seed",
+             "overwrite", "resume", "batch_size", "epochs", "lr")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults in every line, the example as it is written."""
+def script_parser(description: str, example: str, essential: Sequence[str] = ()) -> ScriptParser:
+    """A script's parser with the data's flags; `example`, a command line, ends its help.
 
-
-def script_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """A script's parser with the data's flags; `example`, a command line, ends its help."""
-    parser = Parser(description=description, epilog=f"example:\n  {example}",
-                    formatter_class=HelpFormatter)
+    The short help shows ESSENTIAL flags and the script's own `essential` ones.
+    """
+    parser = ScriptParser(description, example, (*ESSENTIAL, *essential))
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=tuple(DATASETS), default="voc12", help="which data; chooses its presets too")
     add("--data-root", type=Path, help="the data's folder (toy: drawn there on demand)")
@@ -49,6 +50,7 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
     add("--out", type=Path, help="this run's folder instead of the default one")
     add("--workers", type=whole(0, 256), default=2, help="processes that load or write data beside this one")
     add("--dry-run", action="store_true", help="print every setting and what set it, as JSON, and stop")
+    add("--quiet", action="store_true", help="print nothing but errors")
     return add
 
 
@@ -107,7 +109,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     argv = sys.argv[1:] if argv is None else argv
     defaults = vars(parser.parse_args([]))
     first = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
-    parser.parse_known_args([word for word in argv if word not in ("-h", "--help")], first)
+    parser.parse_known_args([word for word in argv if word not in ("-h", "--help", "--help-all")], first)
     given = {name: value for name, value in vars(first).items() if value is not UNSET}
     settings, set_by = apply_rules(json.loads(PRESETS.read_text()).get(stage, []), defaults, given)
     parser.set_defaults(**{name: settings[name] for name in set_by})

@@ -7,7 +7,8 @@ from .errors import InputError
 from .files import load_weights, save_atomic, write_json
 
 # What may differ between a run and its resumption: none of these changes a result.
-FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "set_by"}
+FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
+                  "set_by"}
 
 
 class Run:

@@ -131,7 +131,10 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
             module.train()
             if hasattr(module, "start_epoch"):
                 module.start_epoch(epoch)
-        images = world_size() * min(len(loader) * loader.batch_size, len(loader.sampler))
+        batches = len(loader)
+        if training.steps is not None:
+            batches = min(batches, (training.steps - scheduler.last_epoch) * training.accumulate)
+        images = world_size() * min(batches * loader.batch_size, len(loader.sampler))
         means = _train_epoch(loader, joined, optimizer, scheduler, training,
                              Progress(f"{training.label} {epoch + 1}/{training.epochs}", images), device)
         for module in modules.values():

@@ -34,7 +34,7 @@ def test_values_in_range_keep_their_kind(parser):
     ("--crop 4097", "from 16 to 4096"), ("--lr nan", "'nan' is not a number from 0 to 100"),
     ("--lr -0.5", "from 0 to 100"), ("--weight inf", "'inf' is not a number from -1 up"),
     ("--span 3 2", "--span: 3 2 is no range"), ("--span 0 2", "--span: 0 2 is no range"),
-    ("--json a.txt", "--json: 'a.txt' is not the name of a file in .json or .js"), ("--jsom a", "unrecognized"),
+    ("--json a.txt", "--json: 'a.txt' is not the name of a file in .json or .js"), ("--jsom a", "--jsom: no such flag; did you mean --json?"),
     ("--epochs", "expected one argument")])
 def test_what_is_out_of_range_is_one_line(parser, line, told):
     with pytest.raises(InputError, match=re.escape(told)) as caught:

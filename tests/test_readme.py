@@ -29,7 +29,7 @@ def help_of(module):
     if (ROOT / module.replace(".", "/")).is_dir():
         module += ".__main__"
     with contextlib.redirect_stdout(io.StringIO()) as shown, pytest.raises(SystemExit):
-        importlib.import_module(module).main(["--help"])
+        importlib.import_module(module).main(["--help" if "." in module else "--help-all"])
     return shown.getvalue()
 
 
