@@ -43,7 +43,7 @@ def test_paper_defaults_by_method_and_dataset():
     coco = prompt("--method", "semples", "--dataset", "coco14")
     assert (coco.w_bg, coco.w_prompt_class, coco.w_suppress, coco.lr) == (0.75, 0.01, 0.2, 2.4e-7)
     coco = prompt("--method", "clims", "--dataset", "coco14")
-    assert (coco.w_fg, coco.w_bg, coco.w_suppress, coco.w_area) == (2, 14, 1.25, 0.2)
+    assert (coco.w_fg, coco.w_bg, coco.w_suppress, coco.w_area) == (2, 14, 1.25 / 2, 0.2)
     assert (coco.suppress_threshold, coco.lr, coco.epochs) == (0.285, 5e-4, 8)
 
 
