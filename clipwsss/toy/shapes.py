@@ -1,5 +1,8 @@
 """What the toy world is made of: six classes of three sub-types as polygons, eight textured backgrounds."""
 import colorsys
+import json
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,117 +18,35 @@ ALL_SUBTYPES = [word for words in SUBTYPES.values() for word in words]
 FIXED_COLOURS = {"black": (35, 35, 40), "glass": (205, 225, 240), "steel": (180, 180, 180),
                  "grey": (120, 120, 120), "paper": (235, 230, 215), "horn": (170, 140, 80)}
 
-# A filled polygon: its colour's name, corners [n, 2] (x right, y down, about -1..1), a factor on the colour.
-Part = tuple[str, np.ndarray, float]
+
+@cache
+def shapes() -> dict[str, list]:
+    """Each sub-type's parts in drawing order: [colour, factor on it, form, numbers], `outline`'s last two.
+
+    Colour "main" carries the sub-type's hue, "second" is any; x points right, y down, both about -1..1.
+    """
+    return json.loads((Path(__file__).parents[1] / "assets" / "shapes.json").read_text())
 
 
-def poly(fill: str, *coordinates: float, shade: float = 1.0) -> Part:
-    """A polygon from x, y, x, y, ..."""
-    return fill, np.reshape(coordinates, (-1, 2)), shade
+def outline(form: str, numbers: list[float], rng: np.random.Generator) -> np.ndarray:
+    """Corners [n, 2] of a part.
 
-
-def box(fill: str, left: float, top: float, right: float, bottom: float, shade: float = 1.0) -> Part:
-    """An upright rectangle."""
-    return poly(fill, left, top, right, top, right, bottom, left, bottom, shade=shade)
-
-
-def disc(fill: str, x: float, y: float, width: float, height: float, corners: int,
-         shade: float = 1.0) -> Part:
-    """An ellipse of half-axes width and height."""
-    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return fill, np.stack([x + width * np.cos(angle), y + height * np.sin(angle)], 1), shade
-
-
-def wheels(at: tuple[float, ...], y: float, radius: float, hub: float = 0.0,
-           fill: str = "steel") -> list[Part]:
-    """Black wheels in a row, with hubs where hub > 0."""
-    return ([disc("black", x, y, radius, radius, 12) for x in at]
-            + [disc(fill, x, y, hub, hub, 8) for x in at if hub])
-
-
-# Parts in drawing order. "main" carries the sub-type's hue, "second" is any colour.
-SHAPES: dict[str, list[Part]] = {
-    "ship": [poly("main", -1, .1, 1, .1, .75, .6, -.75, .6), box("second", -.6, -.25, .5, .1),
-             box("second", -.35, -.5, .25, -.25, shade=.8), box("main", -.1, -.9, .12, -.5, shade=.6),
-             *(disc("glass", x, .32, .08, .08, 8) for x in (-.5, -.17, .17, .5))],
-    "sailboat": [poly("main", -.8, .45, .8, .45, .5, .8, -.5, .8), box("black", -.05, -1, .05, .45),
-                 poly("second", .1, -.95, .1, .35, .8, .35),
-                 poly("second", -.1, -.75, -.1, .35, -.65, .35, shade=.85)],
-    "canoe": [poly("main", -1, -.25, -.7, .02, .7, .02, 1, -.25, .8, .3, .4, .42, -.4, .42, -.8, .3),
-              poly("main", -.75, .1, .75, .1, .7, .18, -.7, .18, shade=.6),
-              poly("second", -.2, -.5, -.1, -.55, .45, .55, .33, .6), disc("second", .4, .6, .12, .16, 8)],
-    "locomotive": [box("main", -1, -.1, .5, .45), box("main", .35, -.6, 1, .45),
-                   box("glass", .5, -.45, .85, -.1), box("main", -.8, -.6, -.55, -.1, shade=.6),
-                   disc("main", -.2, -.12, .2, .2, 10, shade=.6),
-                   *wheels((-.7, -.15, .4, .8), .5, .22, .09, "second")],
-    "tram": [box("main", -1, -.4, 1, .45), box("second", -1, .1, 1, .25),
-             poly("black", -.2, -.4, .05, -.8, -.1, -.8, .1, -.4), box("black", -.3, -.85, .3, -.78),
-             *(box("glass", x, -.25, x + .25, .02) for x in (-.9, -.53, -.16, .21, .58)),
-             *wheels((-.7, -.4, .4, .7), .48, .12)],
-    "wagon": [poly("main", -1, -.5, 1, -.5, .85, .35, -.85, .35),
-              *(box("main", x, -.5, x + .1, .35, shade=.6) for x in (-.6, -.2, .2, .55)),
-              box("main", -1, -.15, 1, -.05, shade=.6), box("black", -.9, .32, .9, .42),
-              *wheels((-.6, .6), .52, .2)],
-    "jet": [poly("main", -.1, -.15, .35, -.15, -.35, -.9, -.6, -.9, shade=.85),
-            poly("main", -.1, .15, .35, .15, -.35, .9, -.6, .9, shade=.85),
-            poly("main", -1, -.12, .7, -.14, 1, 0, .7, .14, -1, .12),
-            poly("second", -.75, 0, -.95, -.4, -1, -.4, -1, .4, -.95, .4),
-            *(disc("black", x, 0, .05, .05, 6) for x in (-.4, -.2, 0, .2, .4)),
-            poly("glass", .65, -.1, .85, -.05, .85, .05, .65, .1)],
-    "biplane": [box("second", -.55, -.55, .35, -.4), box("second", -.6, .12, .3, .27),
-                box("black", -.45, -.4, -.38, .15), box("black", .1, -.4, .17, .15),
-                poly("main", -.95, -.1, .55, -.25, .6, .15, -.9, .02),
-                poly("second", -1, -.4, -.75, -.35, -.75, 0, -.95, 0),
-                box("black", .6, -.55, .68, .45), disc("black", .1, .5, .15, .15, 8)],
-    "glider": [poly("main", -.05, -1, .12, -1, .2, 0, .12, 1, -.05, 1, -.15, 0),
-               poly("main", -.9, -.06, .4, -.1, .55, 0, .4, .1, -.9, .06, shade=.85),
-               box("second", -.95, -.3, -.8, .3), disc("glass", .3, 0, .13, .07, 8),
-               poly("second", -.05, -1, .12, -1, .14, -.8, -.07, -.8),
-               poly("second", -.05, 1, .12, 1, .14, .8, -.07, .8)],
-    "sedan": [poly("main", -1, 0, -.55, -.05, -.35, -.45, .35, -.45, .6, -.05, 1, .05, 1, .38, -1, .38),
-              poly("glass", -.45, -.05, -.28, -.36, 0, -.36, 0, -.05),
-              poly("glass", .06, -.05, .06, -.36, .3, -.36, .48, -.05), *wheels((-.55, .58), .38, .22, .1)],
-    "van": [poly("main", -1, -.65, .55, -.65, .85, -.1, 1, 0, 1, .45, -1, .45),
-            poly("glass", .3, -.5, .5, -.5, .72, -.1, .3, -.1), box("glass", -.2, -.5, .2, -.1),
-            box("second", -1, .1, 1, .18), *wheels((-.55, .55), .45, .22, .1)],
-    "truck": [box("second", -1, -.7, .35, .3), poly("main", .4, -.35, .8, -.35, 1, 0, 1, .35, .4, .35),
-              poly("glass", .5, -.25, .75, -.25, .88, 0, .5, 0), box("black", -1, .28, .95, .4),
-              *wheels((-.75, -.35, .65), .42, .2, .09)],
-    "flask": [poly("main", -.14, -.7, .14, -.7, .16, -.3, .42, 0, .45, 1, -.45, 1, -.42, 0, -.16, -.3),
-              box("main", -.17, -.98, .17, -.72, shade=.6), box("second", -.42, .2, .42, .7),
-              box("main", -.25, 0, -.15, .95, shade=1.5)],
-    "jug": [disc("main", .55, .05, .38, .45, 14, shade=.8), disc("grey", .55, .05, .2, .27, 12),
-            poly("main", -.35, -.8, .35, -.8, .25, -.45, .6, .2, .45, .9, -.45, .9, -.6, .2, -.25, -.45),
-            poly("main", -.35, -.8, -.6, -.85, -.25, -.5), box("second", -.5, .1, .5, .3)],
-    "jar": [box("main", -.6, -.5, .6, .85), box("second", -.68, -.8, .68, -.5),
-            box("paper", -.45, -.1, .45, .5), disc("main", 0, .2, .2, .2, 10, shade=.6),
-            box("main", -.5, -.45, -.4, .8, shade=1.5)],
-}
-
-# Sheep differ from each other in build: body (x, y, half-axes), head (x, y, size), where the feet are.
-SHEEP = {"ewe": ((-.12, 0, .75, .5), (.75, -.3, .24), .75),
-         "ram": ((-.15, .05, .7, .42), (.68, -.4, .25), .8),
-         "lamb": ((-.1, -.1, .5, .32), (.55, -.45, .3), .85)}
-
-
-def sheep_parts(kind: str, rng: np.random.Generator) -> list[Part]:
-    """A sheep with its fleece's curls and tufts at random."""
-    (x, y, width, height), (head_x, head_y, head), feet = SHEEP[kind]
-    legs = [box("face", x + step * width - .06, y, x + step * width + .06, feet)
-            for step in (-.6, -.3, .3, .6)]
-    angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    curl = 1 + .13 * np.cos(9 * angle + rng.random() * 6)
-    fleece = "wool", np.stack([x + width * curl * np.cos(angle), y + height * curl * np.sin(angle)], 1), 1.0
-    tufts = [disc("wool", x + width * .5 * right, y + height * .5 * down, .09, .07, 7, shade=.8)
-             for right, down in rng.uniform(-1, 1, (5, 2))]
-    face = [disc("face", head_x, head_y, head * .8, head, 10),
-            disc("glass", head_x + .08, head_y - .05, .05, .05, 6)]
-    if kind == "ram":
-        face += [disc("horn", head_x - .14, head_y - .12, .26, .26, 12),
-                 disc("face", head_x - .14, head_y - .1, .13, .13, 8, shade=.6)]
-    if kind == "lamb":
-        face += [disc("face", head_x - .22, head_y + .02, .12, .2, 8, shade=1.2)]
-    return [*legs, fleece, *tufts, *face]
+    polygon: x, y of each corner; box: left, top, right, bottom. Others: centre, half-axes, number of corners:
+    an ellipse (disc), one with curls (fleece), a small one at random on such a fleece (tuft).
+    """
+    if form == "polygon":
+        return np.reshape(numbers, (-1, 2))
+    if form == "box":
+        left, top, right, bottom = numbers
+        return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    x, y, width, height, corners = numbers
+    angle, curl = np.linspace(0, 2 * np.pi, corners, endpoint=False), 1.0
+    if form == "fleece":
+        curl = 1 + .13 * np.cos(9 * angle + rng.random() * 6)
+    if form == "tuft":
+        right, down = rng.uniform(-1, 1, 2)
+        x, y, width, height = x + width * .5 * right, y + height * .5 * down, .09, .07
+    return np.stack([x + width * curl * np.cos(angle), y + height * curl * np.sin(angle)], 1)
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -141,13 +62,13 @@ def coloured_parts(subtype: str, rng: np.random.Generator) -> list[tuple[np.ndar
     hue = ALL_SUBTYPES.index(subtype) * 7 % 18 / 18 + rng.normal(0, .06)
     colours = {**FIXED_COLOURS, "main": hsv(hue, rng.uniform(.5, .95), rng.uniform(.5, .95)),
                "second": hsv(rng.random(), rng.uniform(.1, .8), rng.uniform(.5, 1))}
-    if subtype in SHEEP:
+    if subtype in SUBTYPES["sheep"]:
         light = np.array([1, .97, .9]) * rng.uniform(150, 245)
         dark = np.array([1, .9, .8]) * rng.uniform(30, 120)
         colours["wool"], colours["face"] = (light * .35, light) if rng.random() < .3 else (light, dark)
-    parts = sheep_parts(subtype, rng) if subtype in SHEEP else SHAPES[subtype]
-    return [(corners, tuple(np.clip(np.multiply(colours[fill], shade), 0, 255).astype(int).tolist()))
-            for fill, corners, shade in parts]
+    return [(outline(form, numbers, rng),
+             tuple(np.clip(np.multiply(colours[name], shade), 0, 255).astype(int).tolist()))
+            for name, shade, form, numbers in shapes()[subtype]]
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
