@@ -25,7 +25,7 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     highest = 16 if kind == "irn" else 8
     stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
     with input_errors(f"--weights {weights}: "):
-        body = resnet.build(backbone, stride, weights, dilate=kind == "psa")
+        body = resnet.build(backbone, stride, weights, frozen_bn=True, dilate=kind == "psa")
     return NETWORKS[kind](body), backbone
 
 

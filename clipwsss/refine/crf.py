@@ -51,20 +51,15 @@ def unary_from_probabilities(probabilities: np.ndarray) -> np.ndarray:
 
 def dense_crf(image: np.ndarray, unary: np.ndarray, iterations: int = 10,
               gaussian: tuple[float, float] | None = GAUSSIAN,
-              bilateral: tuple[float, float, float] | None = BILATERAL,
-              lattice: "Lattice | None" = None) -> np.ndarray:
+              bilateral: tuple[float, float, float] | None = BILATERAL) -> np.ndarray:
     """Mean-field marginals float32 [C, H, W] of a fully connected CRF with Potts compatibility.
 
     image uint8 [H, W, 3]; unary: energies [C, H, W], or [U, C, H, W] for several filtered together; gaussian
     (sxy, weight) smooths over positions, bilateral (sxy, srgb, weight) over colours too, None leaves either
-    out; lattice: one of the image built before, for several calls. ValueError names what does not fit.
+    out. ValueError names what does not fit.
     """
-    size, kernels, unary = np.shape(image)[:2], (gaussian, bilateral), np.asarray(unary)
-    if lattice is None:
-        lattice = Lattice(image, *kernels)
-    elif lattice.size != size or kernels not in (lattice.kernels, (GAUSSIAN, BILATERAL)):
-        raise ValueError(f"lattice: was built for size {lattice.size} and kernels {lattice.kernels}, "
-                         f"not for {size} and {kernels}")
+    lattice, unary = Lattice(image, gaussian, bilateral), np.asarray(unary)
+    size = image.shape[:2]
     if unary.ndim not in (3, 4) or unary.shape[-2:] != size or unary.shape[-3] < 1:
         raise ValueError(f"unary: need [C, {size[0]}, {size[1]}] for this image, got {list(unary.shape)}")
     if unary.dtype.kind != "f" or not np.isfinite(unary).all():
@@ -76,23 +71,22 @@ def dense_crf(image: np.ndarray, unary: np.ndarray, iterations: int = 10,
 
 
 class Lattice:
-    """The kernels of one image, built once for any number of unaries; arguments as in `dense_crf`."""
+    """The kernels of one image; arguments as in `dense_crf`."""
 
-    def __init__(self, image: np.ndarray, gaussian: tuple[float, float] | None = GAUSSIAN,
-                 bilateral: tuple[float, float, float] | None = BILATERAL) -> None:
-        found = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
-        if found[0] != np.uint8 or len(found[1]) != 3 or found[1][2] != 3:
-            raise ValueError(f"image: need a uint8 array [H, W, 3], got {found[0]} {found[1]}")
-        self.size, self.kernels = image.shape[:2], (gaussian, bilateral)
-        numbers = [number for kernel in self.kernels if kernel is not None for number in kernel]
+    def __init__(self, image: np.ndarray, gaussian: tuple[float, float] | None,
+                 bilateral: tuple[float, float, float] | None) -> None:
+        kind, shape = getattr(image, "dtype", type(image).__name__), list(np.shape(image))
+        if kind != np.uint8 or len(shape) != 3 or shape[2] != 3:
+            raise ValueError(f"image: need a uint8 array [H, W, 3], got {kind} {shape}")
+        size, numbers = shape[:2], [*(gaussian or ()), *(bilateral or ())]
         if not numbers or not all(number > 0 for number in numbers):
-            raise ValueError(f"gaussian, bilateral: positive numbers and one kernel, got {self.kernels}")
+            raise ValueError(f"gaussian, bilateral: positive numbers, not {gaussian} and {bilateral}")
         parts = []
         if gaussian is not None:
-            parts.append((_spatial_kernel(*self.size, gaussian[0]), gaussian[1]))
+            parts.append((_spatial_kernel(*size, gaussian[0]), gaussian[1]))
         if bilateral is not None:
             colors = image.reshape(-1, 3).T / np.float32(bilateral[1])
-            features = np.concatenate((_positions(*self.size, bilateral[0]), colors))
+            features = np.concatenate((_positions(*size, bilateral[0]), colors))
             parts.append((_kernel(features), bilateral[2]))
         ends = np.cumsum([slicing.shape[1] for (slicing, _), _ in parts])
         self.blurs = [(slice(end - slicing.shape[1], end), neighbours)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .labels import mean_over, pair_labels, pair_views, shrink_labels
+from .labels import pair_losses, pair_views, shrink_labels
 from .random_walk import pair_offsets, straight_path
 
 STRIDE = 4  # image size over the boundary map's
@@ -39,11 +39,6 @@ class IRNet(nn.Module):
                  for i, level in enumerate(levels, 1)]
         return self.fc_edge6(torch.cat(edges, 1))
 
-    def train(self, mode: bool = True) -> "IRNet":
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
     def parameter_groups(self, lr: float) -> list[dict]:
         """The boundary heads at `lr` (IRN's train_irn)."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
@@ -72,11 +67,9 @@ class IRNet(nn.Module):
         """
         logits = self(images)
         labels = shrink_labels(labels, logits.shape[-2:])
-        background, foreground, unlike = pair_labels(labels, radius)
         affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
-        alike = -torch.log(affinity + 1e-5)
-        positive = (mean_over(alike, background) + mean_over(alike, foreground)) / 2
-        negative = mean_over(-torch.log(1 + 1e-5 - affinity), unlike)
+        background, foreground, negative = pair_losses(affinity, labels, radius)
+        positive = (background + foreground) / 2
         return {"loss": (positive + negative) / 2, "positive": positive, "negative": negative}
 
     @staticmethod

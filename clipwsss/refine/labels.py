@@ -67,6 +67,16 @@ def pair_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
     return sure & same & (first == 0), sure & same & (first > 0), sure & ~same
 
 
+def pair_losses(affinity: Tensor, labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean cross entropies of affinities [B, n, y, x] over the three kinds of `pair_labels`.
+
+    The 1e-5 in the logarithm is both releases'.
+    """
+    background, foreground, unlike = pair_labels(labels, radius)
+    alike, apart = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
+    return mean_over(alike, background), mean_over(alike, foreground), mean_over(apart, unlike)
+
+
 def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of values where `chosen`, 0 where nothing is (the releases add 1e-5 to the count).
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .labels import mean_over, pair_labels, pair_views, shrink_labels
-from .random_walk import pair_offsets
+from .labels import pair_losses, pair_views, shrink_labels
+from .random_walk import pair_offsets, pair_slices
 
 MULTIPLE = 8  # images are padded to whole cells
 
@@ -30,17 +30,10 @@ class AffinityNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images [B, 3, H, W] in [0, 1] -> features [B, 448, h, w]."""
         levels = self.backbone.stages(images)[2:]
-        grid = levels[0].shape[-2:]
-        levels = [level if level.shape[-2:] == grid else
-                  F.interpolate(level, grid, mode="bilinear", align_corners=False) for level in levels]
+        levels = [F.interpolate(level, levels[0].shape[-2:], mode="bilinear", align_corners=False)
+                  for level in levels]
         mixed = [F.elu(head(level)) for head, level in zip((self.f8_3, self.f8_4, self.f8_5), levels)]
         return F.elu(self.f9(torch.cat(mixed, 1)))
-
-    def train(self, mode: bool = True) -> "AffinityNet":
-        super().train(mode)
-        for norm in self.backbone.batch_norms():
-            norm.eval()
-        return self
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """The backbone at `lr`, the new layers at 10 times it (the release's train_aff)."""
@@ -59,13 +52,10 @@ class AffinityNet(nn.Module):
         mean = self.backbone.mean
         padded = F.pad(image[None] - mean, (0, -width % MULTIPLE, 0, -height % MULTIPLE)) + mean
         features = self(padded)[0].float()
-        rows, columns = features.shape[-2:]
-        affinities = features.new_zeros(len(pair_offsets(radius)), rows, columns)
-        for index, (dy, dx) in enumerate(pair_offsets(radius)):
-            left, right = max(-dx, 0), columns - max(dx, 0)
-            if rows > dy and right > left:
-                first, second = features[:, :rows - dy, left:right], features[:, dy:, left + dx:right + dx]
-                affinities[index, :rows - dy, left:right] = pair_affinity(first, second, 0)
+        affinities = features.new_zeros(len(pair_offsets(radius)), *features.shape[1:])
+        for index, offset in enumerate(pair_offsets(radius)):
+            first, second = pair_slices(features.shape[1:], *offset)
+            affinities[index, *first] = pair_affinity(features[:, *first], features[:, *second], 0)
         return affinities
 
     def losses(self, images: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
@@ -75,13 +65,12 @@ class AffinityNet(nn.Module):
         are those at the cells' centres; the release averages the CRF's scores over each cell.
         """
         features = self(images)
-        background, foreground, unlike = pair_labels(shrink_labels(labels, features.shape[-2:]), radius)
         first, others = pair_views(features.float(), radius)
         affinity = torch.stack([pair_affinity(first, second, 1) for second in others], 1)
-        alike = -torch.log(affinity + 1e-5)
-        terms = {"background": mean_over(alike, background), "foreground": mean_over(alike, foreground),
-                 "negative": mean_over(-torch.log(1 + 1e-5 - affinity), unlike)}
-        return {"loss": terms["background"] / 4 + terms["foreground"] / 4 + terms["negative"] / 2, **terms}
+        labels = shrink_labels(labels, features.shape[-2:])
+        background, foreground, negative = pair_losses(affinity, labels, radius)
+        return {"loss": background / 4 + foreground / 4 + negative / 2, "background": background,
+                "foreground": foreground, "negative": negative}
 
 
 def pair_affinity(first: Tensor, second: Tensor, dim: int) -> Tensor:

@@ -38,7 +38,7 @@ def straight_path(dy: int, dx: int) -> tuple[tuple[int, int], ...]:
     return tuple((y, x) for y in range(dy + 1) for x in columns if (dy * x - dx * y) ** 2 < dy * dy + dx * dx)
 
 
-def _ends(size: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def pair_slices(size: tuple[int, int], dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Slices of all pixels that have a partner at (dy, dx), dy >= 0, and of those partners."""
     first = slice(max(size[0] - dy, 0)), slice(max(-dx, 0), max(size[1] - dx, 0))
     return first, (slice(dy, None), slice(max(dx, 0), max(size[1] + dx, 0)))
@@ -86,7 +86,7 @@ def color_affinity(image: Array, radius: int = 5, sigma: float = 0.07,
     spread += 1e-3 * (pixels.max() - pixels.min()) + 1e-12       # a flat image has no contrast to divide by
     affinities = pixels.new_zeros(len(offsets), *size)
     for index, (dy, dx) in enumerate(offsets):
-        first, second = _ends(size, dy, dx)
+        first, second = pair_slices(size, dy, dx)
         difference = (pixels[:, *first] - pixels[:, *second]).abs_()
         difference /= spread[:, *first] + spread[:, *second]
         affinities[index, *first] = torch.exp(difference.mean(0) * (-2 / sigma))
@@ -170,7 +170,7 @@ def _transition(weights: torch.Tensor, offsets: Offsets, beta: float) -> tuple[t
     pairs = torch.zeros_like(weights)
     sums = torch.zeros_like(weights[:, :1], dtype=torch.float64)
     for index, (dy, dx) in enumerate(offsets):
-        first, second = _ends(weights.shape[-2:], dy, dx)
+        first, second = pair_slices(weights.shape[-2:], dy, dx)
         inside = weights[:, index:index + 1, *first].pow(beta)
         pairs[:, index:index + 1, *first] = inside
         sums[..., *first] += inside
@@ -219,7 +219,7 @@ def _walk_diagonals(maps: torch.Tensor, pairs: torch.Tensor, own: torch.Tensor, 
 def _walk_slices(maps: torch.Tensor, pairs: torch.Tensor, own: torch.Tensor, scale: torch.Tensor,
                  offsets: Offsets, coefficients: Sequence[float]) -> torch.Tensor:
     """The walk on any device: the product with A by shifted slices, all classes and images at once."""
-    ends = [_ends(maps.shape[-2:], dy, dx) for dy, dx in offsets]
+    ends = [pair_slices(maps.shape[-2:], dy, dx) for dy, dx in offsets]
 
     def product(vectors: torch.Tensor) -> torch.Tensor:
         result = own * vectors

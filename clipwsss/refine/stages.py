@@ -78,8 +78,6 @@ def widened(walked: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
 def on_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     """Maps on the grid of cells of `stride` pixels that covers the image."""
     grid = tuple(math.ceil(side / stride) for side in size)
-    if tuple(maps.shape[-2:]) == grid:
-        return maps
     return F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0]
 
 
