@@ -78,7 +78,7 @@ def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> R
         folder = folder._replace(threshold=curve["best"]["threshold"])
         tally = tally._replace(confusion=tally.confusion[best])
     if curve is None or args.boundary or args.per_image:
-        tally = score_labels(dataset, folder, jobs, args.boundary, bool(args.per_image))
+        tally = score_labels(dataset, folder, jobs, args.boundary)
     curve = curve or miou_curve(tally.confusion[None], [None], names)
     figures = scores(tally.confusion)
     if args.boundary:

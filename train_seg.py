@@ -16,9 +16,9 @@ from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
-from clipwsss.segment.export import export_network
 from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
-from clipwsss.segment.segmenter import NETWORKS, Segmenter, build_segmenter, load_segmenter
+from clipwsss.segment.segmenter import (NETWORKS, Segmenter, build_segmenter, export_network,
+                                         load_segmenter)
 from clipwsss.segment.submission import pack
 from clipwsss.training import fit, pick_device, seed_everything
 

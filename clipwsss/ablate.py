@@ -30,8 +30,7 @@ from .files import atomic_path
 from .flags import Parser, real, whole
 from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
-from .report.charts import bars
-from .report.tables import markdown
+from .report.charts import bars, markdown
 from .run import FREE_TO_CHANGE
 from .toy.scenes import CO_OCCURRENCE
 from .toy.world import RECIPE, draw_world

@@ -3,7 +3,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import generate_binary_structure, maximum_filter, minimum_filter
 
@@ -13,7 +12,7 @@ HEAT = np.array([[12, 10, 60], [40, 70, 190], [30, 160, 160], [120, 205, 70], [2
 TEXT_SIZE = 12
 
 
-def voc_palette() -> NDArray:
+def voc_palette() -> np.ndarray:
     """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of a number fill R, G, B from the top bit."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
     return np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)])
@@ -25,12 +24,12 @@ def save(picture: Image.Image, path: Path | str) -> None:
         picture.save(temporary, format="PNG")
 
 
-def write_mask(path: Path | str, mask: NDArray, palette: NDArray) -> None:
+def write_mask(path: Path | str, mask: np.ndarray, palette: np.ndarray) -> None:
     """Write label map uint8 [H,W] as a palette PNG (palette uint8 [256,3]), whole or not at all."""
     save(colored(mask, palette), path)
 
 
-def colored(mask: NDArray, palette: NDArray) -> Image.Image:
+def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
     """Label map uint8 [H,W] as a palette image of the same values."""
     if mask.dtype != np.uint8:
         raise ValueError(f"a label map is uint8, not {mask.dtype}")
@@ -39,13 +38,13 @@ def colored(mask: NDArray, palette: NDArray) -> Image.Image:
     return picture
 
 
-def edges(mask: NDArray) -> NDArray:
+def edges(mask: np.ndarray) -> np.ndarray:
     """Bool [H,W]: pixels of label map [H,W] whose left, right, upper or lower neighbour has another label."""
     cross = generate_binary_structure(2, 1)
     return maximum_filter(mask, footprint=cross) != minimum_filter(mask, footprint=cross)
 
 
-def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float = 0.5) -> Image.Image:
+def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> Image.Image:
     """The image with its label map uint8 [H,W] of the same size: classes tinted, the background as it is.
 
     Each region has a white outline; ignored pixels (255) are whitish. ValueError when the sizes differ.
@@ -61,7 +60,7 @@ def overlay(image: Image.Image, mask: NDArray, palette: NDArray, opacity: float 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Sequence[str]) -> Image.Image:
+def with_legend(picture: Image.Image, mask: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> Image.Image:
     """The picture over a list of its label map's classes and their shares (names: background first)."""
     font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
     shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
@@ -78,7 +77,7 @@ def with_legend(picture: Image.Image, mask: NDArray, palette: NDArray, names: Se
     return result
 
 
-def heat(cam: NDArray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:
+def heat(cam: np.ndarray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:
     """A map float [h,w] in [0,1] from dark blue to red; over `image`, resized to it, where one is given."""
     values = np.clip(cam, 0, 1)
     stops = np.linspace(0, 1, len(HEAT))

@@ -19,7 +19,7 @@ from PIL import Image
 from clipwsss import ablate
 from clipwsss.datasets import DATASETS
 from clipwsss.errors import InputError, run_script
-from clipwsss.report import tables
+from clipwsss.report import charts
 from clipwsss.toy.world import draw_world
 
 TABLES = json.loads(ablate.TABLES.read_text())
@@ -217,7 +217,7 @@ def test_table_by_hand():
     rows = [ablate.Row("a", "train_cam", against=("a",), paper="56.6"), ablate.Row("b", "train_cam", against=("a",)),
             ablate.Row("c", "train_cam", against=("b", "a"))]
     values = {"a": np.array([50.0, 52.0]), "b": np.array([53.0, 53.0]), "c": np.array([np.nan, 60.0])}
-    lines = tables.markdown(rows, values).splitlines()
+    lines = charts.markdown(rows, values).splitlines()
     assert lines[2] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
     assert lines[3] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
     assert lines[4] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"

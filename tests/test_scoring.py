@@ -39,7 +39,7 @@ def folders(tmp_path) -> tuple[scoring.LabelFolder, scoring.CamFolder]:
 def test_tallies_are_the_sums_over_images(folders, workers):
     data, (labels, cams) = Data(), folders
     truths = [data.load_mask(index) for index in range(39)]
-    tally = scoring.score_labels(data, labels, scoring.local_jobs(data, workers), True, True)
+    tally = scoring.score_labels(data, labels, scoring.local_jobs(data, workers), True)
     maps = [labels.labels(name, (16, 12)) for name in data.names]
     tables = [confusion(*pair, 3) for pair in zip(maps, truths)]
     assert tally.images == 39 and np.array_equal(tally.confusion, sum(tables))
@@ -53,7 +53,7 @@ def test_tallies_are_the_sums_over_images(folders, workers):
     assert swept.images == 39 and np.array_equal(swept.confusion, expected)
     for threshold, table in zip(THRESHOLDS, expected):  # CAMs as label maps say the same
         alone = scoring.score_labels(data, cams._replace(threshold=threshold), scoring.local_jobs(data))
-        assert np.array_equal(alone.confusion, table) and alone.boundary == 0 and not alone.per_image
+        assert np.array_equal(alone.confusion, table) and alone.boundary == 0
 
 
 def test_missing_files_stop_or_are_left_out(folders, tmp_path):

@@ -1,13 +1,14 @@
-"""The segmenter's file and its starts: a generator's, deeplab-pytorch's."""
+"""The segmenter's file, its starts (a generator's, deeplab-pytorch's) and its exported program."""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_deeplab import published_state
 
 from clipwsss.errors import InputError
 from clipwsss.files import save_atomic
 from clipwsss.pictures import voc_palette
-from clipwsss.segment.segmenter import Segmenter, build_segmenter, load_segmenter
+from clipwsss.segment.segmenter import Segmenter, build_segmenter, export_network, load_segmenter
 
 DESIGN = dict(network="deeplabv2", backbone="resnet_tiny", output_stride=4, rates=[1, 2])
 
@@ -52,3 +53,16 @@ def test_starts_from_a_generator_and_from_deeplab_pytorch(tmp_path, capsys):
     torch.save(published_state(4, "aspp"), tmp_path / "deeplabv2.pth")
     with pytest.raises(InputError, match="deeplabv2.pth: not a state dict of this DeepLabV2 .*aspp.0"):
         built(tmp_path / "deeplabv2.pth", **deep)
+
+
+def test_exported_program_gives_the_same_logits_at_other_sizes(tmp_path):
+    network = built(network="deeplabv3plus").network.eval()
+    export_network(network, tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.no_grad():
+        for size in ((2, 3, 96, 128), (1, 3, 75, 60)):
+            images = torch.rand(size)
+            expected = F.interpolate(network(images), size[2:], mode="bilinear")
+            assert torch.allclose(program(images), expected, atol=1e-5)
+    with pytest.raises(InputError, match="valid are .pt2 and .onnx"):
+        export_network(network, tmp_path / "model.bin")

@@ -36,7 +36,7 @@ class CLIP(nn.Module):
 
     def __init__(self, sizes: Architecture):
         super().__init__()
-        self.input_resolution = sizes.image_resolution
+        self.input_resolution, self.context_length = sizes.image_resolution, sizes.context_length
         if isinstance(sizes.vision_layers, int):
             self.visual = VisionTransformer(sizes.image_resolution, sizes.vision_patch_size,
                                             sizes.vision_width, sizes.vision_layers, sizes.embed_dim)
@@ -75,14 +75,6 @@ class CLIP(nn.Module):
             reason = " ".join(str(error).split()).partition(": ")[2][:200]
             raise ValueError(f"unfit CLIP weights: {reason}") from None
         return model.eval()
-
-    @property
-    def context_length(self) -> int:
-        return len(self.positional_embedding)
-
-    @property
-    def text_width(self) -> int:
-        return self.positional_embedding.shape[1]
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] in [0,1] to CLIP's zero mean and unit deviation."""

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..clip import CLIP
 from ..datasets.base import read_image
 from ..training import pick_device
-from ..errors import InputError, run_script
+from ..errors import InputError, input_errors, run_script
 from ..flags import whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
@@ -50,7 +49,7 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
 
 
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
-         maps: NDArray) -> Image.Image:
+         maps: np.ndarray) -> Image.Image:
     """A sheet of maps [images,texts,h,w] of cosines; a column's scale, in its title, spans all images."""
     low, high = maps.min((0, 2, 3), keepdims=True), maps.max((0, 2, 3), keepdims=True)
     scaled = (maps - low) / np.maximum(high - low, 1e-6)
@@ -84,10 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     clip = load_clip(args.clip, device, args.clip_cache)
     learned = {path: read_learned(path, clip) for path in args.prompts}
-    try:
+    with input_errors("--text or --words: "):  # too long for this CLIP, or words a small CLIP does not know
         texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
-    except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
-        raise InputError(f"--text or --words: {error}") from error
     titles = [*args.text, *(f"{path.stem.removesuffix('_prompts')}: {name}"
                             for path, (names, _) in learned.items() for name in names)]
     text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])

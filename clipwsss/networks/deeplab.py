@@ -18,8 +18,10 @@ from . import resnet
 
 IGNORE = 255
 NETWORKS = ("deeplabv2", "deeplabv3plus")
-# deeplab-pytorch's names of a bottleneck's layers; its shortcut's are those of torchvision's `downsample`
-CONVOLUTIONS, SHORTCUT = {"reduce": "1", "conv3x3": "2", "increase": "3"}, {"conv": "0", "bn": "1"}
+# deeplab-pytorch's names of layers in a bottleneck, and torchvision's
+LAYERS = {"reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
+          "increase.conv": "conv3", "increase.bn": "bn3", "shortcut.conv": "downsample.0",
+          "shortcut.bn": "downsample.1"}
 
 
 class Design(NamedTuple):
@@ -175,15 +177,11 @@ def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: s
     renamed = {}
     for name, value in state.items():
         name = name.removeprefix("base.").replace("aspp.c", "aspp.")
-        if stem := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
-            kind, field = stem.groups()
-            name, value = f"backbone.{kind}1.{field}", value.flip(1) if kind == "conv" else value
-        elif layer := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", name):
-            stage, block, part, kind, field = layer.groups()
-            inner = f"{kind}{CONVOLUTIONS.get(part, '?')}"
-            inner = f"downsample.{SHORTCUT[kind]}" if part == "shortcut" else inner
-            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{inner}.{field}"
-        renamed[name] = value
+        name = name.replace("layer1.conv1.conv", "backbone.conv1").replace("layer1.conv1.bn", "backbone.bn1")
+        if layer := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+\.\w+)\.(\w+)", name):
+            stage, block, part, field = layer.groups()
+            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{LAYERS.get(part, part)}.{field}"
+        renamed[name] = value.flip(1) if name == "backbone.conv1.weight" else value
     with_head = any(name.startswith("aspp.") for name in renamed)
     start = {} if with_head else {f"aspp.{name}": item for name, item in network.aspp.state_dict().items()}
     resnet.load_state(network, {**start, **renamed}, source)

@@ -68,33 +68,31 @@ def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former
     alone (random); or none. ModuleNotFoundError says how to install the package.
     """
     try:
-        from transformers import (AutoConfig, Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
-                                  SwinBackbone)
+        from transformers import AutoConfig, Mask2FormerConfig, SwinBackbone
+        from transformers import Mask2FormerForUniversalSegmentation as Network
     except ModuleNotFoundError:
         raise ModuleNotFoundError("--network mask2former needs: pip install transformers") from None
     if weights == "imagenet":
         raise InputError("--weights imagenet: mask2former starts from a model of transformers, such as "
                          "microsoft/swin-large-patch4-window12-384-in22k, or none")
-    if model is not None:
-        return Mask2Former(Mask2FormerForUniversalSegmentation(Mask2FormerConfig.from_dict(model)))
     if weights == "none":
-        return Mask2Former(Mask2FormerForUniversalSegmentation(Mask2FormerConfig(num_labels=n_labels)))
+        settings = Mask2FormerConfig.from_dict(model) if model else Mask2FormerConfig(num_labels=n_labels)
+        return Mask2Former(Network(settings))
     stored = not (Path(weights) / "config.json").is_file() or any(Path(weights).glob("*.safetensors"))
     try:
         settings = AutoConfig.from_pretrained(weights)
         if settings.model_type == "swin":
             stages = [f"stage{number}" for number in range(1, len(settings.depths) + 1)]
             settings.out_features = stages
-            network = Mask2FormerForUniversalSegmentation(
-                Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
+            network = Network(Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
             if stored:
                 network.model.pixel_level_module.encoder = SwinBackbone.from_pretrained(
                     weights, out_features=stages, use_safetensors=True)
-            return Mask2Former(network)
-        if not stored:
-            settings = Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels)
-            return Mask2Former(Mask2FormerForUniversalSegmentation(settings))
-        return Mask2Former(Mask2FormerForUniversalSegmentation.from_pretrained(
-            weights, num_labels=n_labels, ignore_mismatched_sizes=True, use_safetensors=True))
+        elif stored:
+            network = Network.from_pretrained(weights, num_labels=n_labels, ignore_mismatched_sizes=True,
+                                              use_safetensors=True)
+        else:
+            network = Network(Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels))
+        return Mask2Former(network)
     except (OSError, ValueError) as error:
         raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error

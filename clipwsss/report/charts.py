@@ -1,14 +1,37 @@
-"""Charts of results: bars with their spread over seeds, a radar of shares, a confusion matrix."""
+"""Tables and charts of results: figures with their spread over seeds, a radar of shares, a confusion matrix."""
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 COLORS = ((45, 105, 180), (225, 130, 30), (60, 150, 80), (190, 50, 50))
 TEXT_SIZE = 12
 SCALE = 2  # drawn at twice the size and halved: smooth edges
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation of the values that are numbers, as text."""
+    values = np.array([value for value in values if np.isfinite(value)])
+    if not len(values):
+        return "failed"
+    return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def markdown(rows: Sequence[NamedTuple], values: dict[str, np.ndarray]) -> str:
+    """The table: mean ± standard deviation, every seed, paired differences, the paper's figure.
+
+    A row has a `name`, the names of rows it is compared with (`against`), and the `paper`'s figure.
+    """
+    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
+    for row in rows:
+        own = values[row.name]
+        seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in own)
+        differences = "; ".join(f"{spread(own - values[other], '+')} ({other})" for other in row.against
+                                if other in values and other != row.name)
+        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {row.paper} |")
+    return "\n".join(lines) + "\n"
 
 
 def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "") -> Image.Image:
@@ -37,13 +60,14 @@ def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "
         if not len(row):
             draw.text((left + 6 * SCALE, middle), "failed", "firebrick", font, anchor="lm")
             continue
-        mean, spread, half = np.mean(row), np.std(row, ddof=1) if len(row) > 1 else 0.0, step * 0.34
+        mean, deviation, half = np.mean(row), np.std(row, ddof=1) if len(row) > 1 else 0.0, step * 0.34
         draw.rectangle((left, middle - half, across(mean), middle + half), (170, 195, 230))
-        draw.line((across(max(mean - spread, 0)), middle, across(mean + spread), middle), "black", 2 * SCALE)
+        ends = across(max(mean - deviation, 0)), across(mean + deviation)
+        draw.line((ends[0], middle, ends[1], middle), "black", 2 * SCALE)
         for value in row:
             draw.circle((across(value), middle), 3 * SCALE, COLORS[0], "white", SCALE // 2)
-        label = f"{mean:.1f}" + (f" ± {spread:.1f}" if len(row) > 1 else "")
-        draw.text((across(max(*row, mean + spread)) + 8 * SCALE, middle), label, "black", font, anchor="lm")
+        right_end = max(across(max(row)), ends[1]) + 8 * SCALE
+        draw.text((right_end, middle), spread(row), "black", font, anchor="lm")
     return picture.reduce(SCALE)
 
 
@@ -82,7 +106,7 @@ def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 
     return picture.reduce(SCALE)
 
 
-def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
+def confusion_picture(table: np.ndarray, names: Sequence[str], cell: int = 30) -> Image.Image:
     """The confusion [n,n] as a picture: rows true classes, columns predictions, in percent of the row.
 
     Names stand at the left and, turned, on top; rows of classes that do not occur stay grey.

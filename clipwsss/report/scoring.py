@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..cams.files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
@@ -30,7 +29,7 @@ class LabelFolder(NamedTuple):
             raise InputError(f"{self.path}: no label maps (.png) in this folder")
         return names
 
-    def labels(self, name: str, size: tuple[int, int]) -> NDArray:
+    def labels(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """Label map uint8 [H,W] of an image, at the size it has; InputError names a missing or bad file."""
         return read_mask(self.path / f"{name}.png")
 
@@ -44,12 +43,12 @@ class CamFolder(NamedTuple):
         """Images that have a file here; InputError without any."""
         return set(list_cams(self.path))
 
-    def maps(self, name: str, size: tuple[int, int]) -> tuple[NDArray, NDArray]:
+    def maps(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Maps float32 [k,H,W] of an image of this size and their 0-based classes [k]."""
         file = read_cam(self.path, name)
         return resize_cam(file, size), file.keys
 
-    def labels(self, name: str, size: tuple[int, int]) -> NDArray:
+    def labels(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """Label map uint8 [H,W] of an image of this size; InputError names a missing or bad file."""
         maps, keys = self.maps(name, size)
         exceeds = maps.max(0) > np.float32(self.threshold)
@@ -63,10 +62,10 @@ class Tally(NamedTuple):
     """Counts of one image or, added up, of many.
 
     confusion: [n,n] of label maps, [T,n,n] of CAMs at T thresholds; boundary: [n+1,n+1], 0 if not asked for;
-    images: how many; per_image: (name, mIoU, pixel accuracy) of every image, if asked for.
+    images: how many; per_image: (name, mIoU, pixel accuracy) of every label map.
     """
-    confusion: NDArray
-    boundary: NDArray | int = 0
+    confusion: np.ndarray
+    boundary: np.ndarray | int = 0
     images: int = 1
     per_image: tuple[tuple[str, float, float], ...] = ()
 
@@ -76,13 +75,12 @@ def local_jobs(dataset: TagDataset, workers: int = 0, skip_bad: bool = False) ->
     return ImageJobs(dataset.names, workers, torch.device("cpu"), skip_bad)
 
 
-def score_labels(dataset: TagDataset, folder: Folder, jobs: ImageJobs, boundary: bool = False,
-                 per_image: bool = False) -> Tally:
+def score_labels(dataset: TagDataset, folder: Folder, jobs: ImageJobs, boundary: bool = False) -> Tally:
     """Compare a folder's label maps with the masks of all images that have one.
 
     InputError names a missing or bad file; jobs that skip bad files go on without.
     """
-    return _add_up(dataset, folder, jobs, partial(_tally_labels, dataset, folder, boundary, per_image))
+    return _add_up(dataset, folder, jobs, partial(_tally_labels, dataset, folder, boundary))
 
 
 def score_thresholds(dataset: TagDataset, cams: CamFolder, jobs: ImageJobs,
@@ -91,14 +89,14 @@ def score_thresholds(dataset: TagDataset, cams: CamFolder, jobs: ImageJobs,
     return _add_up(dataset, cams, jobs, partial(_tally_thresholds, dataset, cams, thresholds))
 
 
-def _tally_labels(dataset: TagDataset, folder: Folder, boundary: bool, per_image: bool, index: int) -> Tally:
+def _tally_labels(dataset: TagDataset, folder: Folder, boundary: bool, index: int) -> Tally:
     name, truth, n = dataset.names[index], dataset.load_mask(index), len(dataset.classes) + 1
     labels = folder.labels(name, truth.shape)
     with input_errors(f"{folder.path / name}: "):
         table = confusion(labels, truth, n)
         bands = boundary_confusion(labels, truth, n) if boundary else 0
-    figures = scores(table) if per_image else {}
-    return Tally(table, bands, 1, ((name, figures["miou"], figures["accuracy"]),) if per_image else ())
+    figures = scores(table)
+    return Tally(table, bands, 1, ((name, figures["miou"], figures["accuracy"]),))
 
 
 def _tally_thresholds(dataset: TagDataset, cams: CamFolder, thresholds: Sequence[float], index: int) -> Tally:
@@ -120,7 +118,7 @@ def _add_up(dataset: TagDataset, folder: Folder, jobs: ImageJobs, work: Callable
     return Tally(*total)
 
 
-def miou_curve(tables: NDArray, thresholds: Iterable[float | None], names: Sequence[str]) -> dict:
+def miou_curve(tables: np.ndarray, thresholds: Iterable[float | None], names: Sequence[str]) -> dict:
     """Confusions [T,n,n] as {"curve": [{"threshold", "miou", "iou": {class: value}}...], "best": item}.
 
     In percent over the classes (`names`, background first) that occur in truth or prediction.
@@ -131,7 +129,7 @@ def miou_curve(tables: NDArray, thresholds: Iterable[float | None], names: Seque
     return {"curve": points, "best": max(points, key=lambda point: point["miou"])}
 
 
-def by_class(values: NDArray, names: Sequence[str]) -> dict[str, float]:
+def by_class(values: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     """Values [n] by class name, absent classes (NaN) left out."""
     return {name: round(float(value), 4) for name, value in zip(names, values) if np.isfinite(value)}
 

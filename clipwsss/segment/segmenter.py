@@ -1,15 +1,15 @@
-"""The final segmenter: a network with its classes and colours, its start, its file."""
+"""The final segmenter: a network with its classes and colours, its start, its file, its exported program."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from ..errors import input_errors
-from ..files import fill, load_weights, read_network, save_network
+from ..errors import InputError, input_errors
+from ..files import atomic_path, fill, load_weights, read_network, save_network
 from ..networks import deeplab, mask2former
 
 NETWORKS = (*deeplab.NETWORKS, "mask2former")
@@ -23,7 +23,7 @@ class Segmenter(NamedTuple):
     network: nn.Module
     design: dict
     classes: Sequence[str]
-    palette: NDArray
+    palette: np.ndarray
 
     def save(self, path: Path | str) -> None:
         """Write the weights with the arguments of `build_segmenter`."""
@@ -32,7 +32,7 @@ class Segmenter(NamedTuple):
         save_network(self.network, "segmenter", config, path)
 
 
-def build_segmenter(design: dict, classes: Sequence[str], palette: NDArray | torch.Tensor,
+def build_segmenter(design: dict, classes: Sequence[str], palette: np.ndarray | torch.Tensor,
                     weights: str | Path = "none") -> Segmenter:
     """A segmenter of a design: the fields of `deeplab.Design`, of which mask2former takes `network` alone.
 
@@ -62,3 +62,36 @@ def load_segmenter(path: Path | str) -> Segmenter:
     segmenter = build_segmenter(**config)
     fill(segmenter.network.eval(), state, path)
     return segmenter
+
+
+class ImageLogits(nn.Module):
+    """A segmenter whose logits have the image's size: images [B,3,H,W] in [0,1] -> [B,n_labels,H,W]."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.interpolate(self.network(images), images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def export_network(network: nn.Module, path: Path) -> None:
+    """Write `ImageLogits` of a network, for any batch and image size, as .pt2 or (with onnxscript) .onnx.
+
+    Read back: `torch.export.load(path).module()(images)`. InputError for another suffix.
+    """
+    if path.suffix not in (".pt2", ".onnx"):
+        raise InputError(f"--export {path}: the suffix says the form; valid are .pt2 and .onnx")
+    if path.suffix == ".onnx":
+        try:
+            import onnxscript  # noqa: F401
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("--export to .onnx needs: pip install onnx onnxscript") from None
+    shapes = {"images": {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}}
+    with torch.no_grad(), atomic_path(path) as temporary:
+        program = torch.export.export(ImageLogits(network).cpu().eval(), (torch.rand(2, 3, 96, 128),),
+                                      dynamic_shapes=shapes)
+        if path.suffix == ".pt2":
+            torch.export.save(program, temporary)
+        else:
+            torch.onnx.export(program, (), temporary, dynamo=True, external_data=False)
