@@ -60,7 +60,8 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def with_legend(picture: Image.Image, mask: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> Image.Image:
+def with_legend(picture: Image.Image, mask: np.ndarray, palette: np.ndarray,
+                names: Sequence[str]) -> Image.Image:
     """The picture over a list of its label map's classes and their shares (names: background first)."""
     font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
     shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size

@@ -188,8 +188,7 @@ def train_clip(steps: int = 600, seed: int = 0, n_scenes: int = 12000,
         model = ToyCLIP(tokens.unique().tolist())
     model.to(memory_format=torch.channels_last).logit_scale.data.fill_(math.log(SCALE))
     weights = [weight for name, weight in model.named_parameters() if name != "logit_scale"]
-    groups = [{"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": 0.05},
-              {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0}]
+    groups = [{"params": weight, "weight_decay": 0.05 if weight.ndim >= 2 else 0.0} for weight in weights]
     optimizer = torch.optim.AdamW(groups, 4e-3, betas=(0.9, 0.98))
     warmup = min(40, max(steps // 4, 1))
     scheduler = torch.optim.lr_scheduler.LambdaLR(

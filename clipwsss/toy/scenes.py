@@ -59,10 +59,9 @@ class ScenePainter:
             y, x = np.mgrid[0:size, 0:size] - size / 2
             slant = rng.choice([0, math.pi / 2]) + rng.normal(0, .15)
             regions[x * math.cos(slant) + y * math.sin(slant) > rng.uniform(-.06, .06) * size] = 1
-        pixels = self._crop(grounds[0])
-        if len(grounds) == 2:
-            pixels = np.where(regions[..., None] == 1, self._crop(grounds[1]), pixels)
-        canvas, instances = Image.fromarray(np.ascontiguousarray(pixels)), Image.new("L", (size, size))
+        crops = [self._crop(name) for name in grounds]
+        pixels = np.where(regions[..., None] == 0, crops[0], crops[-1])
+        canvas, instances = Image.fromarray(pixels), Image.new("L", (size, size))
         brush, marker = ImageDraw.Draw(canvas), ImageDraw.Draw(instances)
         placed: list[tuple[float, float, float]] = []
         for number, (subtype, region) in enumerate(objects, 1):
