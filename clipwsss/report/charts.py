@@ -1,4 +1,4 @@
-"""Tables and charts of results: figures and their spread over seeds, a radar of shares, a confusion matrix."""
+"""Tables and charts of results: figures and their spread over seeds, a radar, a confusion matrix."""
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
