@@ -12,7 +12,7 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.networks.resnet import BACKBONES
+from clipwsss.networks.resnet import BACKBONES, imagenet_state
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
                               script_parser, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
@@ -27,7 +27,8 @@ def get_parser() -> argparse.ArgumentParser:
                            ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
     add("--backbone", choices=BACKBONES, default="resnet50", help="classifier network")
-    add("--weights", default="imagenet", help="its start: imagenet, none, or a file of torchvision weights")
+    add("--weights", default="imagenet", help="its start: imagenet, none, a file of torchvision "
+        "weights; auto: imagenet where it is or can be had, else none")
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
     add("--output-stride", type=whole(1, 64), default=16, help="image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
@@ -35,6 +36,16 @@ def get_parser() -> argparse.ArgumentParser:
                    weight_decay=1e-4, momentum=0.0)
     generator_flags(parser, frozen_bn=True, freeze_stages=3)
     return parser
+
+
+def weights_at_hand(backbone: str) -> str:
+    """imagenet where its weights are on disk or can be downloaded, else none, which is said."""
+    try:
+        imagenet_state(backbone)
+    except FileNotFoundError as error:
+        print(f"--weights auto: none, so that maps will be rough: {error}")
+        return "none"
+    return "imagenet"
 
 
 @torch.inference_mode()
@@ -58,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.val_split:  # checked before any training
         val = dataset_of(args, args.val_split)
     scored = scored_of(args, dataset)
+    args.weights = weights_at_hand(args.backbone) if args.weights == "auto" else args.weights
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")

@@ -123,7 +123,7 @@ def _dilate(stage: nn.Module, first: int, others: int) -> None:
         conv.dilation = conv.padding = (rate, rate)
 
 
-def _imagenet_state(name: str) -> dict[str, Tensor]:
+def imagenet_state(name: str) -> dict[str, Tensor]:
     """torchvision's first ImageNet weights (the ones the papers start from), from its cache or its server."""
     if name == "resnet_tiny":
         raise ValueError("resnet_tiny has no ImageNet weights; use weights none or a path")
@@ -162,7 +162,7 @@ def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn
         raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(BACKBONES)}")
     model = ResNet(SPECS[name], output_stride, dilate, frozen_bn, caffe)
     if str(weights) == "imagenet":
-        load_state(model, _imagenet_state(name), "imagenet")
+        load_state(model, imagenet_state(name), "imagenet")
     elif str(weights) != "none":
         if not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such weights file; use none, imagenet or a file's path")
