@@ -5,15 +5,15 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.generator import build_generator, load_generator, save_generator
-from clipwsss.cams.maps import write_cams
+from clipwsss.cams.base import GeneratorSettings, MapGenerator
+from clipwsss.cams.generator import BACKBONES, build_generator, load_generator, save_generator
+from clipwsss.cams.maps import rescale, write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.networks.resnet import BACKBONES, imagenet_state
-from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
+from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
@@ -26,11 +26,11 @@ def get_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
-    add("--backbone", choices=BACKBONES, default="resnet50", help="classifier network")
-    add("--weights", default="imagenet", help="its start: imagenet, none, a file of torchvision "
+    add("--backbone", choices=tuple(BACKBONES), default="resnet50", help="classifier network")
+    add("--weights", default="imagenet", help="its start: imagenet, none, a file of published "
         "weights; auto: imagenet where it is or can be had, else none")
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
-    add("--output-stride", type=whole(1, 64), default=16, help="image size over map size")
+    add("--output-stride", type=whole(1, 64), default=16, help="of a ResNet: image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
     training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)
@@ -38,10 +38,10 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def weights_at_hand(backbone: str) -> str:
+def weights_at_hand(classes: list[str], settings: GeneratorSettings) -> str:
     """imagenet where its weights are on disk or can be downloaded, else none, which is said."""
     try:
-        imagenet_state(backbone)
+        build_generator(classes, settings._replace(weights="imagenet"))
     except FileNotFoundError as error:
         print(f"--weights auto: none, so that maps will be rough: {error}")
         return "none"
@@ -49,13 +49,14 @@ def weights_at_hand(backbone: str) -> str:
 
 
 @torch.inference_mode()
-def classifier_map(generator: torch.nn.Module, dataset: TagDataset, device: torch.device, batch_size: int,
+def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.device, batch_size: int,
                    workers: int) -> float:
     """Mean average precision in percent of the classifier's scores over a split, images at their own size."""
     generator.eval()
     scores, labels = [], []
     for batch in size_loader(dataset, batch_size, workers):
-        scores.append(generator(batch.images.to(device)).mean(dim=(2, 3)).cpu())
+        images = rescale(batch.images.to(device), multiple=generator.input_multiple)
+        scores.append(next(iter(generator.classify(images).values())).cpu())
         labels.append(batch.labels)
     parts = gather((scores, labels))
     scores, labels = (torch.cat([tensor for part in column for tensor in part]) for column in zip(*parts))
@@ -68,24 +69,25 @@ def main(argv: list[str] | None = None) -> int:
     dataset = dataset_of(args)
     if args.val_split:  # checked before any training
         val = dataset_of(args, args.val_split)
-    scored = scored_of(args, dataset)
-    args.weights = weights_at_hand(args.backbone) if args.weights == "auto" else args.weights
+    scored, settings = scored_of(args, dataset), generator_of(args)
+    if args.weights == "auto":
+        args.weights = weights_at_hand(dataset.classes, settings)
+        settings = settings._replace(weights=args.weights)
     run = Run(args.out, vars(args), args.resume, args.overwrite)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")
 
     seed_everything(args.seed)
-    options = dict(freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
     if args.init:
-        generator = load_generator(args.init, dataset.classes, args.backbone, args.output_stride, **options)
+        generator = load_generator(args.init, dataset.classes, settings)
     else:
-        generator = build_generator(args.backbone, dataset.classes, args.output_stride, args.weights,
-                                    **options)
+        generator = build_generator(dataset.classes, settings)
     generator.to(device, memory_format=torch.channels_last)
 
     def step(batch):
-        logits = generator(batch.images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-        return {"loss": F.multilabel_soft_margin_loss(logits, batch.labels)}  # POLE eq. 1
+        logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
+        terms = {name: F.multilabel_soft_margin_loss(value, batch.labels) for name, value in logits.items()}
+        return {"loss": sum(terms.values()), **terms}  # POLE eq. 1 for each
 
     fit(run, crops_of(args, dataset, args.batch_size), step, {"generator": generator},
         generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))

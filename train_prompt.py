@@ -28,7 +28,7 @@ from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
 from clipwsss.guidance.words import Words, load_words
-from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, parse, scored_of,
+from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, stage_folder, training_flags, training_of)
 from clipwsss.progress import Progress
 from clipwsss.report.best import BestEpoch
@@ -122,7 +122,7 @@ def cam_regions(clip: CLIP, dataset: TagDataset, cams: Path, device: torch.devic
             maps[index, torch.from_numpy(cam.keys)] = torch.from_numpy(resize_cam(cam, maps.shape[-2:]))
         pairs = batch.labels.to(device).nonzero(as_tuple=True)
         with torch.inference_mode():
-            regions, _ = encode_regions(clip, batch.images.to(device), maps.to(device), pairs,
+            regions, _ = encode_regions(clip, batch.images.to(device), pairs[0], maps.to(device)[pairs],
                                         with_background=False)
         yield [batch.names[i] for i in pairs[0].tolist()], pairs[1], regions
         progress.update(len(batch.names))
@@ -219,8 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     dataset = dataset_of(args)
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person)
-    generator = load_generator(args.init or before / "generator.pt", dataset.classes,
-                               freeze_stages=args.freeze_stages, frozen_bn=args.frozen_bn)
+    generator = load_generator(args.init or before / "generator.pt", dataset.classes, generator_of(args))
     generator.to(device, memory_format=torch.channels_last)
     clip = load_clip(args.clip, device, args.clip_cache)
     scored, best = scored_of(args, dataset), best_epoch(args, generator)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from .cams.base import GeneratorSettings
 from .cams.files import FORMATS
+from .cams.generator import GENERATORS
 from .cams.maps import CamSettings
 from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
@@ -83,11 +85,12 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     """Flags of the CAM generator, for the scripts that train it, with the script's defaults of two."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
+    add("--generator", choices=tuple(GENERATORS), default="resnet", help="kind of network that makes the maps")
     add("--freeze-stages", type=whole(0, 5), default=freeze_stages,
-        help="1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
-    add("--frozen-bn", action=switch, default=frozen_bn, help="keep batch norm statistics (IRN's classifier)")
+        help="resnet, 1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
+    add("--frozen-bn", action=switch, default=frozen_bn, help="resnet: keep batch norm statistics (IRN's)")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
-        help="learning rate of the classifier over the backbone's")
+        help="learning rate of the new layers over the backbone's")
     add("--crop-size", type=whole(16, 4096), default=512, help="side of the training crop")
     add("--resize-long", type=whole(0, 16384), nargs=2, default=(320, 640), metavar=("LO", "HI"),
         action=Ascending, help="range of the long side before cropping; 0 0 keeps images as they are")
@@ -151,6 +154,15 @@ def training_of(args: argparse.Namespace, label: str, **changes: object) -> Trai
     names = {field.name for field in dataclasses.fields(Training)}
     asked = {name: value for name, value in vars(args).items() if name in names}
     return Training(**{**asked, "label": label, **changes})
+
+
+def generator_of(args: argparse.Namespace) -> GeneratorSettings:
+    """The generator that the command line asks for; InputError on a backbone of another kind."""
+    asked = {name: value for name, value in vars(args).items() if name in GeneratorSettings._fields}
+    settings, valid = GeneratorSettings(**asked), GENERATORS[args.generator].backbones
+    if "backbone" in asked and settings.backbone not in valid:
+        raise InputError(f"--backbone {settings.backbone}: --generator {args.generator} has {', '.join(valid)}")
+    return settings
 
 
 def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int) -> DataLoader:

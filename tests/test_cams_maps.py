@@ -10,6 +10,7 @@ from clipwsss.cams.maps import CamSettings, merge_scales, multi_scale_maps, writ
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.cams.files import list_cams, read_cam
 from clipwsss.datasets import build_dataset
+from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 
 
@@ -28,7 +29,7 @@ def make_folder(root, sizes=((40, 56), (40, 56), (56, 40), (33, 47))):
 
 
 def test_maps_equal_a_plain_loop_over_scales_and_flips():
-    generator = build_generator("resnet_tiny", ["a", "b"], 4, "none", 0).eval()
+    generator = build_generator(["a", "b"], GeneratorSettings("resnet_tiny", "none", 4, 0)).eval()
     image = torch.rand(1, 3, 40, 56)
     total = torch.zeros(1, 2, 10, 14)
     for scale in (1.0, 0.5, 1.5):
@@ -52,7 +53,7 @@ def test_an_all_zero_map_stays_zero():
 def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     dataset = make_folder(tmp_path / "data")
     assert sorted(map(sorted, size_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
-    generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
+    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
     for folder, size in (("batched", 8), ("single", 1)):
         write_cams(generator, dataset, tmp_path / folder, CamSettings((1.0, 2.0), batch_size=size))
     assert list_cams(tmp_path / "batched") == ["i0", "i1", "i2", "i3"]
@@ -66,7 +67,7 @@ def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
 
 def test_irn_files_carry_high_resolution_maps(tmp_path):
     dataset = make_folder(tmp_path / "data", ((33, 47),))
-    generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
+    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
     write_cams(generator, dataset, tmp_path / "cams", CamSettings((1.0,), fmt="irn"))
     found = read_cam(tmp_path / "cams", "i0")
     assert (tmp_path / "cams" / "i0.npy").exists() and found.high_res.shape == (1, 33, 47)
@@ -75,7 +76,7 @@ def test_irn_files_carry_high_resolution_maps(tmp_path):
 
 def test_written_files_stay_when_resuming(tmp_path):
     dataset = make_folder(tmp_path / "data")
-    generator = build_generator("resnet_tiny", dataset.classes, 4, "none", 0)
+    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
     cams = tmp_path / "cams"
     cams.mkdir()  # an interrupted run can leave it empty
     for name in ("i0.npz", "i2.npz"):

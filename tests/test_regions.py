@@ -16,7 +16,7 @@ def batch(size=(24, 40)):
 
 def test_regions_equal_a_plain_loop_on_non_square_images(tiny_clip):
     images, probabilities, pairs = batch()
-    foreground, background = encode_regions(tiny_clip, images, probabilities, pairs)
+    foreground, background = encode_regions(tiny_clip, images, pairs[0], probabilities[pairs])
     for row, (i, k) in enumerate(zip(*[index.tolist() for index in pairs])):
         small = F.interpolate(images[i:i + 1], (16, 16), mode="bilinear", antialias=True)
         mask = F.interpolate(probabilities[i:i + 1, k:k + 1], (16, 16), mode="bilinear")
@@ -25,14 +25,14 @@ def test_regions_equal_a_plain_loop_on_non_square_images(tiny_clip):
             colour = mean + weight * (small - mean)  # masked pixels take the mean colour
             expected = F.normalize(tiny_clip.encode_image(colour), dim=-1)[0]
             assert torch.allclose(found[row], expected, atol=1e-5)
-    alone, nothing = encode_regions(tiny_clip, images, probabilities, pairs, with_background=False)
+    alone, nothing = encode_regions(tiny_clip, images, pairs[0], probabilities[pairs], with_background=False)
     assert nothing is None and torch.allclose(alone, foreground, atol=1e-6)
 
 
 def test_gradients_reach_the_maps_and_not_clip(tiny_clip):
     images, probabilities, pairs = batch()
     probabilities.requires_grad_()
-    foreground, background = encode_regions(tiny_clip, images, probabilities, pairs)
+    foreground, background = encode_regions(tiny_clip, images, pairs[0], probabilities[pairs])
     (foreground.sum() + background[:, 0].sum()).backward()
     present = torch.zeros(2, 4, dtype=torch.bool)
     present[pairs] = True

@@ -14,6 +14,7 @@ from torch import nn
 import train_cam
 import train_prompt
 from clipwsss.cams.files import read_cam, resize_cam
+from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import tokenize
 from clipwsss.datasets import build_dataset
@@ -36,7 +37,7 @@ def world(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     draw_world(runs / "toy" / "data", 3, N, 1)
     torch.manual_seed(0)
-    save_generator(build_generator("resnet_tiny", CLASSES, 4, "none", 0), runs / "start.pt")
+    save_generator(build_generator(CLASSES, GeneratorSettings("resnet_tiny", "none", 4, 0)), runs / "start.pt")
     argv = ["--dataset", "toy", "--runs", str(runs), "--init", str(runs / "start.pt"), "--epochs", "0", *NEUTRAL]
     assert train_cam.main(argv) == 0
     return runs
@@ -71,7 +72,7 @@ def batches(world, seed=0):
 
 
 def fresh(world):
-    generator = load_generator(world / "start.pt", CLASSES, freeze_stages=0).train()
+    generator = load_generator(world / "start.pt", CLASSES, GeneratorSettings(freeze_stages=0)).train()
     return generator.to(memory_format=torch.channels_last)
 
 
@@ -96,7 +97,7 @@ def compare(log, label, losses, out, reference):
     assert len(logged) == STEPS and logged[0] != logged[-1]
     assert logged == pytest.approx(losses, rel=2e-5, abs=1e-5)
     if reference is not None:
-        trained = dict(load_generator(out / "generator.pt", CLASSES, freeze_stages=0).named_parameters())
+        trained = dict(load_generator(out / "generator.pt", CLASSES, GeneratorSettings(freeze_stages=0)).named_parameters())
         for name, value in reference.named_parameters():
             difference = (trained[name] - value).abs()
             assert difference.mean() < 1e-5 and difference.max() < 2e-4, name

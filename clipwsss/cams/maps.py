@@ -6,19 +6,27 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
 from ..distributed import barrier
 from ..progress import Progress
+from .base import MapGenerator, min_max
 from .files import FORMATS, STRIDE, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 
 
+def rescale(images: torch.Tensor, scale: float = 1.0, multiple: int = 1) -> torch.Tensor:
+    """Images at a scale, both sides rounded to a `multiple` of pixels (at least one), bicubic, in [0,1]."""
+    size = [max(1, round(side * scale / multiple)) * multiple for side in images.shape[-2:]]
+    if list(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 @torch.inference_mode()
-def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequence[float] = SCALES,
+def multi_scale_maps(generator: MapGenerator, images: torch.Tensor, scales: Sequence[float] = SCALES,
                      flip: bool = True) -> list[torch.Tensor]:
     """Rectified maps [B,K,h,w] of each scale, image and mirror image added, of images [B,3,H,W] in [0,1].
 
@@ -26,10 +34,7 @@ def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequenc
     """
     outputs = []
     for scale in scales:
-        size = [round(side * scale) for side in images.shape[-2:]]
-        scaled = images
-        if scale != 1:
-            scaled = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        scaled = rescale(images, scale, generator.input_multiple)
         maps = F.relu(generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled))
         if flip:
             maps, mirrored = maps.chunk(2)
@@ -38,15 +43,19 @@ def multi_scale_maps(generator: nn.Module, images: torch.Tensor, scales: Sequenc
     return outputs
 
 
-def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: int = 1) -> torch.Tensor:
+def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: int = 1,
+                 from_minimum: bool = False) -> torch.Tensor:
     """Sum of all scales' maps resized to `size`, each map divided by its own maximum: [B,K,*size] in [0,1].
 
     Maps are resized to `size` rounded up to `multiple` and cropped, as IRN's high-resolution CAMs are (16).
+    from_minimum: each map's own minimum becomes zero first (WeakTr).
     """
     height, width = size
     padded = [math.ceil(side / multiple) * multiple for side in size]
     total = sum(F.interpolate(maps, padded, mode="bilinear", align_corners=False) for maps in outputs)
     total = total[..., :height, :width]
+    if from_minimum:
+        return min_max(total, 1e-8)
     return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
@@ -59,7 +68,7 @@ class CamSettings(NamedTuple):
     fmt: str = "npz"
 
 
-def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
+def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
                settings: CamSettings = CamSettings(), resume: bool = False) -> None:
     """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay.
 
@@ -73,13 +82,15 @@ def write_cams(generator: nn.Module, dataset: TagDataset, folder: Path,
     for batch in loader:
         height, width = batch.images.shape[-2:]
         outputs = multi_scale_maps(generator, batch.images.to(device), settings.scales, settings.flip)
-        cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)))
+        cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)),
+                            from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):
             keys = batch.labels[index].nonzero()[:, 0]
             present, high = keys.to(device), None
             if settings.fmt != "npz":
                 maps = [output[index:index + 1, present] for output in outputs]
-                high = merge_scales(maps, (height, width), multiple=16)[0].cpu()
+                high = merge_scales(maps, (height, width), generator.map_multiple,
+                                    generator.from_minimum)[0].cpu()
             write_cam(folder, name, keys, cams[index, present].cpu(), settings.fmt, high)
         progress.update(len(batch.names))
     progress.close()

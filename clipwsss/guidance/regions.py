@@ -1,5 +1,4 @@
 """CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,33 +25,18 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
         raise InputError(str(error)) from error
 
 
-def min_max(maps: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Maps [..,h,w], each scaled by its own extremes: (m - min) / (max - min + epsilon).
+def encode_regions(clip: CLIP, images: torch.Tensor, image_index: torch.Tensor, masks: torch.Tensor,
+                   with_background: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Normalised features [N,D] of X*P and X*(1 - P) for N masks P [N,h,w] in [0,1] of images `image_index` [N].
 
-    Source: SemPLeS' release (epsilon 0.1, 0.0001 while prompts are learned). Gradients reach the extremes.
-    """
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low + epsilon)
-
-
-def encode_regions(clip: CLIP, images: torch.Tensor, maps: torch.Tensor,
-                   pairs: tuple[torch.Tensor, torch.Tensor], with_background: bool = True,
-                   scale: Callable[[torch.Tensor], torch.Tensor] | None = None,
-                   ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Normalised features [N,D] of X*P_k and X*(1 - P_k) for N pairs (image index [N], class index [N]).
-
-    images [B,3,H,W] in [0,1] and maps [B,K,h,w] go through CLIP at its own resolution in one batch. The maps
-    are P in [0,1], or become it there by `scale`; P multiplies the normalised image, so that a masked pixel
-    has the mean colour (CLIMS eq. 3, POLE sec. 3.2, SemPLeS eq. 1). Not as CLIMS' release: CLIP's own
-    normalisation, antialiasing, half-pixel grid.
+    images [B,3,H,W] in [0,1] and masks go through CLIP at its own resolution in one batch; P multiplies the
+    normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3, POLE sec. 3.2, SemPLeS eq. 1).
+    Not as CLIMS' release: CLIP's own normalisation, antialiasing, half-pixel grid.
     """
     size = (clip.input_resolution, clip.input_resolution)
-    image_index, class_index = pairs
     view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
     view = clip.normalise(view)[image_index]
-    mask = F.interpolate(maps[image_index, class_index][:, None].float(), size, mode="bilinear",
-                         align_corners=False)
-    mask = mask if scale is None else scale(mask)
+    mask = F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)
     regions = torch.cat([view * mask, view * (1 - mask)]) if with_background else view * mask
     features = F.normalize(clip.encode_image(regions, normalised=True).float(), dim=-1)
     return (*features.chunk(2),) if with_background else (features, None)

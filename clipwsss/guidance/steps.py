@@ -2,23 +2,22 @@
 
 Terms are means over a batch's pairs; `weight_of` makes a process's mean its part of that over all processes.
 """
-from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..cams.base import MapGenerator
 from ..clip import CLIP
 from ..datasets import Batch
 from ..distributed import weight_of, world_size
 from . import losses
 from .losses import Suppression, Weights
 from .prompts import LearnedPrompt, Prompt
-from .regions import encode_regions, min_max
+from .regions import encode_regions
 
 
-PROMPT_EPSILON = 1e-4  # of min_max while prompts are learned (SemPLeS' release)
+PROMPT_EPSILON = 1e-4  # of minmax while prompts are learned (SemPLeS' release)
 
 
 class Regions(NamedTuple):
@@ -36,9 +35,8 @@ class Regions(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A map generator under frozen CLIP. map_scale: P is the maps' `sigmoid`, or the `minmax` of
-    their positive part (SemPLeS)."""
-    generator: nn.Module
+    """A map generator under frozen CLIP. map_scale: how P comes from its maps, by `probabilities`."""
+    generator: MapGenerator
     clip: CLIP
     map_scale: str = "sigmoid"
 
@@ -47,16 +45,17 @@ class Guide(NamedTuple):
         return self.clip.text_projection.device
 
     def regions(self, batch: Batch, epsilon: float = 0.1) -> Regions:
-        """The batch's regions by the generator's present maps; `epsilon` is that of `min_max`."""
+        """The batch's regions by the generator's present maps; `epsilon` is that of `minmax`."""
         maps = self.generator(batch.images.contiguous(memory_format=torch.channels_last))
-        pairs, scale = batch.labels.nonzero(as_tuple=True), None
-        if self.map_scale == "minmax":  # WeakTr's maps, which the release scales, are not negative
-            maps, scale = F.relu(maps), partial(min_max, epsilon=epsilon)
-        probabilities = torch.sigmoid(maps) if scale is None else scale(maps)
-        seen = probabilities if scale is None else maps
-        foreground, background = encode_regions(self.clip, batch.images, seen, pairs, scale=scale)
-        return Regions([batch.names[i] for i in pairs[0].tolist()], pairs[1], probabilities,
-                       probabilities[pairs], foreground, background)
+        probabilities = self.generator.probabilities(maps, self.map_scale, epsilon)
+        pairs = batch.labels.nonzero(as_tuple=True)
+        masks = present = probabilities[pairs]
+        if self.map_scale == "minmax":  # CLIP sees the extremes of maps at its own size
+            size = (self.clip.input_resolution,) * 2
+            masks = self.generator.probabilities(maps[pairs][:, None], "minmax", epsilon, size)[:, 0]
+        foreground, background = encode_regions(self.clip, batch.images, pairs[0], masks)
+        return Regions([batch.names[i] for i in pairs[0].tolist()], pairs[1], probabilities, present,
+                       foreground, background)
 
 
 class TuneStep(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from ..cams.base import MapGenerator
 from ..cams.maps import merge_scales, multi_scale_maps
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
@@ -14,14 +15,15 @@ from .scoring import THRESHOLDS
 
 
 @torch.inference_mode()
-def cam_miou(generator: nn.Module, dataset: TagDataset, batch_size: int = 1, workers: int = 0,
+def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0,
              thresholds: Sequence[float] = THRESHOLDS) -> float:
     """Best mIoU in percent over background thresholds of single-scale CAMs of the present classes."""
     device, n_labels, table = next(generator.parameters()).device, len(dataset.classes) + 1, 0
     generator.eval()
     for batch in size_loader(dataset, batch_size, workers):
         size = tuple(batch.images.shape[-2:])
-        cams = merge_scales(multi_scale_maps(generator, batch.images.to(device), (1.0,), False), size).cpu()
+        outputs = multi_scale_maps(generator, batch.images.to(device), (1.0,), False)
+        cams = merge_scales(outputs, size, from_minimum=generator.from_minimum).cpu()
         for label, maps, mask in zip(batch.labels, cams, batch.masks):
             keys = label.nonzero()[:, 0]
             table = table + threshold_confusions(maps[keys].numpy(), keys.numpy(), mask.byte().numpy(),
@@ -32,7 +34,7 @@ def cam_miou(generator: nn.Module, dataset: TagDataset, batch_size: int = 1, wor
 class BestEpoch(nn.Module):
     """Told the end of each epoch, keeps the generator's weights of the one with the best `cam_miou`."""
 
-    def __init__(self, generator: nn.Module, dataset: TagDataset, batch_size: int = 1, workers: int = 0):
+    def __init__(self, generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0):
         super().__init__()
         self.watched = [generator]  # in a list: its weights are not this module's
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
