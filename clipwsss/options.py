@@ -85,7 +85,8 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     """Flags of the CAM generator, for the scripts that train it, with the script's defaults of two."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
-    add("--generator", choices=tuple(GENERATORS), default="resnet", help="kind of network that makes the maps")
+    add("--generator", choices=tuple(GENERATORS), default="resnet",
+        help="kind of network that makes the maps")
     add("--freeze-stages", type=whole(0, 5), default=freeze_stages,
         help="resnet, 1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
     add("--frozen-bn", action=switch, default=frozen_bn, help="resnet: keep batch norm statistics (IRN's)")
@@ -161,7 +162,8 @@ def generator_of(args: argparse.Namespace) -> GeneratorSettings:
     asked = {name: value for name, value in vars(args).items() if name in GeneratorSettings._fields}
     settings, valid = GeneratorSettings(**asked), GENERATORS[args.generator].backbones
     if "backbone" in asked and settings.backbone not in valid:
-        raise InputError(f"--backbone {settings.backbone}: --generator {args.generator} has {', '.join(valid)}")
+        raise InputError(f"--backbone {settings.backbone}: --generator {args.generator} has "
+                         f"{', '.join(valid)}")
     return settings
 
 

@@ -15,7 +15,7 @@ class GeneratorSettings(NamedTuple):
     backbone: a network of that kind; weights: imagenet, none or a file. Of ResNets: output_stride, image size
     over map size; freeze_stages, how many of stem, layer1, ... do not learn; frozen_bn, whether batch norm
     keeps its statistics (IRN's classifier; CLIMS' generator trains with the batch's). Of WeakTr: pooling of
-    attention features over the tokens, avg or max; reduction of the heads' number inside the fusion; drop_path.
+    attention features over the tokens, avg or max; reduction of the heads inside the fusion; drop_path.
     """
     backbone: str = "resnet50"
     weights: str = "imagenet"
@@ -62,8 +62,8 @@ class MapGenerator(nn.Module):
                       size: tuple[int, int] | None = None) -> Tensor:
         """P in [0,1] of maps [B,K,h,w], resized to `size` where one is given.
 
-        scale: `sigmoid` (CLIMS, POLE; before resizing) or `minmax` (SemPLeS; after it) of their positive part,
-        as the maps that SemPLeS' release scales are not negative.
+        scale: `sigmoid` (CLIMS, POLE; before resizing) or `minmax` (SemPLeS; after it) of their positive
+        part, as the maps that SemPLeS' release scales are not negative.
         """
         maps = torch.sigmoid(maps) if scale == "sigmoid" else F.relu(maps)
         if size:

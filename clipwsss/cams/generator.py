@@ -47,7 +47,7 @@ def save_generator(generator: MapGenerator, path: Path) -> None:
 
 
 def read_generator(path: Path) -> tuple[str, dict, Weights]:
-    """(kind, config, weights) of our own file or of a release's, whose config is empty; InputError on others."""
+    """(kind, config, weights) of our own file or of a release's, whose config is empty; else InputError."""
     stored = load_weights(path)
     if "kind" in stored:
         config, weights = read_network(path, "generator")

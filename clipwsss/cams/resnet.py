@@ -47,7 +47,8 @@ def build(classes: Sequence[str], settings: GeneratorSettings) -> ResNetGenerato
         body = resnet.build(settings.backbone, settings.output_stride, settings.weights,
                             frozen_bn=settings.frozen_bn)
     stages = [(body.conv1, body.bn1), (body.layer1,), (body.layer2,), (body.layer3,), (body.layer4,)]
-    config = {"backbone": settings.backbone, "output_stride": settings.output_stride, "classes": list(classes)}
+    config = {"backbone": settings.backbone, "output_stride": settings.output_stride,
+              "classes": list(classes)}
     return ResNetGenerator(body, config, sum(stages[:settings.freeze_stages], ()))
 
 

@@ -21,7 +21,7 @@ CHUNK = 2  # images that pass at once where no gradient is asked for: what they 
 
 class Outputs(NamedTuple):
     """What a batch gives: three logits [B,K] (of the class tokens, the coarse and the fine maps) and two maps
-    [B,K,h,w]: the coarse ones under the class tokens' attention, and those spread by the patches' attention."""
+    [B,K,h,w]: the coarse ones under the class tokens' attention, then spread by the patches' attention."""
     token_logits: Tensor
     coarse_logits: Tensor
     fine_logits: Tensor
@@ -66,7 +66,7 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
                                                 config["pooling"])
 
     def outputs(self, images: Tensor, detach: bool = False) -> Outputs:
-        """Everything of images [B,3,H,W] in [0,1], in float32; with `detach` fine maps teach the fusion alone."""
+        """Everything of images [B,3,H,W] in [0,1], in float32; `detach`: fine maps teach the fusion alone."""
         (tokens, grid), entered, pooled = self.embed(images), [], []
         for block in self.blocks:
             entered.append(tokens.detach())
@@ -76,7 +76,8 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         coarse = self.head(patches.mT.unflatten(-1, grid)).float()
         # Heads outside, blocks inside, as in the release.
         weights = self.adaptive_attention_fusion(torch.stack(pooled, dim=2).flatten(1, 2))
-        fused = self.fused_attention(entered, weights.unflatten(1, (self.spec.heads, -1)))[..., self.n_tokens:]
+        weights = weights.unflatten(1, (self.spec.heads, -1))
+        fused = self.fused_attention(entered, weights)[..., self.n_tokens:]
         seen = fused[:, :self.n_tokens].unflatten(-1, grid) * F.relu(coarse.detach() if detach else coarse)
         maps = (fused[:, self.n_tokens:] @ seen.flatten(2).mT).mT.unflatten(-1, grid).float()
         return Outputs(class_tokens.float().mean(-1), coarse.mean((2, 3)), maps.mean((2, 3)), seen, maps)
@@ -139,7 +140,8 @@ def rebuild(config: dict, state: Mapping[str, Tensor], classes: Sequence[str],
     n_classes = state["cls_token"].shape[1]
     if n_classes != len(classes):
         raise ValueError(f"made for {n_classes} classes; this data has {len(classes)}: {', '.join(classes)}")
-    spec = vit.Spec(width, depth, heads // depth, patch, round((state["pos_embed"].shape[1] - n_classes) ** 0.5))
+    grid = round((state["pos_embed"].shape[1] - n_classes) ** 0.5)
+    spec = vit.Spec(width, depth, heads // depth, patch, grid)
     config = {"backbone": "deit_small", "pooling": settings.pooling, **config, "classes": list(classes)}
     return WeakTr(spec, config, (len(state[FUSION + "attn_feat_ffn.0.weight"]), hidden), settings.drop_path)
 

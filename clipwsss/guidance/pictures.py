@@ -43,9 +43,8 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
     pixels = (torch.arange(clip.input_resolution) + 0.5) / clip.input_resolution
     falls = torch.exp(-(pixels - centers[:, None]) ** 2 / (2 * width ** 2))
     windows = (falls[:, None, :, None] * falls[None, :, None, :]).flatten(0, 1).to(device)
-    image = image[None].to(device)
-    found = [encode_regions(clip, image, torch.zeros(len(part), dtype=torch.long, device=device), part, False)[0]
-             for part in windows.split(64)]
+    image, first = image[None].to(device), torch.zeros(len(windows), dtype=torch.long, device=device)
+    found = [encode_regions(clip, image, first[:len(part)], part, False)[0] for part in windows.split(64)]
     return torch.cat(found).unflatten(0, (steps, steps))
 
 

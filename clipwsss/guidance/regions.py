@@ -27,11 +27,11 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
 
 def encode_regions(clip: CLIP, images: torch.Tensor, image_index: torch.Tensor, masks: torch.Tensor,
                    with_background: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Normalised features [N,D] of X*P and X*(1 - P) for N masks P [N,h,w] in [0,1] of images `image_index` [N].
+    """Normalised features [N,D] of X*P and X*(1 - P) for N masks P [N,h,w] in [0,1].
 
-    images [B,3,H,W] in [0,1] and masks go through CLIP at its own resolution in one batch; P multiplies the
-    normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3, POLE sec. 3.2, SemPLeS eq. 1).
-    Not as CLIMS' release: CLIP's own normalisation, antialiasing, half-pixel grid.
+    images [B,3,H,W] in [0,1], each mask's by `image_index` [N], go through CLIP at its own resolution in one
+    batch; P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3, POLE
+    sec. 3.2, SemPLeS eq. 1). Not as CLIMS' release: CLIP's own normalisation, antialiasing, half-pixel grid.
     """
     size = (clip.input_resolution, clip.input_resolution)
     view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

@@ -28,7 +28,7 @@ class Spec(NamedTuple):
 
 SPECS = {"deit_small": Spec(384, 12, 6), "deit_toy": Spec(96, 4, 4, patch=8, grid=12)}
 BACKBONES = tuple(SPECS)
-BODY = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")  # what parameters of a transformer begin with
+BODY = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")  # how a transformer's parameters begin
 
 
 class Attention(nn.Module):
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each with a residual connection that training drops at times."""
+    """Attention and a two-layer perceptron, added to the tokens; training leaves one out at times."""
 
     def __init__(self, width: int, heads: int, drop_path: float = 0.0):
         super().__init__()
@@ -98,14 +98,14 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Class tokens and patches [B,N,width] with their positions, before the first block; the grid (h, w)."""
+        """Class tokens and patches [B,N,width] with positions, before the first block; the grid (h, w)."""
         patches = self.patch_embed["proj"]((images - self.mean) / self.std)
         grid = (patches.shape[2], patches.shape[3])
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).mT], dim=1)
         return tokens + self.positions(grid), grid
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings [1,n_tokens+h*w,width] of a grid (h, w), bicubic where it is another than theirs."""
+        """Position embeddings [1,n_tokens+h*w,width] of a grid (h, w), bicubic where it is not theirs."""
         own, patches = self.pos_embed.split([self.n_tokens, self.spec.grid ** 2], dim=1)
         if grid == (self.spec.grid, self.spec.grid):
             return self.pos_embed
@@ -136,13 +136,13 @@ def download(backbone: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), digest, progress=False)
         except OSError as error:
-            raise FileNotFoundError(f"could not download {url} ({error}); fetch that file elsewhere and put it "
-                                    f"at {path}") from None
+            raise FileNotFoundError(f"could not download {url} ({error}); fetch that file elsewhere and put "
+                                    f"it at {path}") from None
         except RuntimeError as error:
             raise ValueError(f"{url}: a damaged download ({error}); try again") from None
     with open(path, "rb") as file:
         if not hashlib.file_digest(file, "sha256").hexdigest().startswith(digest):
-            raise ValueError(f"{path}: damaged weights, not the published ones; delete the file and try again")
+            raise ValueError(f"{path}: damaged weights, not those published; delete the file and try again")
     return path
 
 
@@ -165,16 +165,17 @@ def read_weights(weights: str | Path, backbone: str) -> Mapping[str, Tensor]:
 
 
 def start_from(network: VisionTransformer, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Fill a network from DeiT's weights: each class token a copy of theirs, positions resized, their head left.
+    """Fill a network from DeiT's weights: each class token a copy of theirs, positions resized, without head.
 
-    What the network has beside a transformer keeps its start. ValueError, naming `source`, where they do not fit.
+    What the network has beside a transformer keeps its start. ValueError, naming `source`, where they do not
+    fit.
     """
     spec, state = network.spec, dict(state)
     own, patches = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
     side = round(patches.shape[1] ** 0.5)
     if side != spec.grid:
-        patches = F.interpolate(patches.mT.unflatten(-1, (side, side)), (spec.grid, spec.grid), mode="bicubic")
-        patches = patches.flatten(2).mT
+        patches = patches.mT.unflatten(-1, (side, side))
+        patches = F.interpolate(patches, (spec.grid, spec.grid), mode="bicubic").flatten(2).mT
     state["pos_embed"] = torch.cat([own.expand(-1, network.n_tokens, -1), patches], dim=1)
     state["cls_token"] = state["cls_token"].expand(-1, network.n_tokens, -1)
     own = {name: value for name, value in network.state_dict().items() if name.split(".")[0] not in BODY}
