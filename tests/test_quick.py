@@ -4,6 +4,7 @@ import importlib
 import pytest
 
 import train_cam
+from clipwsss.cams.base import GeneratorSettings
 from clipwsss.options import parse
 
 
@@ -38,12 +39,14 @@ def test_flags_and_the_toy_world_win_and_paper_is_the_default():
 
 
 def test_weights_at_hand_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(train_cam, "imagenet_state", lambda name: {})
-    assert train_cam.weights_at_hand("resnet18") == "imagenet" and capsys.readouterr().out == ""
+    wanted = GeneratorSettings("resnet18", "auto")
+    monkeypatch.setattr(train_cam, "build_generator", lambda classes, settings: None)
+    assert train_cam.weights_at_hand([], wanted) == "imagenet" and capsys.readouterr().out == ""
 
-    def absent(name):
+    def absent(classes, settings):
+        name = f"{settings.backbone}_{settings.weights}"
         raise FileNotFoundError(f"{name}.pth: put it at cache/{name}.pth")
-    monkeypatch.setattr(train_cam, "imagenet_state", absent)
-    assert train_cam.weights_at_hand("resnet18") == "none"
-    assert capsys.readouterr().out == ("--weights auto: none, so that maps will be rough: resnet18.pth: "
-                                       "put it at cache/resnet18.pth\n")
+    monkeypatch.setattr(train_cam, "build_generator", absent)
+    assert train_cam.weights_at_hand([], wanted) == "none"
+    assert capsys.readouterr().out == ("--weights auto: none, so that maps will be rough: resnet18_imagenet.pth: "
+                                       "put it at cache/resnet18_imagenet.pth\n")
