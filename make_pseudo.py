@@ -26,7 +26,7 @@ from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
 from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
-from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, StageSettings, Walk,
+from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
                                     check_cam, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.scoring import THRESHOLDS, miou_curve
@@ -237,8 +237,7 @@ def check_stages(names: list[str], painted: bool) -> str | None:
 
     painted: segments decide at the end, from maps that no CRF or PAMR has decided before.
     """
-    walks = [name for name in names
-             if name != "none" and not STAGES[name](StageSettings()).takes_background]
+    walks = [name for name in names if name != "none" and not STAGES[name].takes_background]
     alone = "none" not in names or names == ["none"]
     if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
         raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
@@ -270,9 +269,9 @@ def main(argv: list[str] | None = None) -> int:
     jobs.leave_out(absent)
 
     network = train_affinity(args, run, inputs, kind, jobs, device).cpu() if kind else None
-    settings = StageSettings(Walk(args.radius, args.beta, args.exp_times), args.color_stride, args.crop_size,
-                             network, device)
-    stages = [STAGES[name](settings) for name in args.refine if name != "none"]
+    walk = Walk(args.radius, args.beta, args.exp_times)
+    stages = [build_stage(name, walk=walk, color_stride=args.color_stride, pad_to=args.crop_size,
+                          network=network, device=device) for name in args.refine if name != "none"]
     if args.threshold == "auto":
         walks = [stage for stage in stages if not stage.takes_background]
         backgrounds = tuple(map(Constant, best_thresholds(run, inputs, walks, jobs)))

@@ -1,12 +1,11 @@
 """From class activation maps to a label map: stages one after another, and what the background scores.
 
-A stage is called as stage(picture, maps) and returns maps; a new refinement is one class and one row of
-STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them at the image's; stages that
+A stage is called as stage(picture, maps) and returns maps; a new refinement is one class, whose fields are
+its settings, and one row of STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them at the image's; stages that
 decide between labels (`takes_background`) have the background's score as maps[0].
 """
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,24 +80,22 @@ def on_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
     return F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0]
 
 
-@dataclass
-class ColorWalk:
+class ColorWalk(NamedTuple):
     """The walk over colour differences: nothing is trained."""
     walk: Walk = Walk(beta=1.0, exp_times=6)
-    stride: int = 4
+    color_stride: int = 4
     device: torch.device | str = "cpu"
     from_strided, takes_background = True, False
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        seeds = on_grid(maps, picture.size, self.stride).to(self.device)
+        seeds = on_grid(maps, picture.size, self.color_stride).to(self.device)
         pixels, offsets = picture.tensor(self.device), pair_offsets(self.walk.radius)
         affinities = color_affinity(pixels, self.walk.radius, size=tuple(seeds.shape[-2:]))
         walked = propagate_affinity(seeds, affinities, offsets, self.walk.exp_times, self.walk.beta)
-        return widened(walked, self.stride, picture.size)
+        return widened(walked, self.color_stride, picture.size)
 
 
-@dataclass
-class IrnWalk:
+class IrnWalk(NamedTuple):
     """The walk inside the boundaries that a trained IRNet sees; images are padded to `pad_to` as released."""
     network: nn.Module
     walk: Walk = Walk()
@@ -112,8 +109,7 @@ class IrnWalk:
         return widened(propagate(seeds, boundary, *self.walk), IRN_STRIDE, picture.size)
 
 
-@dataclass
-class PsaWalk:
+class PsaWalk(NamedTuple):
     """The walk over a trained AffinityNet's affinities; maps of the image's size are averaged over cells."""
     network: nn.Module
     walk: Walk = Walk(beta=8.0)
@@ -131,18 +127,17 @@ class PsaWalk:
         return widened(walked, stride, picture.size)
 
 
-@dataclass
-class Crf:
+class Crf(NamedTuple):
     """The dense CRF from the labels of highest score, as IRN's crf_inference_label."""
+    iterations: int = 10
     from_strided, takes_background = False, True
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
         unary = unary_from_labels(maps.argmax(0).numpy(), len(maps))
-        return torch.from_numpy(dense_crf(picture.pixels, unary))
+        return torch.from_numpy(dense_crf(picture.pixels, unary, self.iterations))
 
 
-@dataclass
-class Pamr:
+class Pamr(NamedTuple):
     """Pixel-adaptive mask refinement."""
     device: torch.device | str = "cpu"
     from_strided, takes_background = False, True
@@ -151,8 +146,7 @@ class Pamr:
         return pamr(picture.tensor(self.device).float() / 255, maps.to(self.device)).cpu()
 
 
-@dataclass
-class Snap:
+class Snap(NamedTuple):
     """Labels snapped to class-agnostic segments of a folder (see `segments.snap`)."""
     folder: Path
     inside: float = 0.5
@@ -165,8 +159,7 @@ class Snap:
         return F.one_hot(torch.from_numpy(labels).long(), len(maps)).permute(2, 0, 1).float()
 
 
-@dataclass
-class Paint:
+class Paint(NamedTuple):
     """Segments of a folder painted by their scores (FMA-WSSS, see `segments.paint`), the background's too."""
     folder: Path
     power: float = 0.6
@@ -178,22 +171,13 @@ class Paint:
         return F.one_hot(labels, len(maps) + 1).permute(2, 0, 1).float()
 
 
-class StageSettings(NamedTuple):
-    """What stages are built from; each takes what it needs."""
-    walk: Walk = Walk()
-    color_stride: int = 4
-    pad_to: int = 512
-    network: nn.Module | None = None
-    device: torch.device | str = "cpu"
+STAGES = {"color": ColorWalk, "irn": IrnWalk, "psa": PsaWalk, "crf": Crf, "pamr": Pamr}
 
 
-STAGES: dict[str, Callable[[StageSettings], Callable]] = {
-    "color": lambda s: ColorWalk(s.walk, s.color_stride, s.device),
-    "irn": lambda s: IrnWalk(s.network, s.walk, s.pad_to, s.device),
-    "psa": lambda s: PsaWalk(s.network, s.walk, s.device),
-    "crf": lambda s: Crf(),
-    "pamr": lambda s: Pamr(s.device),
-}
+def build_stage(name: str, **settings: object) -> Callable[[Picture, Tensor], Tensor]:
+    """A stage of STAGES with those of the settings that it has a field for."""
+    stage = STAGES[name]
+    return stage(**{field: value for field, value in settings.items() if field in stage._fields})
 
 
 def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:
