@@ -187,7 +187,7 @@ def test_other_masks_are_checked_and_served(voc, tmp_path):
 
 
 def test_collate_stacks_and_refuses_mixed_sizes(voc):
-    data = build_dataset("voc12", voc, "train", train_transform(8, resize_long=None))
+    data = build_dataset("voc12", voc, "train").with_transform(train_transform(8, resize_long=None))
     batch = collate([data[0], data[1]])
     assert isinstance(batch, Batch) and batch.images.shape == (2, 3, 8, 8) and batch.masks.shape == (2, 8, 8)
     assert batch.names == ["a", "b"] and torch.equal(batch.labels, data.labels)

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from .base import Batch, Sample, TagDataset, Transform, collate
+from .base import Batch, Sample, TagDataset, collate
 from .coco import CocoDataset
 from .folder import FolderDataset
 from .toy import ToyDataset
@@ -14,17 +14,17 @@ CROWDS = {"background": 0, "ignore": 255}  # what COCO's crowds are in its masks
 __all__ = ["CROWDS", "DATASETS", "Batch", "Sample", "TagDataset", "build_dataset", "collate"]
 
 
-def build_dataset(name: str, root: Path | str, split: str, transform: Transform | None = None,
-                  skip_bad: bool = False, crowds: str = "background") -> TagDataset:
+def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = False,
+                  crowds: str = "background") -> TagDataset:
     """The data set `name` (one of DATASETS) below `root`, every file of `split` checked.
 
-    Without a transform samples are whole images. `crowds`: one of CROWDS, of coco14 alone. InputError names
-    the first problem of the data; with `skip_bad` bad images are left out, printed to stderr, one line each,
-    and kept in `.skipped`.
+    Samples are whole images until `with_transform`. `crowds`: one of CROWDS, of coco14 alone. InputError
+    names the first problem of the data; with `skip_bad` bad images are left out, printed to stderr, one line
+    each, and kept in `.skipped`.
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
-    dataset = DATASETS[name](root, split, transform, skip_bad)
+    dataset = DATASETS[name](root, split, skip_bad)
     if isinstance(dataset, CocoDataset):
         dataset.crowd_label = CROWDS[crowds]
     elif crowds != "background":

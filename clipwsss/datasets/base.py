@@ -115,10 +115,10 @@ class TagDataset(Dataset):
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
-                 transform: Transform | None = None, skip_bad: bool = False,
-                 synonyms: dict[str, list[str]] | None = None, notes: Sequence[str] = ()):
+                 skip_bad: bool = False, synonyms: dict[str, list[str]] | None = None,
+                 notes: Sequence[str] = ()):
         self.splits, self.notes, self.synonyms = tuple(splits), list(notes), synonyms or {}
-        self.transform = transform or eval_transform()
+        self.transform = eval_transform()
         self._accept(entries, list(problems), skip_bad)
 
     def __len__(self) -> int:

@@ -5,7 +5,6 @@ from pathlib import Path
 from ..distributed import barrier, is_main
 from ..toy.shapes import CLASSES
 from ..toy.world import RECIPE, draw_world
-from .base import Transform
 from .voc import VocDataset
 
 
@@ -16,12 +15,11 @@ class ToyDataset(VocDataset):
     """
     classes = CLASSES
 
-    def __init__(self, root: Path | str, split: str, transform: Transform | None = None,
-                 skip_bad: bool = False):
+    def __init__(self, root: Path | str, split: str, skip_bad: bool = False):
         if is_main() and not (Path(root) / RECIPE).is_file():
             draw_world(root)
         barrier()
-        super().__init__(root, split, transform, skip_bad)
+        super().__init__(root, split, skip_bad)
 
     def subtypes(self, index: int) -> dict[str, list[str]]:
         """Truth for judging word selection: for each class in the image the sub-types that are there."""

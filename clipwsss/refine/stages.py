@@ -1,8 +1,8 @@
 """From class activation maps to a label map: stages one after another, and what the background scores.
 
 A stage is called as stage(picture, maps) and returns maps; a new refinement is one class, whose fields are
-its settings, and one row of STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them at the image's; stages that
-decide between labels (`takes_background`) have the background's score as maps[0].
+its settings, and one row of STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them
+at the image's; stages that decide between labels (`takes_background`) have the background's score as maps[0].
 """
 import math
 from collections.abc import Callable, Sequence
