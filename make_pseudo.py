@@ -14,6 +14,7 @@ from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import read_mask
 from clipwsss.datasets.jobs import ImageJobs
+from clipwsss.datasets.layouts import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import agreed, barrier, is_main
@@ -68,6 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="or in which at least this share of the class lies")
     add("--score-split", help="split whose masks are scored (default: --split)")
     add("--pictures", type=whole(0), default=0, help="draw this many images into pictures.png")
+    add("--layout", choices=tuple(LAYOUTS), help="also write OUT/voc, OUT/mmseg: as other libraries read it")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
         help="trained irn or psa network (or IRN's res50_irn.pth), which spares the training")
@@ -267,7 +269,6 @@ def main(argv: list[str] | None = None) -> int:
           f"--refine {' '.join(args.refine)}; writing {run.out}")
     jobs = ImageJobs(dataset.names, args.workers, device, args.skip_bad)
     jobs.leave_out(absent)
-
     network = train_affinity(args, run, inputs, kind, jobs, device).cpu() if kind else None
     walk = Walk(args.radius, args.beta, args.exp_times)
     stages = [build_stage(name, walk=walk, color_stride=args.color_stride, pad_to=args.crop_size,
@@ -280,12 +281,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.segments:
         stages.append(Paint(args.segments, args.segment_power) if args.segment_rule == "fma" else
                       Snap(args.segments, args.segment_inside, args.segment_cover))
-
     work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"), scored)
     total = jobs.total("pseudo masks", work, range(len(dataset)))
     if total is None:
         raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
     report(run, Scored(*total))
+    if args.layout and is_main():
+        write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
     if args.pictures and is_main():
         good = [i for i in range(len(dataset)) if i not in jobs.failures]
         draw(run, inputs, backgrounds[1], good[:args.pictures])

@@ -219,6 +219,10 @@ def main(argv: list[str] | None = None) -> int:
     dataset = dataset_of(args)
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person)
+    if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
+        print("--class-prompt word: no class has a synonym, so its own name is all there is to choose; for "
+              f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
+              "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
     generator = load_generator(args.init or before / "generator.pt", dataset.classes, generator_of(args))
     generator.to(device, memory_format=torch.channels_last)
     clip = load_clip(args.clip, device, args.clip_cache)

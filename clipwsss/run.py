@@ -8,7 +8,7 @@ from .files import load_weights, save_atomic, write_json
 
 # What may differ between a run and its resumption: none of these changes a result.
 FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
-                  "set_by"}
+                  "set_by", "layout"}
 
 
 class Run:

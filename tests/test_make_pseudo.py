@@ -72,7 +72,7 @@ def report_of(out):
 
 def test_unrefined_masks_are_the_thresholded_cams(tmp_path, capsys):
     world, out = draw_world(tmp_path / "data"), tmp_path / "out"
-    assert run(*world, "--refine", "none", "--threshold", 0.4, "--out", out, "--pictures", 3) == 0
+    assert run(*world, "--refine", "none", "--threshold", 0.4, "--out", out, "--pictures", 3, "--layout", "voc") == 0
     for name, mask in masks_in(out).items():
         file = read_cam(tmp_path / "data/cams", name)
         assert mask.dtype == np.uint8 and np.array_equal(mask, cam_mask(file, 0.4))
@@ -80,6 +80,8 @@ def test_unrefined_masks_are_the_thresholded_cams(tmp_path, capsys):
     assert picture.mode == "P" and picture.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
     assert report_of(out)["changed"] == 0 and report_of(out)["miou"] == report_of(out)["cam_miou"]
     assert Image.open(out / "pictures.png").width > 5 * 192
+    copies = out / "voc/VOCdevkit/VOC2012/SegmentationClass"
+    assert (copies / "im1.png").read_bytes() == (out / "masks/im1.png").read_bytes()
     assert "4 images with masks" in capsys.readouterr().out
 
 

@@ -39,15 +39,19 @@ def test_order_and_names(toy_clip):
     cosines = {word: float(encode_words(toy_clip, "a photo of {}.", ["boat"])[0]
                            @ encode_words(toy_clip, "a photo of {}.", [word])[0]) for word in ("ship", "canoe", "water")}
     found = propose.propose(toy_clip, ["boat", "train"], ["canoe", "Boat", "water", "ship", "TRAIN", "ship"], 9)
-    assert [word for word, _ in found[0]] == sorted(cosines, key=cosines.get, reverse=True) and found[1] == []
-    assert all(value == pytest.approx(cosines[word], abs=1e-5) for word, value in found[0])
-    assert len(propose.propose(toy_clip, ["boat"], ["canoe", "ship"], 1)[0]) == 1
+    assert [word for word, *_ in found[0]] == sorted(cosines, key=cosines.get, reverse=True) and found[1] == []
+    assert all(value == pytest.approx(cosines[word], abs=1e-5) for word, value, _ in found[0])
+    ship, boats, train = (encode_words(toy_clip, "a photo of {}.", [word])[0] for word in ("ship", "boat", "train"))
+    assert next(item.margin for item in found[0] if item.word == "ship") == pytest.approx(
+        float(ship @ boats - ship @ train), abs=1e-5)
+    alone = propose.propose(toy_clip, ["boat"], ["canoe", "ship"], 1)[0]
+    assert len(alone) == 1 and alone[0].margin == float("inf")
     assert propose.propose(toy_clip, ["boat"], ["boat"], 3) == [[]]
 
 
 def test_batches_change_nothing(toy_clip):
     whole, split = (propose.propose(toy_clip, CLASSES, WORDS, 4, batch_size=size) for size in (256, 5))
-    assert [[word for word, _ in row] for row in whole] == [[word for word, _ in row] for row in split]
+    assert [[item.word for item in row] for row in whole] == [[item.word for item in row] for row in split]
 
 
 def test_own_classes_and_bad_lists(word_list, tmp_path, capsys):

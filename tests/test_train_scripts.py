@@ -93,13 +93,15 @@ def test_selected_words_are_written_and_read_back(runs, tmp_path):
     assert again[-2]["loss"] == pytest.approx(first[-2]["loss"], rel=1e-3)
 
 
-def test_candidates_of_a_file_reach_the_loss(runs, tmp_path):
+def test_candidates_of_a_file_reach_the_loss(runs, tmp_path, capsys):
     flags = ["--method", "pole", "--reselect-every", "0", "--adapter", "none"]
     name = guide(runs, tmp_path / "name", *flags, "--class-prompt", "name")[-2]
     path, losses = tmp_path / "words.json", {}
     for case, row in (("none", []), ("wrong", ["brick", "road"]), ("right", ["ship", "jet", "ewe", "van"])):
         path.write_text(json.dumps({label: row for label in ("boat", "train", "sheep", "plane", "car", "bottle")}))
         losses[case] = guide(runs, tmp_path / case, *flags, "--synonyms", str(path))[-2]
+        told = "--class-prompt word: no class has a synonym" in capsys.readouterr().out
+        assert told == (case == "none")
         table = json.loads((tmp_path / case / "prompts.json").read_text())
         assert all(list(entry["similarity"])[1:] == row for rows in table.values() for entry in rows.values())
     # Classes without candidates go by their names.

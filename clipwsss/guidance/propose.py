@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,9 +22,16 @@ from .regions import load_clip
 from .prompts import encode_words
 
 
+class Candidate(NamedTuple):
+    """A word, its cosine to the class and by how much that exceeds the next class's (inf: there is none)."""
+    word: str
+    cosine: float
+    margin: float
+
+
 def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
-            batch_size: int = 256) -> list[list[tuple[str, float]]]:
-    """For each of K class names up to `count` (word, cosine) by falling cosine of "a photo of {}." texts.
+            batch_size: int = 256) -> list[list[Candidate]]:
+    """For each of K class names up to `count` candidates by falling cosine of "a photo of {}." texts.
 
     A word serves the class it is nearest to and no other; names themselves (in any case) are left out.
     """
@@ -36,12 +44,15 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
         parts.append(encode_words(clip, "a photo of {}.", words[start:start + batch_size]) @ text.T)
         progress.update(len(parts[-1]))
     progress.close()
-    cosines, nearest = torch.cat(parts).max(dim=1)
-    found: list[list[tuple[str, float]]] = [[] for _ in names]
+    similarity = torch.cat(parts)
+    cosines, nearest = similarity.max(dim=1)
+    others = similarity.scatter(1, nearest[:, None], -torch.inf).amax(dim=1)
+    chosen: list[list[Candidate]] = [[] for _ in names]
     for index in cosines.argsort(descending=True, stable=True).tolist():
-        if len(found[nearest[index]]) < count:
-            found[nearest[index]].append((words[index], cosines[index].item()))
-    return found
+        if len(chosen[nearest[index]]) < count:
+            margin = (cosines[index] - others[index]).item()
+            chosen[nearest[index]].append(Candidate(words[index], cosines[index].item(), margin))
+    return chosen
 
 
 def read_words(path: Path) -> list[str]:
@@ -79,13 +90,15 @@ def main(argv: list[str] | None = None) -> int:
     names, words = list(read_classes(args.classes)), read_words(args.words)
     clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
     try:
-        found = propose(clip, names, words, args.n)
+        chosen = propose(clip, names, words, args.n)
     except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
         raise InputError(f"--words {args.words}: {error}") from error
     wide = max(map(len, names))
-    for name, row in zip(names, found):
-        print(f"{name:<{wide}}  " + (", ".join(f"{word} {cosine:.2f}" for word, cosine in row) or "(none)"))
-    write_json({name: [word for word, _ in row] for name, row in zip(names, found)}, args.out)
+    print("CLIP's cosine to each class (and by how much it exceeds the next class's):")
+    for name, row in zip(names, chosen):
+        line = ", ".join(f"{word} {cosine:.2f} ({margin:+.2f})" for word, cosine, margin in row)
+        print(f"{name:<{wide}}  {line or '(none)'}")
+    write_json({name: [candidate.word for candidate in row] for name, row in zip(names, chosen)}, args.out)
     print(f"written to {args.out}; use it with: python train_prompt.py --method pole --synonyms {args.out}")
     return 0
 
