@@ -13,6 +13,7 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
+from clipwsss.networks.folding import folded
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
@@ -52,7 +53,7 @@ def weights_at_hand(classes: list[str], settings: GeneratorSettings) -> str:
 def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.device, batch_size: int,
                    workers: int) -> float:
     """Mean average precision in percent of the classifier's scores over a split, images at their own size."""
-    generator.eval()
+    generator = folded(generator)
     scores, labels = [], []
     for batch in size_loader(dataset, batch_size, workers):
         images = rescale(batch.images.to(device), multiple=generator.input_multiple)

@@ -34,7 +34,7 @@ from clipwsss.progress import Progress
 from clipwsss.report.best import BestEpoch
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
-from clipwsss.training import Training, fit, pick_device, seed_everything
+from clipwsss.training import Training, fit, pick_device, seed_everything, use_bf16
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 
@@ -187,6 +187,8 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, wor
         lambda prompt: learn(args, run, prompt_loader, "class_prompts",
                              LearnClassStep(guide, prompt, weights)))
     keep_choices(class_prompt, run, dataset.classes)
+    if guide.device.type == "cuda" and use_bf16(args.precision, guide.device):
+        clip.visual.bfloat16()  # frozen: what autocast would cast in every step
 
     nothing = BACKGROUND_PROMPTS["none"](clip, words, PromptSettings())
     tuning = TuneStep(guide, class_prompt, nothing, adapters, weights, suppression, args.area_over)

@@ -13,7 +13,8 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import dataset_of, parse, script_parser, stage_folder, training_flags, training_of
+from clipwsss.options import (dataset_of, inference_flags, parse, script_parser, stage_folder, training_flags,
+                              training_of)
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
@@ -61,6 +62,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--test-flip", action=switch, default=True, help="add the mirror images")
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="images of one size per forward pass in predictions")
+    inference_flags(add)
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="segment these images or folders with a trained segmenter, with overlays")
@@ -151,7 +153,8 @@ def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_seg")
     device = pick_device(args.device)
-    prediction = Prediction(args.test_scales, args.test_flip, args.crf, args.test_batch_size, args.workers)
+    prediction = Prediction(args.test_scales, args.test_flip, args.crf, args.test_batch_size, args.workers,
+                            args.test_precision)
     uses = args.predict or args.export
     trained = args.checkpoint or (args.out / "segmenter.pt" if uses else None)
     data = None if trained else training_data(args)

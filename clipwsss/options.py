@@ -78,6 +78,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     add("--clip-norm", type=real(0), default=0.0, help="clip the gradient's norm; 0 does not")
     add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
         help="bf16 trains under autocast; auto where the device is fast at it")
+    add("--sync-bn", action="store_true", help="batch norm over all of torchrun's processes (GPUs)")
     parser.set_defaults(**defaults)
 
 
@@ -102,8 +103,15 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     add("--flip", action=switch, default=True, help="add the mirror image's maps")
     add("--cam-batch-size", type=whole(1, 65536), default=4,
         help="images of one size per forward pass when making CAMs")
+    inference_flags(add)
     add("--cam-format", choices=tuple(FORMATS), default="npz", 
         help="npz: maps at a quarter of the size; full: at full size too; irn, psa (and WeakTr): .npy")
+
+
+def inference_flags(add: Callable[..., argparse.Action]) -> None:
+    """How networks are used once they are trained."""
+    add("--test-precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of networks that are not training; auto: bf16 where the device is fast at it")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
@@ -177,7 +185,8 @@ def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int) -> 
 
 def cams_of(args: argparse.Namespace) -> CamSettings:
     """How the command line wants CAM files to be made."""
-    return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format)
+    return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format,
+                       args.test_precision)
 
 
 def dataset_of(args: argparse.Namespace, split: str | None = None) -> TagDataset:

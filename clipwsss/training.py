@@ -36,12 +36,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to train in bfloat16; `auto` does where the device itself computes in it."""
+    """Whether to compute in bfloat16; `auto` does where the device itself does."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which networks compute as `use_bf16` says."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device))
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
@@ -58,6 +63,7 @@ class Training:
 
     accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,
     within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision: use_bf16's.
+    sync_bn: batch norm that trains takes the statistics of all processes' images (on GPUs).
     Momentum is SGD's momentum: IRN's and CLIMS' PolyOptimizer hands weight decay to that slot and uses none.
     """
     label: str
@@ -73,6 +79,7 @@ class Training:
     seed: int = 0
     accumulate: int = 1
     steps: int | None = None
+    sync_bn: bool = False
 
 
 def make_optimizer(groups: list[dict], training: Training) -> torch.optim.Optimizer:
@@ -106,6 +113,16 @@ class _Joined(nn.Module):
         return self.step(batch)
 
 
+def _synchronise(modules: nn.Module, device: torch.device) -> None:
+    """Make the batch norms that are in training mode those of all processes."""
+    if device.type != "cuda":
+        raise InputError("--sync-bn: torch synchronises batch norm on GPUs only; --frozen-bn needs none")
+    for parent in list(modules.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d) and child.training:
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
 def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
         modules: dict[str, nn.Module], groups: list[dict], training: Training) -> None:
     """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
@@ -123,6 +140,8 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
     joined = _Joined(step, modules)
     if world_size() > 1:
+        if training.sync_bn:
+            _synchronise(joined.train(), device)
         joined = DistributedDataParallel(joined)
     for epoch in range(run.restore(training.label, **stateful), training.epochs):
         seed_everything(training.seed, epoch)
@@ -148,13 +167,12 @@ def _train_epoch(loader: DataLoader, joined: nn.Module,
                  optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
                  training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
     """One pass over the loader; the mean of each term."""
-    low = use_bf16(training.precision, device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     sums: dict[str, Tensor] = {}
     for count, batch in enumerate(loader, 1):
         complete = count % training.accumulate == 0 or count == len(loader)
         with nullcontext() if complete or world_size() == 1 else joined.no_sync():
-            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            with autocast(training.precision, device):
                 terms = joined(batch.to(device))
             if not torch.isfinite(terms["loss"]):
                 shown = {name: round(value.item(), 4) for name, value in terms.items()}

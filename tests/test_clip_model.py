@@ -209,3 +209,16 @@ def test_wrong_weights(change, message):
     change(state)
     with pytest.raises(ValueError, match=message):
         clip.CLIP.from_state_dict(state)
+
+
+def test_a_tower_in_half_precision_takes_pixels_in_single():
+    torch.manual_seed(0)
+    model = clip.CLIP(clip.Architecture(32, 16, 2, 64, 4, 77, 100, 64, 1, 2)).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    single = model.encode_image(images)
+    model.visual.bfloat16()
+    half = model.encode_image(images)
+    assert half.dtype == torch.bfloat16
+    assert torch.cosine_similarity(half.float(), single).min() > 0.999
+    half.float().sum().backward()
+    assert images.grad.dtype == torch.float32 and images.grad.abs().max() > 0

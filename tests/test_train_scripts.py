@@ -106,7 +106,7 @@ def test_candidates_of_a_file_reach_the_loss(runs, tmp_path, capsys):
         assert all(list(entry["similarity"])[1:] == row for rows in table.values() for entry in rows.values())
     # Classes without candidates go by their names.
     assert all(losses["none"][term] == pytest.approx(name[term], rel=1e-4) for term in ("loss", "fg", "bg", "area"))
-    assert abs(losses["right"]["fg"] - name["fg"]) > 0.01 < abs(losses["wrong"]["fg"] - name["fg"])
+    assert abs(losses["right"]["fg"] - name["fg"]) > 0.01 < abs(losses["right"]["fg"] - losses["wrong"]["fg"])
     path.write_text('{"boot": ["ship"]}')
     with pytest.raises(InputError, match="unknown class 'boot'; the classes are boat, train"):
         guide(runs, tmp_path / "unknown", *flags, "--synonyms", str(path))

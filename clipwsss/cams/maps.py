@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
 from ..distributed import barrier
+from ..networks.folding import folded
 from ..progress import Progress
+from ..training import autocast
 from .base import MapGenerator, min_max
 from .files import FORMATS, STRIDE, write_cam
 
@@ -60,12 +62,13 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
 
 
 class CamSettings(NamedTuple):
-    """How CAM files are made: scales, mirror images too, images in a forward pass, file format."""
+    """How CAM files are made: scales, mirror images too, images in a forward pass, file format, precision."""
     scales: Sequence[float] = SCALES
     flip: bool = True
     batch_size: int = 1
     workers: int = 0
     fmt: str = "npz"
+    precision: str = "fp32"
 
 
 def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
@@ -78,10 +81,11 @@ def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
     done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}
     loader = size_loader(dataset, settings.batch_size, settings.workers, done)
     progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
-    generator.eval()
+    network = folded(generator)
     for batch in loader:
         height, width = batch.images.shape[-2:]
-        outputs = multi_scale_maps(generator, batch.images.to(device), settings.scales, settings.flip)
+        with autocast(settings.precision, device):
+            outputs = multi_scale_maps(network, batch.to(device).images, settings.scales, settings.flip)
         cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)),
                             from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):

@@ -93,7 +93,8 @@ class CLIP(nn.Module):
         if (height, width) != (side, side):
             raise ValueError(f"images are {height} x {width}, this CLIP takes {side} x {side} "
                              "(input_resolution)")
-        return images if normalised else self.normalise(images)
+        images = images if normalised else self.normalise(images)
+        return images.to(self.visual.conv1.weight.dtype)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens [N,L] from `tokenize` -> [N,D]; what no text's end can see is cut off."""

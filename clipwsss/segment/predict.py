@@ -21,7 +21,9 @@ from ..distributed import barrier, gather, share
 from ..errors import InputError
 from ..pictures import overlay, save, with_legend, write_mask
 from ..progress import Progress
+from ..networks.folding import folded
 from ..refine.crf import dense_crf, unary_from_probabilities
+from ..training import autocast
 from .segmenter import Segmenter
 
 # deeplab-pytorch's for VOC 2012: (sxy, weight), (sxy, srgb, weight)
@@ -40,6 +42,7 @@ class Prediction(NamedTuple):
     crf: bool = False
     batch_size: int = 1
     workers: int = 0
+    precision: str = "fp32"
 
 
 @torch.inference_mode()
@@ -140,12 +143,13 @@ def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]
             picture = with_legend(picture, labels, segmenter.palette, ("background", *segmenter.classes))
             save(picture, path.with_name(f"{path.stem}_overlay.png"))
 
-    device = next(segmenter.network.parameters()).device
+    network, device = folded(segmenter.network), next(segmenter.network.parameters()).device
     progress, waiting, threads = Progress("predict", total), [], max(1, prediction.workers)
     with ThreadPoolExecutor(threads) as pool:
         for paths, images in batches:
-            likelihoods = probabilities(segmenter.network, images.to(device), prediction.scales,
-                                        prediction.flip).cpu().numpy()
+            with autocast(prediction.precision, device):
+                likelihoods = probabilities(network, images.to(device, non_blocking=True), prediction.scales,
+                                            prediction.flip).cpu().numpy()
             pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
             waiting += [pool.submit(write, *image) for image in zip(paths, pixels, likelihoods)]
             progress.update(len(paths))

@@ -1,0 +1,47 @@
+"""Batch norm folded into convolutions: the same outputs, none left, the network itself unchanged."""
+import pytest
+import torch
+from torch import nn
+
+from clipwsss.cams.base import GeneratorSettings
+from clipwsss.cams.generator import build_generator
+from clipwsss.networks import deeplab
+from clipwsss.networks.folding import folded
+
+
+def trained(network):
+    """The network with batch norms that do something."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize("network", [
+    build_generator(["a", "b"], GeneratorSettings("resnet18", "none")),
+    deeplab.build(deeplab.Design("deeplabv3plus", "resnet_tiny", 4), 3)], ids=["generator", "deeplabv3plus"])
+def test_outputs_are_equal_and_the_network_is_kept(network):
+    images, before = torch.rand(2, 3, 50, 66), trained(network).state_dict().keys()
+    ready = folded(network.train())
+    with torch.inference_mode():
+        expected, answer = network.eval()(images), ready(images)
+    assert (answer - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ready.modules())
+    assert network.state_dict().keys() == before and ready is not network
+
+
+def test_what_cannot_be_folded_is_returned_as_it_is():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            return self.norm(images) if images.sum() > 0 else images
+
+    for network in (nn.Conv2d(3, 4, 1), Branching()):
+        assert folded(network.train()) is network and not network.training
