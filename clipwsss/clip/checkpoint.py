@@ -27,12 +27,6 @@ PUBLISHED = {  # name: SHA-256 / file name, the end of its URL; from OpenAI's re
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
 }
-DTYPES = {f"{name}Storage": dtype for name, dtype in {
-    "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32, "Double": torch.float64,
-    "Bool": torch.bool, "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32,
-    "Long": torch.int64}.items()}
-
-
 class CheckpointError(ValueError):
     """Weights cannot be had or read; the message is one line that names the file and what would be right."""
 
@@ -132,20 +126,26 @@ class _StoredTensor(tuple):
     """(key, dtype), offset, size, stride of a tensor in an archive, which no pickle opcode can alter."""
 
 
+# What an archive's pickle may name, and what stands for it here.
+ADMITTED = {"torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16,
+            "torch.FloatStorage": torch.float32, "torch.DoubleStorage": torch.float64,
+            "torch.BoolStorage": torch.bool, "torch.ByteStorage": torch.uint8,
+            "torch.CharStorage": torch.int8, "torch.ShortStorage": torch.int16,
+            "torch.IntStorage": torch.int32, "torch.LongStorage": torch.int64,
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": lambda *arguments: _StoredTensor(arguments[:4])}
+
+
 class _ArchiveUnpickler(pickle.Unpickler):
     """Reads data.pkl: classes become bags of attributes, tensors _StoredTensor; other globals are refused."""
 
     def find_class(self, module: str, name: str) -> object:
         if module.split(".")[0] == "__torch__":
             return type("Attributes", (), {})
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *arguments: _StoredTensor(arguments[:4])
         if module == "torch.jit._pickle" and (name.startswith("build_") or name == "restore_type_tag"):
             return lambda value, *_: value
+        if f"{module}.{name}" in ADMITTED:
+            return ADMITTED[f"{module}.{name}"]
         raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which no weights need: refused")
 
     def persistent_load(self, pid: tuple) -> tuple[str, torch.dtype]:

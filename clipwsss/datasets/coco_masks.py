@@ -38,7 +38,7 @@ def draw(region: Region, size: tuple[int, int]) -> np.ndarray:
         return np.repeat(np.arange(len(region)) % 2 == 1, region).reshape(size[::-1]).T
     mask = np.zeros(size, bool)
     for corners in region:
-        mask |= _fill(corners, size)
+        mask |= draw(_runs(corners, size), size)
     return mask
 
 
@@ -48,26 +48,23 @@ def parse_counts(text: str | bytes) -> np.ndarray:
     Each number is a series of 6-bit characters from "0" on, low bits first: 5 bits of value; bit 5 says that
     more follow; bit 4 of the last one is the sign. From the fourth on it is the difference to two before.
     """
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode("latin1") if isinstance(text, str) else text:
-        code -= 48
-        if not 0 <= code < 64:
-            raise ValueError(f"character {chr(code + 48)!r} in compressed run lengths")
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            if code & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    if shift:
+    codes = np.frombuffer(text.encode("latin1") if isinstance(text, str) else text, np.uint8) - np.int64(48)
+    strange = codes[(codes < 0) | (codes > 63)]
+    if strange.size:
+        raise ValueError(f"character {chr(strange[0] + 48)!r} in compressed run lengths")
+    ends = np.flatnonzero(codes < 32)
+    if codes.size == 0 or ends.size == 0 or ends[-1] < codes.size - 1:
         raise ValueError("compressed run lengths end inside a number")
-    return np.array(counts, np.int64)
+    starts = np.append(0, ends[:-1] + 1)
+    shift = 5 * (np.arange(codes.size) - np.repeat(starts, ends - starts + 1))
+    counts = np.add.reduceat((codes & 31) << shift, starts)
+    counts -= (codes[ends] >> 4) << (shift[ends] + 5)
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
+    return counts
 
 
-def _fill(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The inside of one polygon, corners [n, 2] as x, y in pixels -> bool [H, W].
+def _runs(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """One polygon, corners [n, 2] as x, y in pixels, as run lengths.
 
     COCO's rule: the outline is walked in steps of a fifth of a pixel; wherever it crosses the middle line of
     a column, the pixels of that column from there on change between outside and inside.
@@ -81,13 +78,8 @@ def _fill(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     columns = left // UPSCALED
     counted = (left % UPSCALED == middle) & (columns >= 0) & (columns < width)
     rows = np.clip(-((middle - upper[counted]) // UPSCALED), 0, height)  # rounded up
-    changes = columns[counted] * height + rows
-    flat = np.zeros(width * height, bool)
-    if len(changes):
-        first, last = changes.min(), min(changes.max(), width * height)
-        counts = np.bincount(changes - first, minlength=last - first + 1)
-        flat[first:last] = np.cumsum(counts)[:last - first] % 2 == 1
-    return flat.reshape(width, height).T
+    changes = np.sort(columns[counted] * height + rows)
+    return np.diff(changes, prepend=0, append=width * height)
 
 
 def _outline(corners: np.ndarray) -> np.ndarray:
