@@ -1,9 +1,13 @@
 """Score CAM folders, pseudo masks or predictions against true masks; compare folders, draw pictures."""
 import argparse
 import csv
+import signal
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 

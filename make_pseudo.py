@@ -1,10 +1,14 @@
 """Stage 3: refine class activation maps (random walk, dense CRF, PAMR, segments) and write pseudo masks."""
 import argparse
 import json
+import signal
 import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
@@ -12,23 +16,23 @@ from PIL import Image
 
 from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset
-from clipwsss.datasets.base import read_mask
+from clipwsss.datasets.base import files_of, read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.layouts import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import agreed, barrier, is_main
-from clipwsss.errors import InputError, run_script
+from clipwsss.errors import InputError, input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import Ascending, real, whole
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage_folder, training_flags,
-                              training_of)
+from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage_folder, start_run,
+                              training_flags, training_of, weights_of)
 from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
-from clipwsss.refine.affinity import NETWORKS, build_affinity, load_affinity, save_affinity
+from clipwsss.refine.affinity import build_affinity, least_crop, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
-                                    check_cam, refined_maps, refined_mask)
+                                    check_cam, check_stages, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.scoring import THRESHOLDS, miou_curve
 from clipwsss.run import Run
@@ -112,13 +116,16 @@ class TaggedCams(NamedTuple):
         """An image and its checked CAM file."""
         name = self.dataset.names[index]
         file = check_cam(read_cam(self.cams, name), self.cams / name, self.dataset.image_size(index),
-                         len(self.dataset.classes))
+                         len(self.dataset.classes), self.dataset.entries[index].tags or ())
         return Picture(name, np.asarray(self.dataset.load_image(index))), file
 
-    def missing(self) -> dict[int, str]:
-        """Images without a CAM file: number -> line."""
-        present = set(list_cams(self.cams))
-        return {i: f"{self.cams / name}.npz (or .npy): no CAM file for this image"
+    def missing(self, segments: Path | None) -> dict[int, str]:
+        """Images without a CAM file, or without segments where they are asked for: number -> line."""
+        places = [(f"{self.cams}/{{}}.npz (or .npy): no CAM file for this image", set(list_cams(self.cams)))]
+        if segments:
+            stems = {path.stem for path in files_of(segments, (".png", ".json"))}
+            places.append((f"{segments}/{{}}.png (or .json): no segments of this image", stems))
+        return {i: line.format(name) for line, present in places
                 for i, name in enumerate(self.dataset.names) if name not in present}
 
 
@@ -159,29 +166,34 @@ def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: P
     return Scored(1, int((after != before).sum()), after.size, int(truth is not None), *tables)
 
 
-def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str, jobs: ImageJobs,
-                   device: torch.device) -> torch.nn.Module:
-    """Label images where CAMs are sure and train the IRN or PSA network on that; a finished one is loaded."""
-    path, labels = run.path("affinity.pt"), run.path("labels")
-    if args.affinity_checkpoint or agreed(path.exists()):
-        return load_affinity(args.affinity_checkpoint or path, kind)
+def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str,
+                   network: torch.nn.Module, backbone: str, jobs: ImageJobs) -> torch.nn.Module:
+    """Label images where CAMs are sure and train the IRN or PSA network on that."""
+    labels = run.path("labels")
     missing = [i for i, name in enumerate(inputs.dataset.names) if not (labels / f"{name}.png").exists()]
     work = partial(write_labels, inputs, labels, kind, tuple(args.confident))
     for _ in jobs.run("confident labels", work, missing):
         pass
-    seed_everything(args.seed)
-    weights = args.weights
-    if weights == "generator":
-        weights = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
-    network, backbone = build_affinity(kind, args.backbone, weights)
-    network.to(device)
     data = inputs.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     fit(run, loader, lambda batch: network.losses(batch.images, batch.masks, args.train_radius),
         {"network": network}, network.parameter_groups(args.lr), training_of(args, f"{kind}_network"))
-    save_affinity(network, path, kind, backbone)
+    save_affinity(network, run.path("affinity.pt"), kind, backbone)
     return network.eval()
+
+
+def start_affinity(args: argparse.Namespace, kind: str) -> tuple[torch.nn.Module, str | None]:
+    """A trained IRN or PSA network and None, or one to train and its backbone's name."""
+    path = args.affinity_checkpoint or args.out / "affinity.pt"
+    if args.affinity_checkpoint or agreed(path.exists() and not args.overwrite):
+        return load_affinity(path, kind), None
+    seed_everything(args.seed)
+    network, backbone = build_affinity(kind, args.backbone, weights_of(args))
+    if args.crop_size < (least := least_crop(kind, backbone, args.train_radius)):
+        raise InputError(f"--crop-size {args.crop_size}: {kind} with --train-radius {args.train_radius} "
+                         f"takes {least} at least")
+    return network, backbone
 
 
 def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs) -> tuple[float, float]:
@@ -199,10 +211,11 @@ def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs)
         names = ["background", *dataset.classes]
         write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
         barrier()
-    refined, cams = json.loads(stored.read_text())
-    print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, segments), "
-          f"for CAMs alone {cams['threshold']:.2f}")
-    return refined["threshold"], cams["threshold"]
+    with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
+        refined, cams = json.loads(stored.read_text())
+        print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, "
+              f"segments), for CAMs alone {cams['threshold']:.2f}")
+        return refined["threshold"], cams["threshold"]
 
 
 def report(run: Run, total: Scored) -> None:
@@ -234,42 +247,28 @@ def draw(run: Run, inputs: TaggedCams, background: Constant | Alpha, indices: li
     save(sheet, run.path("pictures.png"))
 
 
-def check_stages(names: list[str], painted: bool) -> str | None:
-    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go.
-
-    painted: segments decide at the end, from maps that no CRF or PAMR has decided before.
-    """
-    walks = [name for name in names if name != "none" and not STAGES[name].takes_background]
-    alone = "none" not in names or names == ["none"]
-    if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
-        raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
-                         "pamr; none stands alone")
-    if painted and names != ["none"] and names != walks:
-        raise InputError(f"--refine {' '.join(names)}: --segment-rule fma paints by maps; use none or a walk")
-    return walks[0] if walks and walks[0] in NETWORKS else None
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
     device, kind = pick_device(args.device), check_stages(
         args.refine, args.segments is not None and args.segment_rule == "fma")
     dataset = dataset_of(args)
     inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
-    absent = inputs.missing()
+    absent = inputs.missing(args.segments)
     if absent and not args.skip_bad:
         raise InputError(f"{next(iter(absent.values()))} of {args.split}; {len(absent)} of {len(dataset)} "
                          "images lack one (--skip-bad goes on without)")
     scored = set(scored_of(args, dataset).names)
-    run = Run(args.out, vars(args), resume=not args.overwrite, overwrite=args.overwrite)
-    if args.overwrite and is_main():
-        for old in (*run.out.glob("masks/*.png"), *run.out.glob("labels/*.png"), run.path("affinity.pt"),
-                    run.path("thresholds.json")):
-            old.unlink(missing_ok=True)
+    network, untrained = start_affinity(args, kind) if kind else (None, None)
+    args.resume = agreed(not args.overwrite and (args.out / "args.json").exists())
+    run = start_run(args, dataset, cams=inputs.cams, segments=args.segments, weights=weights_of(args),
+                    affinity_checkpoint=args.affinity_checkpoint)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
           f"--refine {' '.join(args.refine)}; writing {run.out}")
     jobs = ImageJobs(dataset.names, args.workers, device, args.skip_bad)
     jobs.leave_out(absent)
-    network = train_affinity(args, run, inputs, kind, jobs, device).cpu() if kind else None
+
+    if untrained:
+        network = train_affinity(args, run, inputs, kind, network.to(device), untrained, jobs).cpu()
     walk = Walk(args.radius, args.beta, args.exp_times)
     stages = [build_stage(name, walk=walk, color_stride=args.color_stride, pad_to=args.crop_size,
                           network=network, device=device) for name in args.refine if name != "none"]
@@ -293,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         draw(run, inputs, backgrounds[1], good[:args.pictures])
     if jobs.failures or dataset.skipped:
         print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
-    return 1 if jobs.failures or dataset.skipped else 0
+    return 0
 
 
 if __name__ == "__main__":

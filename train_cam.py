@@ -1,6 +1,10 @@
 """Stage 1: train a multi-label classifier on image tags and write its class activation maps (CAMs)."""
 import argparse
+import signal
 import sys
+
+if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +19,9 @@ from clipwsss.errors import run_script
 from clipwsss.flags import whole
 from clipwsss.networks.folding import folded
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
-                              script_parser, training_flags, training_of)
+                              script_parser, start_run, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
 
 
@@ -74,16 +77,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.weights == "auto":
         args.weights = weights_at_hand(dataset.classes, settings)
         settings = settings._replace(weights=args.weights)
-    run = Run(args.out, vars(args), args.resume, args.overwrite)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
-          f"writing {run.out}")
-
     seed_everything(args.seed)
     if args.init:
         generator = load_generator(args.init, dataset.classes, settings)
     else:
         generator = build_generator(dataset.classes, settings)
     generator.to(device, memory_format=torch.channels_last)
+    run = start_run(args, dataset, init=args.init, weights=args.weights)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
+          f"writing {run.out}"
+          + "; --weights none: batch norm trains too" * (args.weights == "none" and not args.frozen_bn))
 
     def step(batch):
         logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))

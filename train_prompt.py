@@ -1,16 +1,21 @@
 """Stage 2: select or learn prompts, fine-tune the generator under frozen CLIP, write better CAMs."""
 import argparse
 import copy
+import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.files import read_cam, resize_cam
+from clipwsss.cams.files import list_cams, read_cam, resize_cam
 from clipwsss.cams.generator import load_generator, save_generator
 from clipwsss.cams.maps import write_cams
 from clipwsss.clip import CLIP
@@ -29,8 +34,9 @@ from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep,
                                      TuneStep)
 from clipwsss.guidance.words import Words, load_words
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
-                              script_parser, stage_folder, training_flags, training_of)
+                              script_parser, stage_folder, start_run, training_flags, training_of)
 from clipwsss.progress import Progress
+from clipwsss.refine.stages import check_cam
 from clipwsss.report.best import BestEpoch
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
@@ -118,7 +124,8 @@ def cam_regions(clip: CLIP, dataset: TagDataset, cams: Path, device: torch.devic
     for batch in loader:
         maps = torch.zeros(*batch.labels.shape, *batch.images.shape[-2:])
         for index, name in enumerate(batch.names):
-            cam = read_cam(cams, name)
+            cam = check_cam(read_cam(cams, name), cams / name, maps.shape[-2:], maps.shape[1],
+                            batch.labels[index].nonzero()[:, 0].tolist())
             maps[index, torch.from_numpy(cam.keys)] = torch.from_numpy(resize_cam(cam, maps.shape[-2:]))
         pairs = batch.labels.to(device).nonzero(as_tuple=True)
         with torch.inference_mode():
@@ -167,23 +174,39 @@ def best_epoch(args: argparse.Namespace, generator: nn.Module) -> nn.Module:
     return BestEpoch(generator, watched, args.cam_batch_size, args.workers)
 
 
-def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, words: Words, guide: Guide,
-                    best: nn.Module) -> Prompt:
-    """Match, learn, guide: the paper's stages, in their order; the class prompt at the end."""
-    cams = args.cams or stage_folder(args.runs, args.dataset, "train_cam") / "cams"
+class Texts(NamedTuple):
+    """What stands for classes and backgrounds, and the adapters of images and texts."""
+    words: Words
+    adapters: tuple[nn.Module, nn.Module]
+    class_prompt: Prompt
+    background_prompt: Prompt
+
+
+def texts_of(args: argparse.Namespace, words: Words, clip: CLIP) -> Texts:
+    """Everything that draws its start, in one order, so that a resumed run draws the same."""
     seed_everything(args.seed)
-    clip, generator, dim = guide.clip, guide.generator, guide.clip.text_projection.shape[1]
-    adapters = tuple(Adapter(dim, args.adapter).to(guide.device) for _ in ("images", "texts"))
+    width, device = clip.text_projection.shape[1], clip.text_projection.device
+    adapters = tuple(Adapter(width, args.adapter).to(device) for _ in ("images", "texts"))
+    class_prompt = CLASS_PROMPTS[args.class_prompt](clip, words, PromptSettings(
+        args.template, args.prompt_start, args.prompts, args.reselect_every, args.joint))
+    background_prompt = BACKGROUND_PROMPTS[args.background_prompt](clip, words, PromptSettings(
+        args.background_template, args.prompt_start, args.background_prompts))
+    return Texts(words, adapters, class_prompt, background_prompt)
+
+
+def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: Guide, texts: Texts,
+                    best: nn.Module) -> None:
+    """Match, learn, guide: the paper's stages, in their order."""
+    clip, generator = guide.clip, guide.generator
+    words, adapters, class_prompt, background_prompt = texts
     loader = crops_of(args, dataset, args.batch_size)
     prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size)
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
     suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
 
-    class_prompt = CLASS_PROMPTS[args.class_prompt](clip, words, PromptSettings(
-        args.template, args.prompt_start, args.prompts, args.reselect_every, args.joint))
     whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
     class_prompt.make_ready(
-        partial(cam_regions, clip, dataset, cams, guide.device, whole_images),
+        partial(cam_regions, clip, dataset, baseline_cams(args), guide.device, whole_images),
         lambda prompt: learn(args, run, prompt_loader, "class_prompts",
                              LearnClassStep(guide, prompt, weights)))
     keep_choices(class_prompt, run, dataset.classes)
@@ -197,8 +220,6 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, wor
         tune(args, run, loader, tuning,
              training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), nn.Module())
 
-    background_prompt = BACKGROUND_PROMPTS[args.background_prompt](clip, words, PromptSettings(
-        args.background_template, args.prompt_start, args.background_prompts))
     class_text = encode_words(clip, "a photo of {}.", words.names)
     learning = partial(LearnBackgroundStep, guide, class_text=class_text,
                        repulsion=args.prompt_repulsion,
@@ -212,7 +233,11 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, wor
     tune(args, run, loader, tuning, training_of(args, "guide"), best)
     if args.keep_best:
         best.restore()
-    return class_prompt
+
+
+def baseline_cams(args: argparse.Namespace) -> Path:
+    """The folder of the CAMs that words are selected from."""
+    return args.cams or stage_folder(args.runs, args.dataset, "train_cam") / "cams"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -225,15 +250,23 @@ def main(argv: list[str] | None = None) -> int:
         print("--class-prompt word: no class has a synonym, so its own name is all there is to choose; for "
               f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
               "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
-    generator = load_generator(args.init or before / "generator.pt", dataset.classes, generator_of(args))
+    start = args.init or before / "generator.pt"
+    generator = load_generator(start, dataset.classes, generator_of(args))
     generator.to(device, memory_format=torch.channels_last)
     clip = load_clip(args.clip, device, args.clip_cache)
     scored, best = scored_of(args, dataset), best_epoch(args, generator)
-    run = Run(args.out, vars(args), args.resume, args.overwrite)
+    texts, cams = texts_of(args, words, clip), None
+    if isinstance(texts.class_prompt, SelectedPrompt) and not texts.class_prompt.choices:
+        cams = baseline_cams(args)
+        if absent := set(dataset.names) - set(list_cams(cams)):
+            raise InputError(f"{cams}: no CAM file of image {min(absent)}, nor of {len(absent) - 1} others")
+    run = start_run(args, dataset, init=start, cams=cams, prompts=args.prompts, clip=args.clip,
+                    background_prompts=args.background_prompts, synonyms=args.synonyms)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 
-    class_prompt = guide_generator(args, run, dataset, words, Guide(generator, clip, args.map_scale), best)
+    guide_generator(args, run, dataset, Guide(generator, clip, args.map_scale), texts, best)
+    class_prompt = texts.class_prompt
     save_generator(generator, run.path("generator.pt"))
     keep_choices(class_prompt, run, dataset.classes)
     if isinstance(class_prompt, LearnedPrompt) and class_prompt.joint:

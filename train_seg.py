@@ -1,7 +1,11 @@
 """Stage 4: train a segmenter on pseudo masks, write its predictions; segment images of your own with it."""
 import argparse
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 
@@ -13,8 +17,8 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (dataset_of, inference_flags, parse, script_parser, stage_folder, training_flags,
-                              training_of)
+from clipwsss.options import (dataset_of, inference_flags, parse, script_parser, stage_folder, start_run,
+                              training_flags, training_of, weights_of)
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
@@ -77,8 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def training_data(args: argparse.Namespace) -> TagDataset:
     """The split with the masks to learn from."""
-    dataset = dataset_of(args)
-    masks = args.masks or stage_folder(args.runs, args.dataset, "make_pseudo") / "masks"
+    dataset, masks = dataset_of(args), masks_of(args)
     if str(masks) != "truth":
         dataset = dataset.with_masks(masks, args.skip_bad)
     elif not dataset.has_masks:
@@ -88,14 +91,17 @@ def training_data(args: argparse.Namespace) -> TagDataset:
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
 
 
+def masks_of(args: argparse.Namespace) -> Path:
+    """The folder of training masks; `truth` for the data's own."""
+    return args.masks or stage_folder(args.runs, args.dataset, "make_pseudo") / "masks"
+
+
 def start(args: argparse.Namespace, dataset: TagDataset) -> Segmenter:
     """The segmenter that training starts from."""
     seed_everything(args.seed)
     design = Design(args.network, args.backbone, args.output_stride, args.rates, args.multi_scale,
                     args.frozen_bn)
-    generator = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
-    return build_segmenter(design._asdict(), dataset.classes, dataset.palette,
-                           generator if args.weights == "generator" else args.weights)
+    return build_segmenter(design._asdict(), dataset.classes, dataset.palette, weights_of(args))
 
 
 def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: TagDataset) -> None:
@@ -107,7 +113,8 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     per_epoch = -(-len(loader) // args.accumulate)
     steps = args.epochs * per_epoch if args.epochs is not None else args.iterations
-    print(f"{args.network}, {steps} steps of {args.accumulate} x {args.batch_size}; writing {run.out}")
+    print(f"{args.network}, {steps} steps of {args.accumulate} x {args.batch_size}; writing {run.out}"
+          + "; --weights none: batch norm trains too" * (args.weights == "none" and not args.frozen_bn))
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
@@ -120,28 +127,33 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
     segmenter.save(run.path("segmenter.pt"))
 
 
-def predict_split(args: argparse.Namespace, run: Run, segmenter: Segmenter, prediction: Prediction) -> dict:
+def predict_split(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: TagDataset,
+                  prediction: Prediction) -> dict:
     """Write the label maps of --predict-split, packed for the server if asked to; their mIoU."""
     split, folder = args.predict_split, run.path("predictions")
-    dataset = dataset_of(args, split)
-    if list(dataset.classes) != list(segmenter.classes):
-        raise InputError(f"--checkpoint: made for other classes than {args.data_root} has")
     done = {name for name in dataset.names if args.resume and (folder / f"{name}.png").exists()}
     predict_dataset(segmenter, dataset, folder, prediction, done)
     figures = print_label_miou(dataset, folder, f"{split} predictions", args.workers)
     if args.submit and is_main():
-        target = pack(dataset, folder, args.submit)
-        print(f"{len(dataset)} checked label maps in {args.submit} and {target}")
+        pack(dataset, folder, args.submit)
+        print(f"{len(dataset)} checked label maps in {args.submit}")
     return {"split": split, **figures}
 
 
 def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) -> None:
-    """--predict: OUT/predicted/NAME.png (label map) and NAME_overlay.png of a user's images; --export."""
+    """--predict: predicted/NAME.png (label map) and NAME_overlay.png of a user's images; --export.
+
+    They lie in --out, or beside --checkpoint, or in the stage's folder.
+    """
     if args.predict:
-        files, folder = image_files(args.predict), args.out / "predicted"
+        beside = args.checkpoint and "out" not in args.set_by
+        folder = (args.checkpoint.parent if beside else args.out) / "predicted"
+        files = image_files(args.predict, folder, args.overwrite)
         problems = predict_files(segmenter, files, folder, prediction, args.skip_bad)
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
+        if len(problems) == len(files):
+            raise InputError(problems[0])
         print(f"{len(files) - len(problems)} label maps and overlays in {folder}")
     if args.export and is_main():
         if segmenter.design["network"] == "mask2former":
@@ -163,10 +175,15 @@ def main(argv: list[str] | None = None) -> int:
     if uses:
         use(args, segmenter, prediction)
         return 0
-    run = Run(args.out, vars(args), args.resume, args.overwrite)
+    unseen = dataset_of(args, args.predict_split) if args.predict_split else None
+    if unseen and list(unseen.classes) != list(segmenter.classes):
+        raise InputError(f"--checkpoint {trained}: made for the classes {', '.join(segmenter.classes)}; "
+                         f"{args.data_root} has {', '.join(unseen.classes)}")
+    run = start_run(args, data or unseen, masks=masks_of(args) if data else None, checkpoint=args.checkpoint,
+                    weights=weights_of(args))
     if data:
         train(args, run, segmenter, data)
-    figures = predict_split(args, run, segmenter, prediction) if args.predict_split else {}
+    figures = predict_split(args, run, segmenter, unseen, prediction) if unseen else {}
     run.result(**figures)
     return 0
 

@@ -1,11 +1,18 @@
 """The one error users see, how other errors become it, and the wrapper that prints it as one line."""
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from .distributed import processes
+
+
+# What torch's RuntimeErrors say when the machine, not the code, is at fault.
+OF_THE_MACHINE = {"DataLoader worker (pid": "a loading process was killed; try fewer --workers",
+                  "out of memory": "out of memory: take smaller batches or crops",
+                  "can't allocate memory": "out of memory: take smaller batches or crops"}
 
 
 class InputError(ValueError):
@@ -19,6 +26,13 @@ class InputError(ValueError):
         self.problems = list(problems) or [message]
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message; of one from a loader's process, the last line without the error's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error).strip().rpartition("\n")[2].removeprefix(f"{InputError.__module__}.InputError: ")
+
+
 @contextmanager
 def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
     """Inside the block a ValueError (or these `kinds`) becomes an InputError that begins with `where`."""
@@ -27,7 +41,7 @@ def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
     except InputError:
         raise
     except kinds or ValueError as error:
-        raise InputError(f"{where}{error}") from error
+        raise InputError(f"{where}{one_line(error)}") from error
 
 
 def nearest(value: object, valid: Iterable[object]) -> str:
@@ -45,17 +59,32 @@ def quiet() -> Iterator[None]:
 
 
 def run_script(main: Callable[[], int | None]) -> int:
-    """Run a script's `main`; an InputError, missing file or package is one line and exit status 2.
+    """Run a script's `main`; what a user or a machine can cause is one line and exit status 2.
 
+    A reader that closes the output ends it with 141, Ctrl-C with 130; a fault of ours keeps its traceback.
     Where torchrun started several processes, `main` runs in all of them and the first error ends them all.
     With --quiet on the command line what it prints goes to the null device; errors are still told.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the scripts have it while they import
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with processes(), quiet() if "--quiet" in sys.argv else nullcontext():
-            return main() or 0
-    except (InputError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            code = main() or 0
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # else Python complains at its end
+        print("output closed; finished files are kept", file=sys.stderr)
+        return 141
     except KeyboardInterrupt:
         print("interrupted; finished files are kept, --resume goes on", file=sys.stderr)
         return 130
+    except (InputError, OSError, ModuleNotFoundError, MemoryError) as error:
+        print(f"error: {one_line(error) or 'out of memory; take smaller batches or crops'}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        reason = next((reason for sign, reason in OF_THE_MACHINE.items() if sign in str(error)), None)
+        if reason is None:
+            raise
+        print(f"error: {reason}; --resume goes on", file=sys.stderr)
+        return 2

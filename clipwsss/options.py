@@ -14,10 +14,12 @@ from .cams.generator import GENERATORS
 from .cams.maps import CamSettings
 from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
+from .datasets.reading import MOST_PIXELS, Checked
 from .datasets.transforms import train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
 from .parser import ScriptParser
+from .run import Run, keep_apart, used
 from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
@@ -40,6 +42,7 @@ def script_parser(description: str, example: str, essential: Sequence[str] = ())
     add("--split", default="train", help="the split to work on")
     add("--crowds", choices=tuple(CROWDS), default="background", help="coco14: how its masks count crowds "
         "(background as in CLIMS' release)")
+    add("--max-pixels", type=whole(16), default=MOST_PIXELS, help="larger images are refused unread")
     add("--skip-bad", action="store_true", help="leave bad files out and list them instead of stopping")
     return parser
 
@@ -133,7 +136,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
         shown = {name: value for name, value in vars(args).items() if name != "set_by"}
         print(json.dumps({"settings": shown, "defaults": defaults, "set_by": args.set_by}, default=str))
         raise SystemExit(0)
-    args.out = args.out or stage_folder(args.runs, args.dataset, stage)
+    args.stage, args.out = stage, args.out or stage_folder(args.runs, args.dataset, stage)
     if args.data_root is None:
         if args.dataset != "toy" and not getattr(args, "predict", None):  # own images need no data set
             raise InputError(f"--data-root: say where the {args.dataset} data is")
@@ -191,15 +194,39 @@ def cams_of(args: argparse.Namespace) -> CamSettings:
 
 def dataset_of(args: argparse.Namespace, split: str | None = None) -> TagDataset:
     """The data that the command line names, of --split or another split, every file checked."""
+    memory = args.runs / args.dataset / "checked.json"
     return build_dataset(args.dataset, args.data_root, split or args.split, skip_bad=args.skip_bad,
-                         crowds=args.crowds)
+                         crowds=args.crowds, checked=Checked(memory, args.max_pixels))
 
 
 def scored_of(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
     """The data set of --score-split, or `dataset` where that is the split at work."""
     if args.score_split in (None, args.split):
         return dataset
-    return dataset_of(args, args.score_split)
+    scored = dataset_of(args, args.score_split)
+    if outside := set(scored.names) - set(dataset.names):
+        raise InputError(f"--score-split {args.score_split}: {min(outside)} is not in --split {args.split}, "
+                         f"nor are {len(outside) - 1} other images")
+    return scored
+
+
+def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Path | str | None) -> Run:
+    """This run's folder, once all else has been checked; `inputs`, by setting, may name what it reads.
+
+    InputError where --out is of another run, or is, holds or lies in what is read.
+    """
+    read = {name: Path(path) for name, path in inputs.items() if path is not None and Path(path).exists()}
+    keep_apart(args.out, args.data_root, dataset.folders() if dataset else (), read)
+    marks = used(read)
+    if dataset:
+        marks["data_root"] = f"the data in {args.data_root}", dataset.fingerprint()
+    return Run(args.out, vars(args), args.resume, args.overwrite, marks)
+
+
+def weights_of(args: argparse.Namespace) -> str | Path:
+    """--weights, where `generator` stands for train_prompt's."""
+    generator = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+    return generator if args.weights == "generator" else args.weights
 
 
 def stage_folder(runs: Path, dataset: str, stage: str) -> Path:

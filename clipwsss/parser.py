@@ -5,7 +5,7 @@ from functools import partial
 
 from .flags import Parser
 
-EXIT_STATUS = "exit status: 0 done, 1 done without bad files, 2 wrong input, 130 interrupted"
+EXIT_STATUS = "exit status: 0 done, 2 wrong input or a fault of the machine, 130 interrupted"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -130,7 +130,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` or `end_epoch(epoch)` is told
     each epoch's number. Several processes each take their part of every batch and average the gradients: a
     loss that is no mean over images scales its terms (`distributed.weight_of`, `average`).
-    InputError on a loss that is not finite names the batch's images.
+    InputError on a loss that is not finite names the batch's images; it is also raised on such weights.
     """
     optimizer = make_optimizer(groups, training)
     device = optimizer.param_groups[0]["params"][0].device
@@ -138,6 +138,7 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)
     stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
+    run.make_room(sum(p.nbytes for module in modules.values() for p in module.parameters()))
     joined = _Joined(step, modules)
     if world_size() > 1:
         if training.sync_bn:
@@ -159,6 +160,9 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
         for module in modules.values():
             if hasattr(module, "end_epoch"):
                 module.end_epoch(epoch)
+        if not all(p.isfinite().all() for module in modules.values() for p in module.parameters()):
+            raise InputError(f"{training.label}: weights are not finite after epoch {epoch + 1}; lower --lr "
+                             "or clip gradients by --clip-norm")
         run.log(label=training.label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
         run.save(training.label, epoch + 1, **stateful)
 

@@ -1,26 +1,159 @@
-"""Run folders: what they refuse, what they keep, and their last word."""
+"""Run folders: what they refuse, what they keep, their lock, their inputs, and their last word."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.run import Run
+from clipwsss.run import Run, keep_apart, used
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_run_folder_refuses_overwrite_and_changed_settings(tmp_path):
-    Run(tmp_path / "run", {"lr": 1.0, "workers": 0})
-    with pytest.raises(InputError, match="--resume goes on, --overwrite starts anew"):
-        Run(tmp_path / "run", {"lr": 1.0})
-    with pytest.raises(InputError, match="--lr was 1.0"):
-        Run(tmp_path / "run", {"lr": 2.0, "workers": 0}, resume=True)
-    (tmp_path / "run" / "cams").mkdir()
-    (tmp_path / "run" / "cams" / "a.npz").touch()
-    Run(tmp_path / "run", {"lr": 1.0, "workers": 4}, resume=True)
-    assert (tmp_path / "run" / "cams" / "a.npz").exists()
-    Run(tmp_path / "run", {"lr": 2.0}, overwrite=True)
-    assert not (tmp_path / "run" / "cams" / "a.npz").exists()
-    assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"lr": 2.0}
+def finished(folder, **config):
+    """A run that has made its result."""
+    run = Run(folder, config)
+    run.result(miou=1.0)
+    return run
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def refused(folder, message, *args, **options):
+    before = snapshot(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        Run(folder, *args, **options)
+    assert "\n" not in str(caught.value) and snapshot(folder) == before
+
+
+def test_a_run_is_not_started_over_or_gone_on_with_otherwise(tmp_path):
+    finished(tmp_path, lr=1.0, workers=0)
+    refused(tmp_path, "--resume goes on, --overwrite starts anew", {"lr": 1.0})
+    refused(tmp_path, "--lr was 1.0 and is 2.0 now", {"lr": 2.0, "workers": 0}, resume=True)
+    refused(tmp_path, "give one of them", {"lr": 1.0}, resume=True, overwrite=True)
+    Run(tmp_path, {"lr": 1.0, "workers": 4}, resume=True)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_overwriting_deletes_what_runs_make_and_nothing_else(tmp_path):
+    run = finished(tmp_path, lr=1.0)
+    for name in ("cams/a.npz", "masks/a.png", "generator.pt", "last_x.pt"):
+        run.path(name).parent.mkdir(exist_ok=True)
+        run.path(name).touch()
+    own = [run.path("notes.txt"), run.path("cams/notes.txt"), run.path("my.pt")]
+    for path in own:
+        path.write_text("mine")
+    Run(tmp_path, {"lr": 2.0}, overwrite=True)
+    assert json.loads(run.path("args.json").read_text()) == {"lr": 2.0, "inputs": {}}
+    assert set(snapshot(tmp_path)) == {run.path("args.json"), *own}
+
+
+def test_a_run_that_made_nothing_may_be_started_again_with_other_settings(tmp_path):
+    Run(tmp_path, {"lr": 1.0}).log(label="x", epoch=1)
+    run = Run(tmp_path, {"lr": 2.0})
+    assert not run.path("log.jsonl").exists()
+    Run(tmp_path, {"lr": 3.0}, resume=True)
+    assert json.loads(run.path("args.json").read_text())["lr"] == 3.0
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "hand_made.png").write_text("hours of work")
+    refused(tmp_path, "hand_made.png was made by no run here", {})
+    refused(tmp_path, "hand_made.png was made by no run here", {}, overwrite=True)
+    other = tmp_path / "other"
+    finished(other, stage="train_cam")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        refused(other, "holds a run of train_cam", {"stage": "train_seg"}, **options)
+    refused(tmp_path / "empty", "holds no run to go on with", {}, resume=True)
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "--out .*file: cannot write there: .*(exists|Not a directory)", {})
+
+
+def test_damaged_settings_are_named(tmp_path):
+    finished(tmp_path)
+    for text in ("{", "[1, 2]", ""):
+        (tmp_path / "args.json").write_text(text)
+        refused(tmp_path, "args.json: damaged .*--overwrite starts anew", {}, resume=True)
+    Run(tmp_path, {}, overwrite=True)
+    finished(tmp_path)
+    (tmp_path / "last_x.pt").write_bytes(b"torn")
+    run = Run(tmp_path, {}, resume=True)
+    with pytest.raises(InputError, match="last_x.pt: not a readable checkpoint"):
+        run.restore("x", model=nn.Linear(1, 1))
+    run.save("x", 3, model=nn.Linear(2, 1))
+    with pytest.raises(InputError, match="last_x.pt: not a checkpoint of this run; --overwrite starts anew: .*size"):
+        run.restore("x", model=nn.Linear(1, 1))
+    with pytest.raises(InputError, match="last_x.pt: not a checkpoint of this run"):
+        run.restore("x", network=nn.Linear(2, 1))
+
+
+def test_one_process_at_a_time_and_none_after_its_death(tmp_path):
+    code = ("import sys; from clipwsss.run import Run; run = Run(sys.argv[1], {}); print('here', flush=True); "
+            "sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "here\n"
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            refused(tmp_path, rf"process {other.pid} on .* since 20.* is at work here", {}, **options)
+        other.kill()
+    Run(tmp_path, {})
+
+
+def test_leftovers_go_and_the_log_repeats_nothing(tmp_path):
+    run = Run(tmp_path, {})
+    for epoch in (1, 2, 3):
+        run.log(label="x", epoch=epoch)
+    run.log(label="y", epoch=1)
+    run.save("x", 2, model=nn.Linear(1, 1))
+    run.result(miou=1.0)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        log.write('{"label": "x", "epo')
+    (tmp_path / "cams").mkdir()
+    for name in (".77.partial.last_x.pt", "cams/.77.partial.a.npz", ".hidden"):
+        (tmp_path / name).touch()
+    run = Run(tmp_path, {}, resume=True)
+    assert run.restore("x", model=nn.Linear(1, 1)) == 2
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows == [{"label": "x", "epoch": 1}, {"label": "x", "epoch": 2}, {"label": "y", "epoch": 1}]
+    assert [path.name for path in tmp_path.rglob("*partial*")] == [] and (tmp_path / ".hidden").exists()
+    assert run.restore("y") == 0 and '"y"' not in (tmp_path / "log.jsonl").read_text()
+
+
+def test_inputs_may_move_but_not_change(tmp_path, capsys):
+    cams, moved = tmp_path / "cams", tmp_path / "moved"
+    cams.mkdir()
+    (cams / "a.npz").write_bytes(b"one")
+    run = Run(tmp_path / "run", {"cams": str(cams)}, inputs=used({"cams": cams}))
+    run.result(miou=1.0)
+    cams.rename(moved)
+    Run(tmp_path / "run", {"cams": str(moved)}, resume=True, inputs=used({"cams": moved}))
+    (moved / "a.npz").write_bytes(b"two")
+    refused(tmp_path / "run", "moved is no longer what this run was made from", {"cams": str(moved)}, resume=True,
+            inputs=used({"cams": moved}))
+    assert capsys.readouterr().out == ""
+    used({"masks": tmp_path / "run" / "masks"} if (tmp_path / "run" / "masks").mkdir() is None else {})
+    assert capsys.readouterr().out == f"note: {tmp_path}/run/masks was made from {moved}, which has changed since\n"
+
+
+@pytest.mark.parametrize("out, message", [
+    ("data", "holds the data"), (".", "holds the data"), ("data/images", "lies in the data's own folder"),
+    ("data/images/deep/er", "lies in the data's own folder"), ("elsewhere", "--init .*generator.pt lies there"),
+    ("elsewhere/cams", "--cams .* lies there"), ("data/runs", None), ("runs", None), ("elsewhere/cams/next", None)])
+def test_results_are_kept_apart_from_what_is_read(tmp_path, out, message):
+    inputs = {"init": tmp_path / "elsewhere" / "generator.pt", "cams": tmp_path / "elsewhere" / "cams"}
+    arguments = tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs
+    if message is None:
+        assert keep_apart(*arguments) is None
+    else:
+        with pytest.raises(InputError, match=message):
+            keep_apart(*arguments)
 
 
 def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):

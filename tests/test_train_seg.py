@@ -1,5 +1,6 @@
 """train_seg.py on a small world: learns, predicts a split and own images, submits, exports; bad input."""
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -99,10 +100,21 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match="broken.jpg: not a readable image"):
         script.main([*base, "--predict", str(tmp_path / "broken.jpg")])
-    assert script.main([*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg")]) == 0
+    with pytest.raises(InputError, match="broken.jpg: not a readable image"):  # no other is left
+        script.main([*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg")])
+    flags = [*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg"), str(world / "images" / "scene00.png")]
+    assert script.main(flags) == 0
+    with pytest.raises(InputError, match="scene00.png is there; --out names another folder, --overwrite replaces"):
+        script.main(flags)
+    assert script.main([*flags, "--overwrite"]) == 0
+    shutil.copy(world / "images" / "scene00.png", tmp_path / "scene00_overlay.png")
+    with pytest.raises(InputError, match="scene00_overlay.png would be the result of several images"):
+        script.main([*flags, str(tmp_path / "scene00_overlay.png"), "--overwrite"])
+    with pytest.raises(InputError, match="replaces all but the images themselves"):
+        script.main([*base, "--overwrite", "--predict", str(tmp_path / "out" / "predicted" / "scene00.png")])
     with pytest.raises(InputError, match="nowhere.jpg: no such file or folder"):
         script.main([*base, "--predict", str(tmp_path / "nowhere.jpg")])
-    with pytest.raises(InputError, match="several images are named scene00"):
+    with pytest.raises(InputError, match="scene00.png would be the result of several"):
         script.main([*base, "--predict", str(world / "images"), str(world / "images" / "scene00.png")])
     (tmp_path / "bare").mkdir()
     for name in ("images", "labels.csv", "classes.txt"):
@@ -134,7 +146,7 @@ def test_submit_and_export(world, trained, tmp_path):
     assert (tmp_path / "results.tgz").is_file()
     results = [(run / "result.json").read_text() for run in (trained, tmp_path)]
     assert results[0] == results[1]  # the same predictions by a run of its own
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="--checkpoint .*segmenter.pt lies there"):
         script.main([*base, "--out", str(trained)])
     script.main([*base, "--out", str(tmp_path), "--export", str(tmp_path / "model.pt2")])
     program = torch.export.load(tmp_path / "model.pt2").module()

@@ -6,6 +6,7 @@ from ..errors import InputError
 from .base import Batch, Sample, TagDataset, collate
 from .coco import CocoDataset
 from .folder import FolderDataset
+from .reading import Checked
 from .toy import ToyDataset
 from .voc import VocDataset
 
@@ -15,16 +16,16 @@ __all__ = ["CROWDS", "DATASETS", "Batch", "Sample", "TagDataset", "build_dataset
 
 
 def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = False,
-                  crowds: str = "background") -> TagDataset:
+                  crowds: str = "background", checked: Checked | None = None) -> TagDataset:
     """The data set `name` (one of DATASETS) below `root`, every file of `split` checked.
 
     Samples are whole images until `with_transform`. `crowds`: one of CROWDS, of coco14 alone. InputError
     names the first problem of the data; with `skip_bad` bad images are left out, printed to stderr, one line
-    each, and kept in `.skipped`.
+    each, and kept in `.skipped`. `checked` may know good files from before.
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
-    dataset = DATASETS[name](root, split, skip_bad)
+    dataset = DATASETS[name](root, split, skip_bad, checked)
     if isinstance(dataset, CocoDataset):
         dataset.crowd_label = CROWDS[crowds]
     elif crowds != "background":

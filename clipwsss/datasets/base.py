@@ -8,19 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..fingerprint import digest
 from ..pictures import voc_palette
 from ..progress import Progress
+from .reading import UNREADABLE, Checked, Size, read_image, read_mask
 from .transforms import IGNORE, Transform, eval_transform
 
 LONG_CHECK = 2000  # from so many images on, the check takes seconds and shows its progress
-EXIF_ORIENTATION = 0x0112
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-Size = tuple[int, int]  # (H, W)
 
 
 class Sample(NamedTuple):
@@ -64,27 +63,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
                  None if any(mask is None for mask in masks) else torch.stack(masks))
 
 
-def read_image(path: Path, oriented: bool = False) -> Image.Image:
-    """An RGB image; `oriented` turns it as its EXIF tag says. InputError names a file that it cannot read."""
-    try:
-        with Image.open(path) as file:
-            return (ImageOps.exif_transpose(file) if oriented else file).convert("RGB")
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
-    try:
-        with Image.open(path) as file:
-            mode, mask = file.mode, np.array(file)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable mask ({error})") from error
-    if mode not in ("P", "L"):
-        raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is {mode}")
-    return mask
-
-
 def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
     """A folder's visible files with these suffixes in order; InputError without the folder."""
     if not folder.is_dir():
@@ -116,9 +94,9 @@ class TagDataset(Dataset):
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
                  skip_bad: bool = False, synonyms: dict[str, list[str]] | None = None,
-                 notes: Sequence[str] = ()):
+                 notes: Sequence[str] = (), checked: Checked | None = None):
         self.splits, self.notes, self.synonyms = tuple(splits), list(notes), synonyms or {}
-        self.transform = eval_transform()
+        self.transform, self.checked = eval_transform(), checked or Checked()
         self._accept(entries, list(problems), skip_bad)
 
     def __len__(self) -> int:
@@ -147,6 +125,16 @@ class TagDataset(Dataset):
     def image_size(self, index: int) -> Size:
         """(H, W) of the stored image, without opening it."""
         return self.entries[index].size
+
+    def folders(self) -> set[Path]:
+        """The folders that images and masks lie in."""
+        return {path.parent for entry in self.entries for path in (entry.image, entry.mask) if path}
+
+    def fingerprint(self) -> str:
+        """Digest of the images' names, tags and sizes in pixels and bytes, and of the masks' sizes."""
+        return digest((entry.name, entry.tags, entry.size,
+                       *(path.stat().st_size for path in (entry.image, entry.mask) if path))
+                      for entry in self.entries)
 
     def with_transform(self, transform: Transform, masks: bool = True) -> "TagDataset":
         """A shallow copy with another transform; `masks=False` spares reading masks."""
@@ -183,7 +171,8 @@ class TagDataset(Dataset):
                 unique[entry.name] = entry
         progress = Progress("check files", len(unique)) if len(unique) >= LONG_CHECK else None
         self.entries = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the interpreter's lock
+        # Pillow decodes outside the interpreter's lock.
+        with self.checked.remembering(), ThreadPoolExecutor(os.cpu_count()) as pool:
             for checked in pool.map(self._inspect, unique.values()):
                 (problems if isinstance(checked, str) else self.entries).append(checked)
                 if progress:
@@ -206,7 +195,8 @@ class TagDataset(Dataset):
     def _inspect(self, entry: Entry) -> Entry | str:
         """The entry with its image's size, or the first problem of its files, all of which are read."""
         try:
-            entry = entry if entry.size else entry._replace(size=self._image_size(entry.image))
+            size = entry.size or self.checked.image_size(entry.image, self.oriented)
+            entry = entry._replace(size=size)
             self._check_mask(entry)
         except InputError as error:
             return str(error)
@@ -216,25 +206,15 @@ class TagDataset(Dataset):
             return f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
         return entry
 
-    def _image_size(self, path: Path) -> Size:
-        with Image.open(path) as file:
-            turned = self.oriented and file.getexif().get(EXIF_ORIENTATION, 1) >= 5  # 5-8 swap the axes
-            size = file.size if turned else file.size[::-1]
-            if file.mode.startswith(("I", "F")):
-                raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
-            file.draft("RGB", (1, 1))  # a JPEG at 1/8 size: all its bytes are read, few pixels made
-            file.load()
-        return size
-
     def _check_mask(self, entry: Entry) -> None:
         """InputError for a mask that does not fit the image or the classes."""
         if entry.mask is None:
             return
-        mask, n_classes = read_mask(entry.mask), len(self.classes)
-        if mask.shape != entry.size:
-            raise InputError(f"{entry.mask}: mask is {mask.shape[0]} x {mask.shape[1]} (H x W), its image "
+        size, values = self.checked.mask(entry.mask)
+        n_classes = len(self.classes)
+        if size != entry.size:
+            raise InputError(f"{entry.mask}: mask is {size[0]} x {size[1]} (H x W), its image "
                              f"{entry.size[0]} x {entry.size[1]}")
-        strange = mask[(mask > n_classes) & (mask < IGNORE)]
-        if strange.size:
-            raise InputError(f"{entry.mask}: value {strange.min()} in the mask; valid are 0 (background), "
+        if strange := [value for value in values if n_classes < value < IGNORE]:
+            raise InputError(f"{entry.mask}: value {strange[0]} in the mask; valid are 0 (background), "
                              f"1..{n_classes} and {IGNORE} (ignore)")

@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import InputError, input_errors
 from .base import Entry, Size, TagDataset, split_error
 from .coco_masks import Region, draw, parse
+from .reading import Checked
 
 SPLITS = ("train", "val")
 Drawn = tuple[int, bool, Region]  # class from 1, crowd
@@ -24,7 +25,7 @@ class CocoDataset(TagDataset):
     """
     crowd_label = 0
 
-    def __init__(self, root: Path | str, split: str, skip_bad: bool = False):
+    def __init__(self, root: Path | str, split: str, skip_bad: bool = False, checked: Checked | None = None):
         root = Path(root)
         files = {name: root / "annotations" / f"instances_{name}2014.json" for name in SPLITS}
         splits = [name for name in SPLITS if files[name].is_file()]
@@ -63,7 +64,7 @@ class CocoDataset(TagDataset):
                 entries.append(Entry(name, folder / image["file_name"], tags, None, where))
         empty = sum(not items for items in owned.values())
         note = f"{path}: {empty} of {len(owned)} images have no annotation and are left out"
-        super().__init__(entries, problems, splits, skip_bad, notes=[note] if empty else [])
+        super().__init__(entries, problems, splits, skip_bad, notes=[note] if empty else [], checked=checked)
         self.has_masks = True
 
     def has_mask(self, index: int) -> bool:

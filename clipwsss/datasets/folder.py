@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .base import Entry, TagDataset, files_of, masks_of, split_error
+from .reading import Checked
 from .tags import TABLES, Row, read_tags, read_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -20,7 +21,7 @@ class FolderDataset(TagDataset):
     """
     oriented = True
 
-    def __init__(self, root: Path | str, split: str, skip_bad: bool = False):
+    def __init__(self, root: Path | str, split: str, skip_bad: bool = False, checked: Checked | None = None):
         root = Path(root)
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder")
@@ -52,7 +53,7 @@ class FolderDataset(TagDataset):
                     problems.append(str(error))
         lost = sorted(masks.keys() - {path.stem for path in stored})
         notes = [f"{masks[lost[0]]}: belongs to no image, not used ({len(lost)} such masks)"] if lost else []
-        super().__init__(entries, problems, splits, skip_bad, synonyms, notes)
+        super().__init__(entries, problems, splits, skip_bad, synonyms, notes, checked)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from PIL import Image
 
 from ..files import atomic_path, write_json
-from .base import EXIF_ORIENTATION, TagDataset
+from .base import TagDataset
+from .reading import EXIF_ORIENTATION
 
 VOC = Path("VOCdevkit", "VOC2012")
 LAYOUTS = {  # the places of images, masks and the list of names

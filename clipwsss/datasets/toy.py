@@ -5,6 +5,7 @@ from pathlib import Path
 from ..distributed import barrier, is_main
 from ..toy.shapes import CLASSES
 from ..toy.world import RECIPE, draw_world
+from .reading import Checked
 from .voc import VocDataset
 
 
@@ -15,11 +16,11 @@ class ToyDataset(VocDataset):
     """
     classes = CLASSES
 
-    def __init__(self, root: Path | str, split: str, skip_bad: bool = False):
+    def __init__(self, root: Path | str, split: str, skip_bad: bool = False, checked: Checked | None = None):
         if is_main() and not (Path(root) / RECIPE).is_file():
             draw_world(root)
         barrier()
-        super().__init__(root, split, skip_bad)
+        super().__init__(root, split, skip_bad, checked)
 
     def subtypes(self, index: int) -> dict[str, list[str]]:
         """Truth for judging word selection: for each class in the image the sub-types that are there."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .base import Entry, TagDataset, files_of, masks_of, split_error
+from .reading import Checked
 
 
 class VocDataset(TagDataset):
@@ -19,7 +20,7 @@ class VocDataset(TagDataset):
                "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
                "tvmonitor"]
 
-    def __init__(self, root: Path | str, split: str, skip_bad: bool = False):
+    def __init__(self, root: Path | str, split: str, skip_bad: bool = False, checked: Checked | None = None):
         root = Path(root)
         places = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
         root = next((folder for folder in places if (folder / "JPEGImages").is_dir()), None)
@@ -40,7 +41,7 @@ class VocDataset(TagDataset):
                     problems.append(str(error))
                     continue
             entries.append(Entry(name, image, tags, mask, where))
-        super().__init__(entries, problems, splits, skip_bad)
+        super().__init__(entries, problems, splits, skip_bad, checked=checked)
 
     def _tags(self, path: Path, where: str) -> tuple[int, ...]:
         """Classes of an annotation file's objects (their parts have names too, which are no tags)."""

@@ -25,6 +25,8 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
     device = clip.text_projection.device
     if not words:
         return torch.empty(0, clip.text_projection.shape[1], device=device)
+    if "{}" not in template:
+        raise InputError(f"--template {template!r}: write {{}} for the class, as in 'a photo of {{}}.'")
     with input_errors(f"template {template!r}: "):  # too long, or a word that a small CLIP does not know
         tokens = tokenize([template.replace("{}", word) for word in words])
         return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
@@ -160,7 +162,11 @@ def parse_template(template: str) -> list[str | Slot]:
         kind, count, words = mark.groups()
         parts += [template[end:mark.start()], Slot(kind == "C", int(count or 0), words)]
         end = mark.end()
-    return [*parts, template[end:]]
+    parts.append(template[end:])
+    if any(mark in part for part in parts if isinstance(part, str) for mark in "[]"):
+        raise InputError(f"template {template!r}: vectors are written [S*n], [C*n] (n a whole number), "
+                         "[S:words] or [C:words]")
+    return parts
 
 
 class LearnedPrompt(Prompt):
@@ -180,10 +186,13 @@ class LearnedPrompt(Prompt):
         self.text: Tensor | None = None  # the features once they are fixed
         self.clip = [clip]  # in a list: CLIP's weights are not this module's
         token_start, token_end = tokenize("")[0, :2].tolist()
-        layouts, given = self._layouts(parse_template(template), token_start)
+        parts = parse_template(template)
+        layouts, given = self._layouts(parts, token_start)
         if not given:
             raise InputError(f"--template {template!r}: nothing to learn; write [S*n] (shared) or [C*n] (per "
                              "class), or [S:words] and [C:words] to start from words")
+        if "{}" not in template and not any(isinstance(part, Slot) and part.own for part in parts):
+            raise InputError(f"--template {template!r}: all classes read alike; write {{}} or [C*n]")
         length = max(map(len, layouts)) + 1
         if length > clip.context_length:
             raise InputError(f"--template {template!r}: {length} tokens with its start and end, "

@@ -6,7 +6,7 @@ from torch import nn
 from ..errors import input_errors
 from ..files import fill, load_weights, read_network, save_network
 from ..networks import resnet
-from .irn import IRNet
+from .irn import STRIDE, IRNet
 from .psa import AffinityNet
 
 NETWORKS = {"irn": IRNet, "psa": AffinityNet}
@@ -27,6 +27,12 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     with input_errors(f"--weights {weights}: "):
         body = resnet.build(backbone, stride, weights, frozen_bn=True, dilate=kind == "psa")
     return NETWORKS[kind](body), backbone
+
+
+def least_crop(kind: str, backbone: str, radius: int) -> int:
+    """Side in pixels of the smallest crop with pairs of pixels within `radius` on the network's grid."""
+    stride = STRIDE if kind == "irn" else resnet.SPECS[backbone].output_strides[-1]
+    return stride * (2 * radius - 1)
 
 
 def save_affinity(network: nn.Module, path: Path, kind: str, backbone: str) -> None:

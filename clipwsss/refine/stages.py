@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..cams.files import CamFile, resize_cam
 from ..errors import InputError
+from .affinity import NETWORKS
 from .crf import dense_crf, unary_from_labels
 from .irn import STRIDE as IRN_STRIDE
 from .pamr import pamr
@@ -180,6 +181,21 @@ def build_stage(name: str, **settings: object) -> Callable[[Picture, Tensor], Te
     return stage(**{field: value for field, value in settings.items() if field in stage._fields})
 
 
+def check_stages(names: list[str], painted: bool) -> str | None:
+    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go.
+
+    painted: segments decide at the end, from maps that no CRF or PAMR has decided before.
+    """
+    walks = [name for name in names if name != "none" and not STAGES[name].takes_background]
+    alone = "none" not in names or names == ["none"]
+    if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
+        raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
+                         "pamr; none stands alone")
+    if painted and names != ["none"] and names != walks:
+        raise InputError(f"--refine {' '.join(names)}: --segment-rule fma paints by maps; use none or a walk")
+    return walks[0] if walks and walks[0] in NETWORKS else None
+
+
 def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:
     """Scores [1 + k,H,W] of background and the file's classes after all stages."""
     strided = bool(stages) and stages[0].from_strided
@@ -201,10 +217,18 @@ def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
     return np.append(0, file.keys + 1).astype(np.uint8)[labels]
 
 
-def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int) -> CamFile:
-    """The file itself if it fits an image (H, W) of this data; InputError that begins with `where` if not."""
+def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int,
+              tags: Sequence[int] = ()) -> CamFile:
+    """The file itself if it fits an image (H, W) of this data, and its 0-based `tags` if it has any.
+
+    InputError that begins with `where` if not.
+    """
     if file.keys.max() >= n_classes:
         raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
+    strange = set(file.keys.tolist()) - set(tags)
+    if tags and strange:
+        raise InputError(f"{where}: class {min(strange)} in its keys, the image's tags are "
+                         f"{', '.join(map(str, tags))}")
     if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
         stored = list(file.high_res.shape[1:])
         raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")

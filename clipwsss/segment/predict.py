@@ -112,8 +112,12 @@ def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, pre
     return [problem for part in gather(problems) for problem in part]
 
 
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The image files that --predict's files and folders name; InputError says what is missing."""
+def image_files(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
+    """The image files that --predict's files and folders name; InputError says what is missing.
+
+    Also where their results in `folder` would take each other's or an image's place, or that of files which
+    are there, unless these may be overwritten.
+    """
     files = []
     for path in paths:
         inside = files_of(path, SUFFIXES) if path.is_dir() else [path]
@@ -122,9 +126,15 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         if not inside[0].is_file():
             raise InputError(f"--predict {path}: no such file or folder")
         files += inside
-    stem, count = Counter(path.stem for path in files).most_common(1)[0]
+    results = Counter(folder / f"{path.stem}{end}.png" for path in files for end in ("", "_overlay"))
+    path, count = results.most_common(1)[0]
     if count > 1:
-        raise InputError(f"--predict: several images are named {stem}, whose results would share a file")
+        raise InputError(f"--predict: {path} would be the result of several images; rename them")
+    present = [path for path in results if path.exists()]
+    taken = {path.resolve() for path in present} & {path.resolve() for path in files}
+    if present and (taken or not overwrite):
+        raise InputError(f"--predict: {present[0]} is there; --out names another folder, --overwrite "
+                         "replaces all but the images themselves")
     return files
 
 

@@ -59,7 +59,8 @@ def build_segmenter(design: dict, classes: Sequence[str], palette: np.ndarray | 
 def load_segmenter(path: Path | str) -> Segmenter:
     """The segmenter of a file, its network in eval mode; InputError on other files."""
     config, state = read_network(path, "segmenter")
-    segmenter = build_segmenter(**config)
+    with input_errors(f"{path}: damaged; its config builds no segmenter: ", Exception):
+        segmenter = build_segmenter(**config)
     fill(segmenter.network.eval(), state, path)
     return segmenter
 

@@ -1,5 +1,4 @@
 """The archive that the VOC evaluation server takes, checked before it is packed."""
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from ..files import atomic_path
 FOLDER = "results/VOC2012/Segmentation/comp5_test_cls"  # as VOC 2012's development kit names it
 
 
-def pack(dataset: TagDataset, folder: Path, archive: Path) -> Path:
-    """Copy a split's predictions to FOLDER beside `archive` and pack that as .tgz; the folder.
+def pack(dataset: TagDataset, folder: Path, archive: Path) -> None:
+    """Pack a split's predictions as FOLDER in a .tgz.
 
     InputError names the first image without a label map of its size with values 0..K.
     """
@@ -28,10 +27,6 @@ def pack(dataset: TagDataset, folder: Path, archive: Path) -> Path:
                              f"{size[0]} x {size[1]} (H x W)")
         if labels.max() > len(dataset.classes):
             raise InputError(f"{path}: value {labels.max()}; valid are 0..{len(dataset.classes)}")
-    target = archive.parent / FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     with atomic_path(archive) as temporary, tarfile.open(temporary, "w:gz") as packed:
         for name in dataset.names:
-            packed.add(shutil.copy(folder / f"{name}.png", target), f"{FOLDER}/{name}.png")
-    return target
+            packed.add(folder / f"{name}.png", f"{FOLDER}/{name}.png")
