@@ -3,7 +3,6 @@
     python -m clipwsss.guidance.pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
 """
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,4 +102,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

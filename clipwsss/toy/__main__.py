@@ -4,7 +4,6 @@
     python -m clipwsss.toy --train-clip           trains the CLIP from nothing, in minutes
 """
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import run_script
@@ -44,4 +43,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))
