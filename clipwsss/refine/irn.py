@@ -13,7 +13,7 @@ MULTIPLE = 16  # padded images are a multiple of the deepest stage's stride
 
 
 class IRNet(nn.Module):
-    """Boundary branches on a fixed ResNet, as published one of output stride 16, undilated.
+    """Boundary branches on a fixed ResNet (`frozen_bn`), as published one of output stride 16, undilated.
 
     Heads have the published names (`from_published`); the published network's other half, displacements to
     instance centres, changes nothing for semantic masks and is left out. Finer levels of other backbones are

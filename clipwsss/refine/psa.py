@@ -13,7 +13,8 @@ class AffinityNet(nn.Module):
     """Features [B, 448, h, w] of the last three stages of a backbone, at the resolution of the first of them.
 
     The paper's ResNet-38 has 512, 1024 and 4096 channels there, a ResNet-50 512, 1024 and 2048. Heads have
-    the released names; the stem, the first stage and all batch norm stay as they are, as in the release.
+    the released names; the stem, the first stage and all batch norm stay as they are, as in the release (the
+    backbone is built with `frozen_bn`).
     """
 
     def __init__(self, backbone: nn.Module):
