@@ -24,7 +24,7 @@ from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
 UNSET = object()
-ESSENTIAL = ("dataset", "data_root", "split", "skip_bad", "out", "quiet", "device", "seed",
+ESSENTIAL = ("dataset", "data_root", "preset", "split", "skip_bad", "out", "quiet", "device", "seed",
              "overwrite", "resume", "batch_size", "epochs", "lr")
 
 

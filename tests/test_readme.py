@@ -1,7 +1,8 @@
-"""What the README says exists: scripts, modules and flags of its command lines, links, paths; its example runs."""
+"""What the pages say exists: scripts, modules and flags of command lines, links, paths, weights; the Python page runs."""
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import sys
@@ -9,13 +10,16 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.models import get_model_weights
 
-from clipwsss.cams.files import write_cam
+from clipwsss.clip.checkpoint import PUBLISHED, SOURCE
+from clipwsss.networks.resnet import BACKBONES
+from clipwsss.networks.vit import WEIGHTS
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
-PAGES = ("README.md", "clipwsss/toy/RESULTS.md", "tests/benchmarks/RESULTS.md")
-TEXT = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/toy/RESULTS.md", "tests/benchmarks/RESULTS.md")
+TEXT, PYTHON = ((ROOT / page).read_text() for page in PAGES[:2])
 
 
 def command_lines(text):
@@ -55,7 +59,7 @@ LINES = sorted({line for page in PAGES for line in command_lines((ROOT / page).r
 
 
 def test_command_lines_are_read_from_the_pages():
-    for line in ("python train_cam.py --dataset folder --data-root mydata", "make_pseudo.py --segments DIR",
+    for line in ("python train_cam.py --dataset folder --data-root mydata --preset quick", "make_pseudo.py --segments DIR",
                  "python -m clipwsss.toy --train-clip", "python -m clipwsss.ablate --table combined --co-occurrence 0.9"):
         assert line in LINES
     assert len(LINES) >= 20
@@ -88,7 +92,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_exist(page):
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
-    assert links or page.startswith("tests")
+    assert links or page != "README.md"
     for link in links:
         if not link.startswith("http"):
             assert ((ROOT / page).parent / link).is_file(), link
@@ -121,7 +125,7 @@ def test_the_map_names_modules_that_exist_and_every_room():
 
 def test_the_modules_to_copy_need_what_the_table_says():
     rows = re.findall(r"^\| `clipwsss/(\S+)` \|.*\| (.*) \|$", section("Modules to copy"), re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 8
     for path, needs in rows:
         place = ROOT / "clipwsss" / path
         source = "".join(file.read_text() for file in (place.glob("*.py") if place.is_dir() else [place]))
@@ -130,15 +134,35 @@ def test_the_modules_to_copy_need_what_the_table_says():
         assert all((ROOT / "clipwsss" / need).is_file() for need in re.findall("`(.*?)`", needs))
 
 
-def test_the_example_runs(tmp_path, monkeypatch):
-    draw_world(tmp_path / "runs" / "demo" / "toy" / "data", 0, 1, 1)
-    maps = np.zeros((2, 24, 24), np.float32)
-    maps[0, 6:18, 6:18] = maps[1, :4, :4] = 0.9
-    write_cam(tmp_path / "runs" / "demo" / "toy" / "train_prompt" / "cams", "train_00000", np.array([0, 3]), maps)
+@pytest.mark.parametrize("line", [line for line in LINES if re.match(r"python \w+\.py", line)])
+def test_the_scripts_command_lines_parse(line, capsys):
+    """Their values too: --dry-run prints the settings in force and stops before it looks at any file."""
+    words = shlex.split(line.removeprefix("python "))
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(words[0].removesuffix(".py")).main([*words[1:], "--dry-run"])
+    assert stopped.value.code == 0 and json.loads(capsys.readouterr().out)["settings"]["dry_run"]
+
+
+def test_the_weights_table_is_what_is_downloaded():
+    rows = dict(re.findall(r"^\| (`.*?\.(?:pt|pth)`) \| (.*) \|$", TEXT, re.MULTILINE))
+    names = {name: rest for files, rest in rows.items() for name in re.findall("`(.*?)`", files)}
+    folder, sha256 = re.findall("`(.*?)`", names.pop("ViT-B-32.pt"))
+    assert folder.replace("SHA-256", sha256) == SOURCE + PUBLISHED["ViT-B/32"]
+    urls = [get_model_weights(name).IMAGENET1K_V1.url for name in BACKBONES if name != "resnet_tiny"] + list(WEIGHTS.values())
+    assert sorted(re.search("`(http.*?)`", rest)[1] + name for name, rest in names.items()) == sorted(urls)
+
+
+def test_the_python_page_runs(tmp_path, monkeypatch, capsys):
+    """All its blocks in their order, as one program; each stage takes about five lines beside its imports."""
+    draw_world(tmp_path / "world", 0, 2, 1)
     monkeypatch.chdir(tmp_path)
-    example = re.search(r"```python\n(.*?)```", section("From Python"), re.DOTALL)[1]
+    blocks = re.findall(r"\*\*(\w+)\*\*:[^`]*?.*?```python\n(.*?)```", PYTHON, re.DOTALL)
+    assert [stage for stage, _ in blocks] == ["cams", "guidance", "refine", "segment", "report"]
+    assert all(len(code.partition("\n\n")[2].strip().splitlines()) <= 5 for _, code in blocks)
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["labels"].shape == (96, 96) and set(np.unique(names["labels"])) <= {0, 1, 2}
-    assert Image.open("train_00000_crf.png").size == (96, 96)
-    assert len(example.partition("\n\n")[2].strip().splitlines()) == 5
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", PYTHON, re.DOTALL)), "PYTHON.md", "exec"), names)
+    classes = set(names["classes"].tolist())
+    assert names["cams"].shape == (1, 6, 96, 96) and 0 <= names["cams"].min() and names["cams"].max() <= 1
+    assert names["loss"].isfinite() and set(np.unique(names["mask"])) <= {0} | {k + 1 for k in classes}
+    assert names["labels"].shape == names["mask"].shape == Image.open("mask.png").size == (96, 96)
+    assert re.search(r"\nmIoU \d+\.\d %\n$", capsys.readouterr().out)
