@@ -37,8 +37,7 @@ def script_parser(description: str, example: str, essential: Sequence[str] = ())
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=tuple(DATASETS), default="voc12", help="which data; chooses its presets too")
     add("--data-root", type=Path, help="the data's folder (toy: drawn there on demand)")
-    add("--preset", choices=("paper", "quick"), default="paper",
-        help="quick: a first look in minutes on 2 CPU cores; no published setting")
+    add("--preset", choices=("paper", "quick"), default="paper", help="quick: for 2 CPU cores")
     add("--split", default="train", help="the split to work on")
     add("--crowds", choices=tuple(CROWDS), default="background", help="coco14: how its masks count crowds "
         "(background as in CLIMS' release)")
