@@ -70,8 +70,8 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="segment these images or folders with a trained segmenter, with overlays")
-    add("--submit", type=file_to_write(".tgz", ".tar.gz"), metavar="FILE",
-        help="pack the split's predictions for the VOC server (.tgz)")
+    add("--submit", type=file_to_write(".tgz", ".tar.gz", ".json"), metavar="FILE",
+        help="pack the split's predictions for the VOC server (.tgz) or as COCO's results (.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="write the segmenter as .pt2 (torch.export) or .onnx")
     training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,

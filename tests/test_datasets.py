@@ -290,6 +290,7 @@ def test_coco_reads_tags_and_draws_masks(coco, capsys):
     data = build_dataset("coco14", coco, "val")
     assert data.names == [f"COCO_val2014_00000000000{i}" for i in (4, 9)] and data.classes == ["cat", "bus"]
     assert data.labels.tolist() == [[0, 1], [1, 1]] and data.splits == ("val",) and data.has_masks
+    assert data.category_ids == [3, 7] and [data.image_ids[name] for name in data.names] == [4, 9]
     assert "1 of 3 images have no annotation and are left out" in capsys.readouterr().err
     expected = np.zeros((10, 12), np.uint8)
     expected[2:6, 2:8] = 2

@@ -89,6 +89,8 @@ class TagDataset(Dataset):
     first bad one, with `skip_bad` they are left out. Beside masks, an image without one is all 255.
     """
     classes: Sequence[str] = ()
+    category_ids: Sequence[int] = ()  # numbers of classes and images in COCO's files
+    image_ids: dict[str, int] = {}
     palette: np.ndarray = voc_palette()
     oriented = False  # whether images are turned as their EXIF tag says
 

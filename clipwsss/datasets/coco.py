@@ -40,6 +40,8 @@ class CocoDataset(TagDataset):
         content = read_annotations(path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.classes = [category["name"] for category in categories]
+        self.category_ids = [category["id"] for category in categories]
+        self.image_ids = {Path(image["file_name"]).stem: image["id"] for image in content["images"]}
         numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
         owned: dict[int, list[tuple[int, dict]]] = {image["id"]: [] for image in content["images"]}
         problems, entries = [], []

@@ -42,6 +42,20 @@ def draw(region: Region, size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def encode(mask: np.ndarray) -> dict[str, object]:
+    """A bool mask [H, W] as compressed run lengths {"size": [H, W], "counts": text}, which `decode` reads."""
+    changes = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False))
+    counts, text = np.diff(changes, prepend=0, append=mask.size), ""
+    counts[3:] -= counts[1:-2].copy()
+    for value in counts.tolist():
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != -(bits >> 4)  # what is left is more than the sign
+            text += chr(48 + bits + 32 * more)
+    return {"size": list(mask.shape), "counts": text}
+
+
 def parse_counts(text: str | bytes) -> np.ndarray:
     """Run lengths from COCO's compressed string, int64.
 
