@@ -20,6 +20,7 @@ from clipwsss.options import dataset_of, parse, run_flags, script_parser, stage_
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import mean_present, scores
+from clipwsss.report.page import compare
 from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, local_jobs,
                                      miou_curve, print_curve, score_labels, score_thresholds)
 
@@ -39,7 +40,8 @@ class Result(NamedTuple):
 def get_parser() -> argparse.ArgumentParser:
     """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
     parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val",
-                           ("cams", "masks", "boundary", "json", "per_image", "confusion", "pictures"))
+                           ("cams", "masks", "boundary", "report", "json", "per_image", "confusion",
+                            "pictures"))
     add = parser.add_argument_group("folders to score").add_argument
     add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
         help="folders of CAM files (ours, IRN's, PSA's)")
@@ -49,6 +51,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="background scores to try on CAMs")
     add("--boundary", action="store_true", help="also boundary IoU (bands of 2%% of the image diagonal)")
     add = parser.add_argument_group("outputs").add_argument
+    add("--report", type=Path, nargs="+", metavar="RUN", help="only put these finished runs side by side, in "
+        "OUT/report.html")
     add("--json", type=file_to_write(".json"), metavar="FILE", help="write the figures here")
     add("--per-image", type=file_to_write(".csv"), metavar="FILE",
         help="write every image's scores, worst first, as CSV")
@@ -172,6 +176,10 @@ def draw(dataset: TagDataset, folders: list[Folder], out: Path, count: int) -> N
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "eval")
+    if args.report:
+        compare(args.report, args.out / "report.html")
+        print(f"{len(args.report)} runs side by side: {args.out / 'report.html'}")
+        return 0
     dataset = dataset_of(args)
     names = ["background", *dataset.classes]
     folders = chosen_folders(args, dataset)

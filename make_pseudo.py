@@ -12,7 +12,6 @@ if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a tra
 
 import numpy as np
 import torch
-from PIL import Image
 
 from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset
@@ -28,13 +27,14 @@ from clipwsss.flags import Ascending, real, whole
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage_folder, start_run,
                               training_flags, training_of, weights_of)
-from clipwsss.pictures import colored, contact_sheet, heat, save, write_mask
+from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import build_affinity, least_crop, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
                                     check_cam, check_stages, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
-from clipwsss.report.scoring import THRESHOLDS, miou_curve
+from clipwsss.report.page import Outputs, write_report
+from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
 
@@ -72,7 +72,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--segment-cover", type=real(0, 1), default=0.85,
         help="or in which at least this share of the class lies")
     add("--score-split", help="split whose masks are scored (default: --split)")
-    add("--pictures", type=whole(0), default=0, help="draw this many images into pictures.png")
     add("--layout", choices=tuple(LAYOUTS), help="also write OUT/voc, OUT/mmseg: as other libraries read it")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
@@ -218,33 +217,19 @@ def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs)
         return refined["threshold"], cams["threshold"]
 
 
-def report(run: Run, total: Scored) -> None:
+def report(run: Run, total: Scored, names: list[str]) -> None:
     """Print and keep mIoU before and after refinement, and how many pixels it changed."""
     figures = {"images": total.images, "changed": 100 * total.changed / total.pixels}
     print(f"{total.images} masks in {run.path('masks')}; refinement changed {figures['changed']:.2f} % "
           "of the pixels")
     if total.scored:
         after, before = scores(total.after), scores(total.before)
-        figures |= {"miou": float(after["miou"]), "cam_miou": float(before["miou"])}
+        figures |= {**class_figures(total.after, names), "cam_miou": float(before["miou"])}
         print(f"mIoU {after['miou']:.2f} (CAMs alone {before['miou']:.2f}) over {after['classes']} classes "
               f"that occur, {total.scored} images with masks")
     else:
         print("no masks: no mIoU")
     run.result(**figures)
-
-
-def draw(run: Run, inputs: TaggedCams, background: Constant | Alpha, indices: list[int]) -> None:
-    """pictures.png: image, strongest CAM, mask of the CAMs, pseudo mask and, where there is one, truth."""
-    dataset, rows = inputs.dataset, []
-    for index in indices:
-        picture, file = inputs.read(index)
-        masks = (refined_mask(picture, file, background, ()),
-                 read_mask(run.path("masks", f"{picture.name}.png")), dataset.load_mask(index))
-        rows.append([Image.fromarray(picture.pixels), heat(resize_cam(file, picture.size).max(0)),
-                     *(None if mask is None else colored(mask, dataset.palette) for mask in masks)])
-    sheet = contact_sheet(rows, ("image", "CAM", "mask of CAMs", "pseudo mask", "truth"),
-                          [dataset.names[index] for index in indices])
-    save(sheet, run.path("pictures.png"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -284,12 +269,10 @@ def main(argv: list[str] | None = None) -> int:
     total = jobs.total("pseudo masks", work, range(len(dataset)))
     if total is None:
         raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
-    report(run, Scored(*total))
+    report(run, Scored(*total), ["background", *dataset.classes])
     if args.layout and is_main():
         write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    if args.pictures and is_main():
-        good = [i for i in range(len(dataset)) if i not in jobs.failures]
-        draw(run, inputs, backgrounds[1], good[:args.pictures])
+    write_report(run.out, "make_pseudo", Outputs(dataset, inputs.cams, run.path("masks")))
     if jobs.failures or dataset.skipped:
         print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
     return 0

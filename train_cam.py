@@ -21,6 +21,7 @@ from clipwsss.networks.folding import folded
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, start_run, training_flags, training_of)
 from clipwsss.report.metrics import average_precision
+from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import fit, pick_device, seed_everything
 
@@ -103,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 
     write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
     run.result(**figures, **print_cam_curve(scored, run.path("cams")))
+    write_report(run.out, "train_cam", Outputs(scored, cams=run.path("cams")))
     return 0
 
 

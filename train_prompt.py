@@ -38,6 +38,7 @@ from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, ge
 from clipwsss.progress import Progress
 from clipwsss.refine.stages import check_cam
 from clipwsss.report.best import BestEpoch
+from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
 from clipwsss.training import Training, fit, pick_device, seed_everything, use_bf16
@@ -273,6 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         class_prompt.save(run.path("class_prompts.pt"))
     write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
     run.result(**print_cam_curve(scored, run.path("cams")))
+    write_report(run.out, "train_prompt", Outputs(scored, cams=run.path("cams")))
     return 0
 
 

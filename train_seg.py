@@ -19,6 +19,7 @@ from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.options import (dataset_of, inference_flags, parse, script_parser, stage_folder, start_run,
                               training_flags, training_of, weights_of)
+from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
@@ -185,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         train(args, run, segmenter, data)
     figures = predict_split(args, run, segmenter, unseen, prediction) if unseen else {}
     run.result(**figures)
+    write_report(run.out, "train_seg",
+                 Outputs(unseen or data, masks=run.path("predictions") if unseen else None))
     return 0
 
 

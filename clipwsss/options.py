@@ -137,7 +137,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
         raise SystemExit(0)
     args.stage, args.out = stage, args.out or stage_folder(args.runs, args.dataset, stage)
     if args.data_root is None:
-        if args.dataset != "toy" and not getattr(args, "predict", None):  # own images need no data set
+        alone = getattr(args, "predict", None) or getattr(args, "report", None)  # they need no data set
+        if args.dataset != "toy" and not alone:
             raise InputError(f"--data-root: say where the {args.dataset} data is")
         args.data_root = args.runs / "toy" / "data"
     return args

@@ -70,9 +70,10 @@ def test_learns_and_writes_palette_predictions(world, trained):
             table = table + confusion(np.array(file), np.array(Image.open(path)), 3)
         total += 32 * 36
     assert hits / total > 0.95
-    result = {"split": "train", "miou": pytest.approx(scores(table)["miou"])}
-    assert results == [{"label": "result", **result}]
-    assert json.loads((trained / "result.json").read_text()) == result
+    result = json.loads((trained / "result.json").read_text())
+    assert results == [{"label": "result", **result}] and (trained / "report.html").is_file()
+    assert result["split"] == "train" and result["miou"] == pytest.approx(scores(table)["miou"])
+    assert result["iou"].keys() == {"background", "red", "green"}
 
 
 def test_predicts_own_images_with_overlays_and_without_data(world, trained, tmp_path):

@@ -134,6 +134,27 @@ def by_class(values: np.ndarray, names: Sequence[str]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in zip(names, values) if np.isfinite(value)}
 
 
+def class_figures(table: np.ndarray, names: Sequence[str]) -> dict:
+    """Of a confusion [n,n], in percent: {miou, iou by class, taken_for, taken_from}.
+
+    taken_for: class -> the other classes that its true pixels were taken for; taken_from: class -> the other
+    classes that its predicted pixels truly are of. Up to three each, of 1 % or more.
+    """
+    figures = scores(table)
+    return {"miou": float(figures["miou"]), "iou": by_class(figures["iou"], names),
+            "taken_for": _others(table, names), "taken_from": _others(table.T, names)}
+
+
+def _others(table: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Row -> the largest shares of other columns, in percent."""
+    shares, others = 100 * table / np.maximum(table.sum(1, keepdims=True), 1), {}
+    for index, name in enumerate(names):
+        largest = [column for column in np.argsort(-shares[index], kind="stable") if column != index][:3]
+        others[name] = {names[column]: round(float(shares[index, column]), 2) for column in largest
+                        if shares[index, column] >= 1}
+    return others
+
+
 def print_curve(points: Sequence[dict]) -> None:
     """Print the mIoU of `miou_curve`'s points under their thresholds, ten to a line."""
     for start in range(0, len(points), 10):
@@ -142,25 +163,27 @@ def print_curve(points: Sequence[dict]) -> None:
         print("mIoU      " + " ".join(f"{point['miou']:6.2f}" for point in line))
 
 
-def print_cam_curve(dataset: TagDataset, cams: Path) -> dict[str, float]:
-    """Print a folder's CAM mIoU over thresholds; {threshold, miou} of the best, {} without masks."""
+def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
+    """Print a folder's CAM mIoU over thresholds; the best with its `class_figures`, {} without masks."""
     if not dataset.has_masks:
         print("no masks: no mIoU")
         return {}
     tally = score_thresholds(dataset, CamFolder(cams), local_jobs(dataset), THRESHOLDS)
-    curve = miou_curve(tally.confusion, THRESHOLDS, ["background", *dataset.classes])
+    names = ["background", *dataset.classes]
+    curve = miou_curve(tally.confusion, THRESHOLDS, names)
     print_curve(curve["curve"])
     threshold, miou = curve["best"]["threshold"], curve["best"]["miou"]
     print(f"best CAM mIoU {miou:.2f} at threshold {threshold:.2f} ({tally.images} images)")
-    return {"threshold": threshold, "miou": miou}
+    figures = class_figures(tally.confusion[THRESHOLDS.index(threshold)], names)
+    return {**figures, "threshold": threshold, "miou": miou}
 
 
-def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int = 0) -> dict[str, float]:
-    """Print the mIoU of a folder of label maps on the images with masks; {miou}, {} without masks."""
+def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int = 0) -> dict:
+    """Print the mIoU of a folder of label maps on the images with masks; its `class_figures`, {} without."""
     if not dataset.has_masks:
         print(f"no masks: no mIoU of the {what}")
         return {}
     tally = score_labels(dataset, LabelFolder(folder), local_jobs(dataset, workers))
     figures = scores(tally.confusion)
     print(f"{what} mIoU {figures['miou']:.2f} ({tally.images} images, {figures['classes']} classes occur)")
-    return {"miou": float(figures["miou"])}
+    return class_figures(tally.confusion, ["background", *dataset.classes])
