@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
+from ..datasets.transforms import eval_transform
 from ..distributed import barrier
 from ..networks.folding import folded
 from ..progress import Progress
@@ -79,13 +80,15 @@ def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
     """
     suffix, device = FORMATS[settings.fmt], next(generator.parameters()).device
     done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}
-    loader = size_loader(dataset, settings.batch_size, settings.workers, done)
+    plain = dataset.with_transform(eval_transform(), masks=False)
+    loader = size_loader(plain, settings.batch_size, settings.workers, done)
     progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
     network = folded(generator)
     for batch in loader:
         height, width = batch.images.shape[-2:]
         with autocast(settings.precision, device):
-            outputs = multi_scale_maps(network, batch.to(device).images, settings.scales, settings.flip)
+            images = batch.images.to(device, non_blocking=True)
+            outputs = multi_scale_maps(network, images, settings.scales, settings.flip)
         cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)),
                             from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):
