@@ -22,8 +22,8 @@ except ModuleNotFoundError:  # Windows: runs are not locked there
 FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout"}
 # What runs leave: with any of these a folder holds a run, and --overwrite deletes them and nothing else.
-MADE = ("result.json", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt", "segmenter.pt",
-        "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png", "predictions/*.png")
+MADE = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
+        "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png", "predictions/*.png")
 
 
 class Run:

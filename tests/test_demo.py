@@ -35,13 +35,38 @@ def test_commands_parse_and_chain(tmp_path, quick):
     assert seen[-1] == "train_seg" and "--predict" in command
 
 
-def test_table_reads_every_stage(tmp_path):
-    runs = [{"folder": f"{tmp_path}/toy/{name}/x", "best": {"miou": float(i)}} for i, name in
-            enumerate(("train_cam", "clims", "train_prompt", "semples", "make_pseudo"))]
-    (tmp_path / "train.json").write_text(json.dumps({"runs": runs}))
-    (tmp_path / "val.json").write_text(json.dumps({"folder": f"{tmp_path}/toy/train_seg/predictions", "best": {"miou": 9.0}}))
-    lines = demo.table(tmp_path).splitlines()[2:]
-    assert [float(line.split()[-1]) for line in lines] == [0, 1, 2, 3, 4, 9]
+@pytest.fixture
+def finished(tmp_path):
+    """Results of all the demo's runs: each stage 10 points above the one before it in the table."""
+    for number, stage in enumerate(demo.STAGES):
+        folder = tmp_path / "toy" / stage.run
+        folder.mkdir(parents=True)
+        result = {"miou": 30.0 + 10 * number, "iou": {"background": 5.0, "boat": 16.04, "car": 70.0},
+                  "taken_from": {"boat": {"background": 71.6}}, "taken_for": {"boat": {}}}
+        (folder / "result.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+def test_the_table_says_what_each_stage_added_to_which(finished):
+    lines = demo.table(finished)[2:]
+    assert lines[0] == "CAM                        30.0" and lines[2].split() == ["CLIMS", "40.0", "+10.0", "CAM"]
+    assert lines[8].split()[-4:] == ["+10.0", "SemPLeS", "without", "prompts"]
+    assert lines[1::2] == [f"  {stage.why}" for stage in demo.STAGES] and max(map(len, lines)) < 80
+
+
+def test_the_worst_class_is_explained_by_the_confusions(finished):
+    told = demo.worst_class(finished)
+    assert told.startswith("worst class: boat, IoU 16.0. Of what is labelled boat, 72 % background in truth; of its own")
+    assert "taken for: nothing else" in told
+
+
+def test_every_stage_of_the_table_is_run(tmp_path):
+    runs = set()
+    for _, command in demo.steps(tmp_path, 0, False, False):
+        stage = Path(command[0]).stem
+        if stage in ("train_cam", "train_prompt", "make_pseudo", "train_seg"):
+            runs.add(parse(importlib.import_module(stage).get_parser(), command[1:], stage).out.name)
+    assert runs == {stage.run for stage in demo.STAGES}
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -62,5 +87,7 @@ def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96), 1).save(folder / kind / f"{name}.png")
     picture = Image.open(demo.sheet(tmp_path))
-    assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4))
-    assert picture.getpixel((4 + 196 + 96, 18 + 96)) == (210, 30, 30)  # the hottest colour: these CAMs are 1
+    assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 24)
+    red, green, blue = picture.getpixel((4 + 196 + 96, 18 + 96))  # the hottest colour over the image: these CAMs are 1
+    assert red > 126 and red > max(green, blue)
+    assert picture.getpixel((10, picture.height - 12)) == (128, 0, 0)  # the first class's colour in the legend

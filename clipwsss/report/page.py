@@ -31,7 +31,7 @@ FIRST, WORST, SAMPLE, SIDE, WORDS = 4, 8, 200, 320, 4
 # The stage before each, and the flag that names its output.
 BEFORE = {"train_prompt": ("train_cam", "init"), "make_pseudo": ("train_prompt", "cams"),
           "train_seg": ("make_pseudo", "masks")}
-UNTOLD = {"set_by", "resume", "overwrite", "dry_run", "quiet"}
+UNTOLD = {"set_by", "stage", "inputs", "resume", "overwrite", "dry_run", "quiet"}
 
 
 class Outputs(NamedTuple):
