@@ -70,8 +70,9 @@ class Run:
     def _compare(self, stored: Path, config: dict, overwrite: bool, made: bool) -> None:
         """InputError where this command may not go on with, or write over, the run of args.json `stored`."""
         try:
-            before = dict(json.loads(stored.read_text()))
-        except (ValueError, TypeError) as error:
+            before = json.loads(stored.read_text())
+            others = {key: mark for key, (_, mark) in dict(before.get("inputs", {})).items()}
+        except (ValueError, TypeError, AttributeError) as error:
             if overwrite:
                 return
             raise InputError(f"{stored}: damaged ({error}); --overwrite starts anew") from error
@@ -83,9 +84,9 @@ class Run:
         if not self.resume:
             raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
                              "--out chooses another folder")
-        inputs, others = config["inputs"], before.get("inputs", {})
+        inputs = config["inputs"]
         for key in sorted(inputs.keys() & others.keys()):
-            if inputs[key][1] != others[key][1]:
+            if inputs[key][1] != others[key]:
                 raise InputError(f"{self.out}: {inputs[key][0]} is no longer what this run was made from; "
                                  "--overwrite starts anew, --out chooses another folder")
         for key in sorted((config.keys() | before.keys()) - FREE_TO_CHANGE - inputs.keys()):

@@ -16,17 +16,22 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 SMALLEST = 4  # pixels a side: fewer have no map at half their size
 MOST_PIXELS = 100_000_000  # of an image, unless --max-pixels says otherwise
 Size = tuple[int, int]  # (H, W)
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which --max-pixels could not raise; `refuse` is ours
 
 
 def refuse(file: Image.Image, most: int) -> None:
     """ValueError for an opened, not yet decoded image that is too small or large or has too many bits."""
-    size = f"{file.height} x {file.width} pixels (H x W)"
     if min(file.size) < SMALLEST:
-        raise ValueError(f"{size}; {SMALLEST} a side are the least")
-    if file.width * file.height > most:
-        raise ValueError(f"{size} are more than --max-pixels {most}")
+        raise ValueError(f"{file.height} x {file.width} pixels (H x W); {SMALLEST} a side are the least")
+    refuse_large(file.size[::-1], most)
     if file.mode.startswith(("I", "F")):
         raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
+
+
+def refuse_large(size: Size, most: int) -> None:
+    """ValueError for more than `most` pixels."""
+    if size[0] * size[1] > most:
+        raise ValueError(f"{size[0]} x {size[1]} pixels (H x W) are more than --max-pixels {most}")
 
 
 def read_image(path: Path, oriented: bool = False, most: int = MOST_PIXELS) -> Image.Image:
@@ -43,8 +48,7 @@ def read_mask(path: Path, most: int = MOST_PIXELS) -> np.ndarray:
     """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
     try:
         with Image.open(path) as file:
-            if file.width * file.height > most:
-                raise ValueError(f"{file.height} x {file.width} are more than --max-pixels {most}")
+            refuse_large(file.size[::-1], most)
             mode, mask = file.mode, np.array(file)
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable mask ({error})") from error
@@ -88,19 +92,21 @@ class Checked:
                 file.draft("RGB", (1, 1))  # a JPEG at 1/8 size: all its bytes are read, few pixels made
                 file.load()
             return size
-        return tuple(self._once(path, read))
+        size = tuple(self._once("image", path, read))
+        refuse_large(size, self.most)  # it may have been known from a run with another limit
+        return size
 
     def mask(self, path: Path) -> tuple[Size, list[int]]:
         """((H, W), the values that occur) of a mask file; InputError where it is none."""
         def read() -> list[int]:
             mask = read_mask(path, self.most)
             return [*mask.shape, *np.unique(mask).tolist()]
-        height, width, *values = self._once(path, read)
+        height, width, *values = self._once("mask", path, read)
         return (height, width), values
 
-    def _once(self, path: Path, read: Callable[[], Sequence[int]]) -> list[int]:
+    def _once(self, kind: str, path: Path, read: Callable[[], Sequence[int]]) -> list[int]:
         """What `read` tells of a file, from memory where the file has not changed since."""
-        stat, key = os.stat(path), os.path.abspath(path)
+        stat, key = os.stat(path), f"{kind} {os.path.abspath(path)}"
         mark = [stat.st_size, stat.st_mtime_ns]
         if self.known.get(key, [])[:2] != mark:
             self.known[key] = [*mark, *read()]
