@@ -13,6 +13,7 @@ SPLITS = ("train", "val")
 Drawn = tuple[int, bool, Region]  # class from 1, crowd
 LISTS = {"categories": {"id", "name"}, "images": {"id", "file_name", "height", "width"},
          "annotations": {"image_id", "category_id", "segmentation"}}
+KINDS = {"name": str, "file_name": str, "segmentation": list | dict}  # of fields; others are whole numbers
 
 
 class CocoDataset(TagDataset):
@@ -101,8 +102,10 @@ def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
         if not isinstance(items, list):
             raise InputError(f"{path}: no list {key!r}; expected COCO's instances_*.json")
         for number, item in enumerate(items):
-            if not isinstance(item, dict) or not fields <= item.keys():
-                raise InputError(f"{path}: {key}[{number}] lacks one of {', '.join(sorted(fields))}")
+            if not isinstance(item, dict) or not all(isinstance(item.get(field), KINDS.get(field, int))
+                                                     for field in fields):
+                raise InputError(f"{path}: {key}[{number}] lacks one of {', '.join(sorted(fields))}, or has "
+                                 "something else in its place")
     return content
 
 
