@@ -23,6 +23,7 @@ from clipwsss.report.metrics import mean_present, scores
 from clipwsss.report.page import compare
 from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, local_jobs,
                                      miou_curve, print_curve, score_labels, score_thresholds)
+from clipwsss.run import keep_outside
 
 DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
             (LabelFolder, "make_pseudo", "masks"), (LabelFolder, "train_seg", "predictions"))
@@ -182,6 +183,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     dataset = dataset_of(args)
     names = ["background", *dataset.classes]
+    drawn = args.out / "pictures" if args.pictures or args.confusion else None
+    for flag, path in (("--json", args.json), ("--per-image", args.per_image), ("--out", drawn)):
+        if path:
+            keep_outside(flag, path, dataset.folders())
     folders = chosen_folders(args, dataset)
     results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []
     if not is_main():

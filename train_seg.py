@@ -150,7 +150,7 @@ def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) 
         beside = args.checkpoint and "out" not in args.set_by
         folder = (args.checkpoint.parent if beside else args.out) / "predicted"
         files = image_files(args.predict, folder, args.overwrite)
-        problems = predict_files(segmenter, files, folder, prediction, args.skip_bad)
+        problems = predict_files(segmenter, files, folder, prediction, args.skip_bad, args.max_pixels)
         for problem in problems:
             print(f"skipped: {problem}", file=sys.stderr)
         if len(problems) == len(files):

@@ -173,14 +173,19 @@ def hold(folder: Path) -> IO:
     return file
 
 
+def keep_outside(flag: str, path: Path, data: Iterable[Path]) -> None:
+    """InputError where what the flag names is, or lies in, one of the data's own folders."""
+    for folder in {folder.resolve() for folder in data}:
+        if path.resolve() == folder or folder in path.resolve().parents:
+            raise InputError(f"{flag} {path}: lies in the data's own folder {folder}; name another place")
+
+
 def keep_apart(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
     """InputError where results in `out` could touch what a run reads: the data's root, its files' folders
     `data`, or an input (setting -> file or folder)."""
     here = out.resolve()
     root = data_root.resolve()
-    for folder in {folder.resolve() for folder in data}:
-        if here == folder or folder in here.parents:
-            raise InputError(f"--out {out}: lies in the data's own folder {folder}; name another folder")
+    keep_outside("--out", out, data)
     if here == root or here in root.parents:
         raise InputError(f"--out {out}: holds the data {data_root}; name another folder")
     for name, path in inputs.items():

@@ -246,7 +246,9 @@ WRONG = {
         (["--cams", "data/masks"], "no CAM files"), (["--split", "nowhere"], "--split nowhere"),
         (["--json", "data"], "not the name of a file in .json"), (["--json", "notes.txt"], "not the name of a file"),
         (["--per-image", "data/labels.json"], "not the name of a file in .csv"), (["--runs", "nothing"], "give --cams"),
-        (["--json", "/proc/nowhere/a.json"], "/proc/nowhere"), (["--dataset", "flder"], "did you mean folder?")]}
+        (["--json", "data/images/a.json"], "--json data/images/a.json: lies in the data's own folder"),
+        (["--per-image", "data/masks/a.csv"], "lies in the data's own folder"),
+        (["--out", "data/images", "--confusion"], "lies in the data's own folder"), (["--json", "/proc/nowhere/a.json"], "/proc/nowhere"), (["--dataset", "flder"], "did you mean folder?")]}
 COMMANDS = [(script, flags, told) for script, rows in WRONG.items() for flags, told in rows]
 
 

@@ -113,12 +113,12 @@ class TagDataset(Dataset):
 
     def load_image(self, index: int) -> Image.Image:
         """The image as stored, PIL RGB."""
-        return read_image(self.entries[index].image, self.oriented)
+        return read_image(self.entries[index].image, self.oriented, self.checked.most)
 
     def load_mask(self, index: int) -> np.ndarray | None:
         """The mask as stored, uint8 [H, W]: 0 background, 1..K, 255 ignore; None where the image has none."""
         path = self.entries[index].mask
-        return None if path is None else read_mask(path)
+        return None if path is None else read_mask(path, self.checked.most)
 
     def has_mask(self, index: int) -> bool:
         """Whether an image has a mask, without reading it."""

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..datasets import TagDataset
-from ..datasets.base import files_of, read_image
+from ..datasets.base import files_of
 from ..datasets.folder import SUFFIXES
 from ..datasets.loaders import size_loader
+from ..datasets.reading import MOST_PIXELS, read_image
 from ..datasets.transforms import eval_transform
 from ..distributed import barrier, gather, share
 from ..errors import InputError
@@ -93,14 +94,17 @@ def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, pre
 
 
 def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, prediction: Prediction,
-                  skip_bad: bool = False) -> list[str]:
-    """Write FOLDER/NAME.png, the label map, and NAME_overlay.png of image files; the bad ones, if skipped."""
+                  skip_bad: bool = False, most: int = MOST_PIXELS) -> list[str]:
+    """Write FOLDER/NAME.png, the label map, and NAME_overlay.png of image files; the bad ones, if skipped.
+
+    Images of more than `most` pixels are bad.
+    """
     problems, files = [], share(files)
 
     def batches() -> Iterator[tuple[list[Path], Tensor]]:
         for file in files:
             try:
-                image = read_image(file, oriented=True)
+                image = read_image(file, True, most)
             except InputError as error:
                 if not skip_bad:
                     raise

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from .scenes import CO_OCCURRENCE, Scene, ScenePainter
 from .shapes import CLASSES, SUBTYPES
 
 IMAGE_SIZE = 96
+FORGOTTEN = 3600  # seconds after which a half-drawn world belongs to a process that died
 RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it again
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
@@ -32,6 +34,9 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int 
     if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1:
         raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in "
                          f"[0, 1], not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
+    for old in root.absolute().parent.glob(f".{root.name}.*"):
+        if time.time() - old.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(old)
     partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
     try:
         for folder in ("JPEGImages", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
