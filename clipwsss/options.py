@@ -64,6 +64,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     """Run and optimiser flags of the scripts that train; `defaults` are the stage's own values."""
     add = run_flags(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one")
+    add("--tensorboard", action="store_true", help="also log for TensorBoard (package tensorboard)")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of every random choice")
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     if resumes:

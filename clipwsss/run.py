@@ -20,7 +20,8 @@ except ModuleNotFoundError:  # Windows: runs are not locked there
 
 # What may differ between a run and its resumption: none of these changes a result.
 FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
-                  "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout"}
+                  "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
+                  "tensorboard"}
 # What runs leave: with any of these a folder holds a run, and --overwrite deletes them and nothing else.
 MADE = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
         "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png",
@@ -43,10 +44,13 @@ class Run:
         if resume and overwrite:
             raise InputError("--resume --overwrite: the one goes on, the other starts anew; give one of them")
         config = json.loads(json.dumps({**config, "inputs": inputs or {}}, default=str))
+        if config.get("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
         if is_main():
             with input_errors(f"--out {self.out}: cannot write there: ", OSError):
                 self._begin(config, overwrite)
         barrier()
+        self.board = SummaryWriter(self.out) if config.get("tensorboard") and is_main() else None
 
     def _begin(self, config: dict, overwrite: bool) -> None:
         """Check the folder, lock it, clear it where asked to, write args.json."""
@@ -99,11 +103,16 @@ class Run:
         return self.out.joinpath(*parts)
 
     def log(self, **values: object) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl; its numbers go to TensorBoard too if that is asked for."""
         if not is_main():
             return
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values, default=float) + "\n")
+        if self.board:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{values['label']}/{name}", value, values.get("epoch", 0))
+            self.board.flush()
 
     def _keep_lines(self, wanted: Callable[[dict], bool]) -> None:
         """Take the other lines of log.jsonl out, and those that a killed run left incomplete."""

@@ -166,3 +166,23 @@ def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):
                      {"label": "result", "miou": 61.5, "threshold": 0.25}]
     Run(tmp_path / "run", {}, overwrite=True)
     assert not run.path("result.json").exists() and not run.path("log.jsonl").exists()
+
+
+def test_scalars_for_tensorboard(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = Run(tmp_path, {"tensorboard": True})
+    for epoch in (1, 2):
+        run.log(label="guide", epoch=epoch, loss=0.5 / epoch)
+    run.result(miou=61.5, images=8)
+    events = reader.EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()["scalars"]) == {"guide/loss", "result/miou"}
+    assert [(item.step, item.value) for item in events.Scalars("guide/loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_tensorboard_without_its_package_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard"):
+        Run(tmp_path / "out", {"tensorboard": True})
+    assert not (tmp_path / "out").exists()
