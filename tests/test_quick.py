@@ -19,7 +19,7 @@ def quick(stage, *argv, dataset="folder"):
 def test_the_stages_fit_together():
     cam, seg = quick("train_cam"), quick("train_seg")
     assert (cam.backbone, cam.weights, cam.frozen_bn, cam.val_split) == ("resnet18", "auto", False, "")
-    assert (seg.network, seg.backbone, seg.weights) == ("deeplabv3plus", cam.backbone, "generator")
+    assert (seg.network, seg.backbone, seg.weights) == ("deeplabv2", cam.backbone, "generator")
     assert seg.predict_split == "train" and quick("make_pseudo").refine == ["color"]
     assert quick("make_pseudo").threshold == 0.3  # the walk's own
 
