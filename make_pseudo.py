@@ -13,7 +13,7 @@ if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a tra
 import numpy as np
 import torch
 
-from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam
+from clipwsss.cams.files import CamFile, check_cam, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import files_of, read_mask
 from clipwsss.datasets.jobs import ImageJobs
@@ -31,7 +31,7 @@ from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import build_affinity, least_crop, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
-                                    check_cam, check_stages, refined_maps, refined_mask)
+                                    check_stages, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve

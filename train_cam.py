@@ -92,9 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     def step(batch):
         logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
         terms = {name: F.multilabel_soft_margin_loss(value, batch.labels) for name, value in logits.items()}
-        return {"loss": sum(terms.values()), **terms}  # POLE eq. 1 for each
+        return {"loss": sum(terms.values()), **(terms if len(terms) > 1 else {})}  # POLE eq. 1 for each
 
-    fit(run, crops_of(args, dataset, args.batch_size), step, {"generator": generator},
+    loader = crops_of(args, dataset, args.batch_size, generator.input_multiple)
+    fit(run, loader, step, {"generator": generator},
         generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
     figures = {}

@@ -3,7 +3,6 @@ import argparse
 import copy
 import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,31 +11,30 @@ if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a tra
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.files import list_cams, read_cam, resize_cam
 from clipwsss.cams.generator import load_generator, save_generator
 from clipwsss.cams.maps import write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset
-from clipwsss.datasets.loaders import size_loader
+from clipwsss.datasets.loaders import make_loader, size_loader
+from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import real, whole
 from clipwsss.guidance.adapters import KINDS, Adapter
+from clipwsss.guidance.given import GivenGuide, cam_regions, check_cams
 from clipwsss.guidance.kinds import BACKGROUND_PROMPTS, CLASS_PROMPTS, PromptSettings
 from clipwsss.guidance.losses import Suppression, Weights
 from clipwsss.guidance.prompts import STARTS, LearnedPrompt, Prompt, SelectedPrompt, encode_words
-from clipwsss.guidance.regions import encode_regions, load_clip
+from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
 from clipwsss.guidance.words import Words, load_words
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, stage_folder, start_run, training_flags, training_of)
-from clipwsss.progress import Progress
-from clipwsss.refine.stages import check_cam
 from clipwsss.report.best import BestEpoch
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_cam_curve
@@ -76,6 +74,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompts", type=Path, help="class prompts of an earlier run (prompts.json or class_prompts.pt)")
     add("--background-prompts", type=Path, help="background_prompts.pt of an earlier run instead of "
         "learning; with --background-prompt list beside the list")
+    add("--prompts-only", action="store_true",
+        help="select or learn prompts from --cams, whatever made them: no generator is read or tuned")
     add("--clip", default="ViT-B/32", help="published name or file")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
     loss_flags(parser)
@@ -94,6 +94,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="images in a step that learns prompts (default: --batch-size)")
     add("--adapter-lr", type=real(0, 100), help="learning rate of adapters (default: --lr)")
     generator_flags(parser, frozen_bn=False, freeze_stages=1)
+    parser.add_argument("--tune", choices=("all", "head", "fusion"), default="all",
+                        help="what of a weaktr generator learns: its 3x3 convolution and attention fusion "
+                        "(head, as SemPLeS' release), the fusion alone")
     add("--keep-best", metavar="SPLIT", help="keep the epoch of best CAM mIoU on this split's masks, as "
         "SemPLeS' release does; else the last one is kept and no mask is seen")
     return parser
@@ -118,28 +121,10 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
     add("--area-over", choices=("all", "present"), default="all", help="classes the area term is over")
 
 
-def cam_regions(clip: CLIP, dataset: TagDataset, cams: Path, device: torch.device,
-                loader: DataLoader) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Image names, classes [N] and foreground features [N,D] of every present class by its CAM file."""
-    progress = Progress("selecting words", len(dataset))
-    for batch in loader:
-        maps = torch.zeros(*batch.labels.shape, *batch.images.shape[-2:])
-        for index, name in enumerate(batch.names):
-            cam = check_cam(read_cam(cams, name), cams / name, maps.shape[-2:], maps.shape[1],
-                            batch.labels[index].nonzero()[:, 0].tolist())
-            maps[index, torch.from_numpy(cam.keys)] = torch.from_numpy(resize_cam(cam, maps.shape[-2:]))
-        pairs = batch.labels.to(device).nonzero(as_tuple=True)
-        with torch.inference_mode():
-            regions, _ = encode_regions(clip, batch.images.to(device), pairs[0], maps.to(device)[pairs],
-                                        with_background=False)
-        yield [batch.names[i] for i in pairs[0].tolist()], pairs[1], regions
-        progress.update(len(batch.names))
-    progress.close()
-
-
 def learn(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, step: LearnStep) -> None:
     """Learn a prompt's vectors with the generator fixed, and save them as LABEL.pt."""
-    step.guide.generator.eval()
+    if isinstance(step.guide, Guide):
+        step.guide.generator.eval()
     groups = [{"params": [step.prompt.vectors]}]
     fit(run, loader, step, {"prompt": step.prompt}, groups,
         training_of(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
@@ -195,22 +180,49 @@ def texts_of(args: argparse.Namespace, words: Words, clip: CLIP) -> Texts:
     return Texts(words, adapters, class_prompt, background_prompt)
 
 
+def ready_class_prompt(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: Guide | GivenGuide,
+                       texts: Texts, loader: DataLoader) -> None:
+    """Choose the class prompt's words by the baseline CAMs or learn its vectors, as it asks."""
+    device, weights = guide.clip.text_projection.device, Weights(args.w_fg, args.w_bg)
+    whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
+    texts.class_prompt.make_ready(
+        partial(cam_regions, guide.clip, dataset, baseline_cams(args), device, whole_images),
+        lambda prompt: learn(args, run, loader, "class_prompts", LearnClassStep(guide, prompt, weights)))
+    keep_choices(texts.class_prompt, run, dataset.classes)
+
+
+def ready_background_prompt(args: argparse.Namespace, run: Run, guide: Guide | GivenGuide, texts: Texts,
+                            loader: DataLoader) -> None:
+    """Learn the background prompt (SemPLeS eq. 2) where it asks for it."""
+    learning = partial(LearnBackgroundStep, guide, repulsion=args.prompt_repulsion,
+                       class_text=encode_words(guide.clip, "a photo of {}.", texts.words.names),
+                       weights=PromptWeights(args.w_prompt_image, args.w_prompt_class))
+    texts.background_prompt.make_ready(
+        None, lambda prompt: learn(args, run, loader, "background_prompts", learning(prompt=prompt)))
+
+
+def learn_prompts(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: GivenGuide,
+                  texts: Texts) -> None:
+    """Choose or learn prompts by given CAM files, without a generator."""
+    whole = dataset.with_transform(square_transform(guide.clip.input_resolution), masks=False)
+    loader = make_loader(whole, args.prompt_batch_size or args.batch_size, args.workers, seed=args.seed,
+                         drop_last=True)
+    ready_class_prompt(args, run, dataset, guide, texts, loader)
+    ready_background_prompt(args, run, guide, texts, loader)
+
+
 def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: Guide, texts: Texts,
                     best: nn.Module) -> None:
     """Match, learn, guide: the paper's stages, in their order."""
     clip, generator = guide.clip, guide.generator
     words, adapters, class_prompt, background_prompt = texts
-    loader = crops_of(args, dataset, args.batch_size)
-    prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size)
+    multiple = generator.input_multiple
+    loader = crops_of(args, dataset, args.batch_size, multiple)
+    prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size, multiple)
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
     suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
 
-    whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
-    class_prompt.make_ready(
-        partial(cam_regions, clip, dataset, baseline_cams(args), guide.device, whole_images),
-        lambda prompt: learn(args, run, prompt_loader, "class_prompts",
-                             LearnClassStep(guide, prompt, weights)))
-    keep_choices(class_prompt, run, dataset.classes)
+    ready_class_prompt(args, run, dataset, guide, texts, prompt_loader)
     if guide.device.type == "cuda" and use_bf16(args.precision, guide.device):
         clip.visual.bfloat16()  # frozen: what autocast would cast in every step
 
@@ -221,13 +233,7 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, gui
         tune(args, run, loader, tuning,
              training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), nn.Module())
 
-    class_text = encode_words(clip, "a photo of {}.", words.names)
-    learning = partial(LearnBackgroundStep, guide, class_text=class_text,
-                       repulsion=args.prompt_repulsion,
-                       weights=PromptWeights(args.w_prompt_image, args.w_prompt_class))
-    background_prompt.make_ready(
-        None, lambda prompt: learn(args, run, prompt_loader, "background_prompts", learning(prompt=prompt)))
-
+    ready_background_prompt(args, run, guide, texts, prompt_loader)
     if args.restart:
         generator.load_state_dict(start)
     tuning = tuning._replace(background_prompt=background_prompt)
@@ -251,21 +257,27 @@ def main(argv: list[str] | None = None) -> int:
         print("--class-prompt word: no class has a synonym, so its own name is all there is to choose; for "
               f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
               "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
-    start = args.init or before / "generator.pt"
-    generator = load_generator(start, dataset.classes, generator_of(args))
-    generator.to(device, memory_format=torch.channels_last)
-    clip = load_clip(args.clip, device, args.clip_cache)
-    scored, best = scored_of(args, dataset), best_epoch(args, generator)
+    start, best = None if args.prompts_only else args.init or before / "generator.pt", None
+    if start:
+        generator = load_generator(start, dataset.classes, generator_of(args))
+        generator.learn_only(args.tune)
+        generator.to(device, memory_format=torch.channels_last)
+        best = best_epoch(args, generator)
+    clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
     texts, cams = texts_of(args, words, clip), None
-    if isinstance(texts.class_prompt, SelectedPrompt) and not texts.class_prompt.choices:
+    selects = isinstance(texts.class_prompt, SelectedPrompt) and not texts.class_prompt.choices
+    if selects or args.prompts_only:
         cams = baseline_cams(args)
-        if absent := set(dataset.names) - set(list_cams(cams)):
-            raise InputError(f"{cams}: no CAM file of image {min(absent)}, nor of {len(absent) - 1} others")
+        check_cams(cams, dataset, args.prompts_only)
     run = start_run(args, dataset, init=start, cams=cams, prompts=args.prompts, clip=args.clip,
                     background_prompts=args.background_prompts, synonyms=args.synonyms)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 
+    if args.prompts_only:
+        learn_prompts(args, run, dataset, GivenGuide(cams, clip), texts)
+        run.result(**print_cam_curve(scored, cams))
+        return 0
     guide_generator(args, run, dataset, Guide(generator, clip, args.map_scale), texts, best)
     class_prompt = texts.class_prompt
     save_generator(generator, run.path("generator.pt"))

@@ -15,7 +15,7 @@ from .cams.maps import CamSettings
 from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.reading import MOST_PIXELS, Checked
-from .datasets.transforms import train_transform
+from .datasets.transforms import strong_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
 from .parser import ScriptParser
@@ -94,12 +94,17 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     add("--freeze-stages", type=whole(0, 5), default=freeze_stages,
         help="resnet, 1: the stem (CLIMS); 3: also layer1 and layer2 (IRN's classifier)")
     add("--frozen-bn", action=switch, default=frozen_bn, help="resnet: keep batch norm statistics (IRN's)")
+    add("--pooling", choices=("avg", "max"), default="max", help="weaktr: of attention features over tokens")
+    add("--reduction", type=whole(1, 16), default=8, help="weaktr: heads over the fusion's inner width")
+    add("--drop-path", type=real(0, 0.9), default=0.1, help="weaktr: how often the last block is left out")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of the new layers over the backbone's")
     add("--crop-size", type=whole(16, 4096), default=512, help="side of the training crop")
     add("--resize-long", type=whole(0, 16384), nargs=2, default=(320, 640), metavar=("LO", "HI"),
         action=Ascending, help="range of the long side before cropping; 0 0 keeps images as they are")
     add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
+    add("--augment", choices=("crop", "strong"), default="crop",
+        help="strong: as DeiT: crops of any part and shape, RandAugment, erasing, for the three above")
     add = parser.add_argument_group("CAMs").add_argument
     add("--score-split", help="split whose CAMs are scored by masks (default: --split)")
     add("--scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
@@ -179,10 +184,17 @@ def generator_of(args: argparse.Namespace) -> GeneratorSettings:
     return settings
 
 
-def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int) -> DataLoader:
-    """A loader of the generator's training crops as the command line asks for them."""
+def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1) -> DataLoader:
+    """A loader of the generator's training crops as the command line asks for them.
+
+    InputError where their side is no `multiple`.
+    """
+    if args.crop_size % multiple:
+        raise InputError(f"--crop-size {args.crop_size}: this generator takes multiples of {multiple}")
     resize_long = args.resize_long if any(args.resize_long) else None
     transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
+    if args.augment == "strong":
+        transform = strong_transform(args.crop_size)
     return make_loader(dataset.with_transform(transform, masks=False), batch_size, args.workers,
                        seed=args.seed, drop_last=True)
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 import make_pseudo
 from clipwsss.refine.affinity import build_affinity, save_affinity
-from clipwsss.cams.files import CamFile, read_cam, write_cam
+from clipwsss.cams.files import CamFile, check_cam, read_cam, write_cam
 from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script
 from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.random_walk import propagate
-from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Pamr, Picture, check_cam, refined_maps,
+from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Pamr, Picture, refined_maps,
                                     refined_mask)
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS

@@ -36,5 +36,5 @@ def test_every_method_and_paper_data_set_is_there():
     lines = [command for command, _ in commands()]
     assert all(any(f"--method {method}" in line for line in lines)
                for method in ("clims", "pole", "coop", "target", "defo", "semples", "both"))
-    assert {line.split()[0] for line in lines if "coco14" in line} == {"train_prompt.py", "make_pseudo.py", "train_seg.py"}
+    assert {line.split()[0] for line in lines if "coco14" in line} == {"train_cam.py", "train_prompt.py", "make_pseudo.py", "train_seg.py"}
     assert sum(len(rows) for _, rows in commands()) > 150

@@ -14,7 +14,8 @@ class GeneratorSettings(NamedTuple):
 
     backbone: a network of that kind; weights: imagenet, none or a file. Of ResNets: output_stride, image size
     over map size; freeze_stages, how many of stem, layer1, ... do not learn; frozen_bn, whether batch norm
-    keeps its statistics (IRN's classifier; CLIMS' generator trains with the batch's). Of WeakTr: pooling of
+    keeps its statistics (IRN's classifier; CLIMS' generator trains with the batch's). generator: the kind
+    that a file must hold, None for any. Of WeakTr: pooling of
     attention features over the tokens, avg or max; reduction of the heads inside the fusion; drop_path.
     """
     backbone: str = "resnet50"
@@ -25,6 +26,7 @@ class GeneratorSettings(NamedTuple):
     pooling: str = "max"
     reduction: int = 8
     drop_path: float = 0.1
+    generator: str | None = None
 
 
 def min_max(maps: Tensor, epsilon: float) -> Tensor:

@@ -2,6 +2,7 @@
 import io
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +112,28 @@ def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
     target = (grid[0] * STRIDE, grid[1] * STRIDE) if file.cam.shape[1:] == grid else tuple(size)
     maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
     return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
+
+
+def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int,
+              tags: Sequence[int] = ()) -> CamFile:
+    """The file itself if it fits an image (H, W) of this data, and its 0-based `tags` if it has any.
+
+    InputError that begins with `where` if not.
+    """
+    if file.keys.max() >= n_classes:
+        raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
+    strange = set(file.keys.tolist()) - set(tags)
+    if tags and strange:
+        raise InputError(f"{where}: class {min(strange)} in its keys, the image's tags are "
+                         f"{', '.join(map(str, tags))}")
+    if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
+        stored = list(file.high_res.shape[1:])
+        raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")
+    height, width = file.cam.shape[1:]
+    ratio = size[0] / size[1]  # maps have the image's shape up to the rounding of each side
+    if height > size[0] or width > size[1] or abs(height - width * ratio) > max(1, ratio):
+        raise InputError(f"{where}: maps of {[height, width]} do not fit an image of {list(size)} (H, W)")
+    return file
 
 
 def _check(file: CamFile, where: Path | str) -> None:

@@ -68,6 +68,8 @@ def load_generator(path: Path, classes: Sequence[str],
     InputError on other classes or weights.
     """
     name, config, weights = read_generator(path)
+    if settings.generator not in (None, name):
+        raise InputError(f"{path}: a {name} generator; --generator {name} goes with it")
     if config and list(config["classes"]) != list(classes):
         raise InputError(f"{path}: made for the classes {', '.join(config['classes'])}; this data has "
                          f"{', '.join(classes)}")

@@ -16,7 +16,6 @@ from .base import GeneratorSettings, MapGenerator
 
 POOLS = {"avg": torch.mean, "max": torch.amax}
 FUSION = "adaptive_attention_fusion."
-CHUNK = 2  # images that pass at once where no gradient is asked for: what they hold is more than a plain pass
 
 
 class Outputs(NamedTuple):
@@ -93,20 +92,23 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
     def fused_attention(self, entered: Sequence[Tensor], weights: Tensor) -> Tensor:
         """Mean over the heads of all blocks of attention times weight [B,heads,depth]: [B,N,N], N all tokens.
 
-        `entered` are the tokens that each block was given. Without gradients one block's attention is held at
+        `entered` are the tokens that each block was given. Without gradients one head's attention is held at
         a time.
         """
-        fused = 0.0
+        fused, weights = 0.0, weights.float() / weights[0].numel()
         for index, (block, tokens) in enumerate(zip(self.blocks, entered)):
             with torch.no_grad():
-                attention = block.attention(tokens).float()
-            fused = fused + weights[:, None, :, index].float() @ attention.flatten(2)
-        return fused.unflatten(-1, attention.shape[2:])[:, 0] / weights[0].numel()
+                query, key = block.queries(tokens)
+            for head in range(self.spec.heads):
+                with torch.no_grad():
+                    attention = vit.attention_weights(query[:, head], key[:, head]).float()
+                fused = fused + weights[:, head, index, None, None] * attention
+        return fused
 
     def forward(self, images: Tensor) -> Tensor:
-        """The fine maps [B,K,h,w], none negative; without gradients a few images at a time."""
-        chunks = [images] if torch.is_grad_enabled() else images.split(CHUNK)
-        return torch.cat([self.outputs(chunk).maps for chunk in chunks])
+        """The fine maps [B,K,h,w], none negative; without gradients an image at a time, to hold less."""
+        parts = [images] if torch.is_grad_enabled() else images.split(1)
+        return torch.cat([self.outputs(part).maps for part in parts])
 
     def classify(self, images: Tensor) -> dict[str, Tensor]:
         found = self.outputs(images, detach=True)

@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 IGNORE = 255
 # Padding is ImageNet's mean colour in 8 bits, so that it is zero after a network's normalisation, as in IRN.
 MEAN_COLOUR = [124, 116, 104]
+STRONG = 27  # of RandAugment's 30 steps: 9 of timm's 10
 Pair = tuple[Tensor, Tensor | None]
 Transform = Callable[[Image.Image, np.ndarray | None], Pair]
 
@@ -33,6 +35,30 @@ def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None =
 def eval_transform() -> Transform:
     """The image at its own size as float32 [3, H, W] in [0, 1], the mask as int64 [H, W]."""
     return train_transform(None, resize_long=None, flip=False)
+
+
+def strong_transform(crop_size: int) -> Transform:
+    """As DeiT and WeakTr train, of the image alone: a crop of 8 to 100 % of its area, two strong changes
+    of RandAugment's (each left out half of the time), and at times a rectangle erased."""
+    change = v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)
+    colour = [value / 255 for value in MEAN_COLOUR]
+    return partial(_strong, v2.Compose([
+        v2.RandomResizedCrop(crop_size, interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
+        change, change, v2.ToDtype(torch.float32, scale=True), v2.RandomErasing(0.25, value=colour)]))
+
+
+def _strong(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    return steps(tv_tensors.Image(image)).as_subclass(Tensor), None
+
+
+def square_transform(side: int) -> Transform:
+    """The whole image at side x side pixels, whatever its shape, as CLIP sees it."""
+    return partial(_square, side)
+
+
+def _square(side: int, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    image = functional.resize(tv_tensors.Image(image), [side, side], antialias=True)
+    return functional.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), None
 
 
 def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, float] | None,

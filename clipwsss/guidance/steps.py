@@ -2,7 +2,7 @@
 
 Terms are means over a batch's pairs; `weight_of` makes a process's mean its part of that over all processes.
 """
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,12 @@ class Guide(NamedTuple):
                        foreground, background)
 
 
+class Regional(Protocol):
+    """What gives a batch's regions: a Guide, or CAM files in its place (given.GivenGuide)."""
+
+    def regions(self, batch: Batch, epsilon: float) -> Regions: ...
+
+
 class TuneStep(NamedTuple):
     """Trains the generator: CLIMS' OTM and BTM, POLE eq. 5, SemPLeS eqs. 1 and 3, and CLIMS' CBS and REG.
 
@@ -88,7 +94,7 @@ class TuneStep(NamedTuple):
 
 class LearnClassStep(NamedTuple):
     """Learns class prompts with the generator fixed: POLE eq. 5 on the prompts' side."""
-    guide: Guide
+    guide: Regional
     prompt: LearnedPrompt
     weights: Weights
 
@@ -96,7 +102,7 @@ class LearnClassStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
-        part = weight_of(len(text), self.guide.device)
+        part = weight_of(len(text), text.device)
         return losses.weighted({
             "fg": part * losses.attract(losses.similarity(regions.foreground, text)),
             "bg": part * losses.repel(losses.similarity(regions.background, text)),
@@ -115,7 +121,7 @@ class LearnBackgroundStep(NamedTuple):
     They are attracted to (1 - P)X and repelled from the class's text, class_text [K,D], by -log(1 - s) as the
     `paper` has it or by +log s as its `release` does; both are means over pairs.
     """
-    guide: Guide
+    guide: Regional
     prompt: LearnedPrompt
     class_text: Tensor
     weights: PromptWeights
@@ -125,7 +131,7 @@ class LearnBackgroundStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
-        part = weight_of(len(text), self.guide.device)
+        part = weight_of(len(text), text.device)
         alike = losses.similarity(self.class_text[regions.classes], text)
         return losses.weighted({
             "image": part * losses.attract(losses.similarity(regions.background, text)),

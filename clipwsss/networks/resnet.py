@@ -173,5 +173,8 @@ def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn
         if "state_dict" in state:
             state = {key.removeprefix("backbone."): value for key, value in state["state_dict"].items()
                      if key.startswith("backbone.")}
+            if not state:
+                raise ValueError(f"{weights}: holds no ResNet, as this network is; give imagenet, none or "
+                                 "another file")
         load_state(model, state, weights)
     return model

@@ -48,6 +48,11 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """What each query gives to each key [..,N,N], of one or several heads [..,N,width/heads]."""
+    return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1)
+
+
 class Block(nn.Module):
     """Attention and a two-layer perceptron, added to the tokens; training leaves one out at times."""
 
@@ -65,10 +70,10 @@ class Block(nn.Module):
         hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens)))
         return tokens + self.drop_path(self.mlp["fc2"](hidden)), attended
 
-    def attention(self, tokens: Tensor) -> Tensor:
-        """The attention weights [B,heads,N,N] that the block gives to tokens [B,N,width]."""
+    def queries(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [B,heads,N,width/heads] of tokens [B,N,width], for `attention_weights`."""
         query, key, _ = self.attn.split(self.norm1(tokens))
-        return (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+        return query, key
 
 
 class VisionTransformer(nn.Module):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import input_errors
+from ..errors import InputError, input_errors
 from ..files import fill, load_weights, read_network, save_network
 from ..networks import resnet
 from .irn import STRIDE, IRNet
@@ -22,6 +22,9 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     """
     if str(weights) not in ("imagenet", "none"):
         backbone = load_weights(weights).get("config", {}).get("backbone", backbone)
+    if backbone not in resnet.SPECS:
+        raise InputError(f"--weights {weights}: on {backbone}, and this network is a ResNet; "
+                         "give imagenet, none or another file")
     highest = 16 if kind == "irn" else 8
     stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
     with input_errors(f"--weights {weights}: "):

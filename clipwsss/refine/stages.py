@@ -215,25 +215,3 @@ def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
     with torch.inference_mode():
         labels = refined_maps(picture, file, background, stages).argmax(0).numpy()
     return np.append(0, file.keys + 1).astype(np.uint8)[labels]
-
-
-def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int,
-              tags: Sequence[int] = ()) -> CamFile:
-    """The file itself if it fits an image (H, W) of this data, and its 0-based `tags` if it has any.
-
-    InputError that begins with `where` if not.
-    """
-    if file.keys.max() >= n_classes:
-        raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
-    strange = set(file.keys.tolist()) - set(tags)
-    if tags and strange:
-        raise InputError(f"{where}: class {min(strange)} in its keys, the image's tags are "
-                         f"{', '.join(map(str, tags))}")
-    if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
-        stored = list(file.high_res.shape[1:])
-        raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")
-    height, width = file.cam.shape[1:]
-    ratio = size[0] / size[1]  # maps have the image's shape up to the rounding of each side
-    if height > size[0] or width > size[1] or abs(height - width * ratio) > max(1, ratio):
-        raise InputError(f"{where}: maps of {[height, width]} do not fit an image of {list(size)} (H, W)")
-    return file
