@@ -26,7 +26,7 @@ class Spec(NamedTuple):
     grid: int = 14
 
 
-SPECS = {"deit_small": Spec(384, 12, 6), "deit_toy": Spec(96, 4, 4, patch=8, grid=12)}
+SPECS = {"deit_small": Spec(384, 12, 6), "deit_toy": Spec(64, 3, 4, patch=8, grid=12)}
 BACKBONES = tuple(SPECS)
 BODY = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")  # how a transformer's parameters begin
 
