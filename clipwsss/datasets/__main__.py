@@ -2,7 +2,6 @@
 
     python -m clipwsss.datasets check mydata      exit status 0, or 2 where something is wrong
 """
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError, run_script
+from ..flags import Parser
 from .folder import FolderDataset, images_below, read_table
 
 FEW = 20  # images of a class, below which its maps are hardly learned
@@ -82,7 +82,7 @@ def advise(root: Path, splits: dict[str, FolderDataset]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m clipwsss.datasets", description=__doc__.splitlines()[0])
+    parser = Parser("python -m clipwsss.datasets", description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["check"], help="look at every file, write nothing")
     parser.add_argument("folder", type=Path, help="what --data-root of --dataset folder will be")
     args = parser.parse_args(argv)
