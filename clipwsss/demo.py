@@ -85,7 +85,7 @@ def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
         step(18, "train_prompt.py", *guide, *control, "--out", folder / "control"),
         step(30, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
         step(10, "make_pseudo.py", *toy, *seeded),
-        step(30, "train_seg.py", *toy, *seeded, "--epochs", 2 if quick else 7),
+        step(30, "train_seg.py", *toy, *seeded, "--epochs", 2 if quick else 8, "--batch-size", 16),
         step(5, "eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
         step(5, "train_seg.py", *toy, "--predict", *shown),
     ]
