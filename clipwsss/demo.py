@@ -40,7 +40,7 @@ STAGES = (
     Stage("control", "SemPLeS without prompts", "train_cam", "SemPLeS' control: CLIP reads names alone"),
     Stage("semples", "SemPLeS", "control", "learned background prompts, which maps must not match"),
     Stage("make_pseudo", "pseudo masks of POLE", "train_prompt", "a walk over colours carries maps to edges"),
-    Stage("train_seg", "segmenter, new images", "make_pseudo", "one network learns from all: errors cancel"),
+    Stage("train_seg", "segmenter, new images", "make_pseudo", "learned from the masks; it is given no tags"),
 )
 
 
