@@ -18,7 +18,7 @@ from clipwsss.toy.world import draw_world
 STAGES = {
     "train_cam": ["--epochs", "1"],
     "train_prompt": ["--method", "pole", "--epochs", "1"],
-    "make_pseudo": ["--refine", "color", "crf", "--threshold", "auto"],
+    "make_pseudo": ["--cams", "{out}/toy/train_cam/cams", "--refine", "color", "crf", "--threshold", "auto"],
     "train_seg": ["--epochs", "1", "--predict-split", "train", "--weights", "none"],
     "eval": ["--boundary", "--per-image", "{out}/images.csv"],
 }
@@ -35,7 +35,8 @@ def run(root: Path, script: str, flags: list[str]) -> tuple[float, float]:
     shared = ["--dataset", "toy", "--data-root", str(root / "data"), "--runs", str(root), "--workers", "0"]
     argv = [flag.format(out=root) for flag in (*shared, *flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run([sys.executable, "-c", CHILD, script, *argv], capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", CHILD, script, *argv], capture_output=True, text=True,
+                          env=environment, cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.stderr)
     _, seconds, megabytes = done.stdout.splitlines()[-1].split()
@@ -46,17 +47,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=40, help="of the smallest world")
     parser.add_argument("--times", type=int, nargs=3, default=(1, 4, 16))
+    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=tuple(STAGES))
     args = parser.parse_args()
-    counts, usage = [args.images * times for times in args.times], {script: [] for script in STAGES}
+    counts, usage = [args.images * times for times in args.times], {script: [] for script in args.stages}
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
             root = Path(folder) / str(count)
             draw_world(root / "data", 0, count, 8)
-            for script, flags in STAGES.items():
-                usage[script].append(run(root, script, flags))
+            for script in args.stages:
+                usage[script].append(run(root, script, STAGES[script]))
                 print(f"{count:6} images  {script:<13} {usage[script][-1][0]:7.1f} s {usage[script][-1][1]:7.0f} MB",
                       flush=True)
-    print(f"\n{'stage':<13} ms an image, {counts[0]} to {counts[1]}, {counts[1]} to {counts[2]} (ratio)   peak MB (last over first)")
+    print(f"\n{'stage':<13} ms an image, {counts[0]} to {counts[1]}, {counts[1]} to {counts[2]} (ratio)   "
+          "peak MB (last over first)")
     for script, rows in usage.items():
         (first, small), (second, middle), (third, large) = rows
         slopes = [1e3 * (after - before) / (b - a) for (before, after), (a, b) in
