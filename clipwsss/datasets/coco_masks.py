@@ -1,6 +1,7 @@
 """COCO's two ways to store a region, polygons and run lengths, decoded to masks with numpy alone."""
 import numpy as np
 
+FAR = 4  # image sides that a polygon may reach out of its image
 UPSCALED = 5  # COCO's polygon outlines are followed on a grid 5 times finer than the pixels
 Region = np.ndarray | list[np.ndarray]  # run lengths [n], or the corners [n, 2] of polygons
 
@@ -18,8 +19,9 @@ def parse(segmentation: list | dict, size: tuple[int, int]) -> Region:
     if isinstance(segmentation, list):
         polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
         for flat in polygons:
-            if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not np.isfinite(flat).all():
-                raise ValueError("a polygon is a list of at least three points x, y")
+            near = (np.abs(flat) <= FAR * max(size)).all()
+            if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not near:
+                raise ValueError("a polygon is a list of at least three points x, y in its image")
         return [flat.reshape(-1, 2) for flat in polygons]
     if not isinstance(segmentation, dict):
         raise ValueError(f"a region is a list of polygons or run lengths, not {type(segmentation).__name__}")
