@@ -41,3 +41,23 @@ def test_other_errors_where_they_are_asked_for():
     for kind in (TypeError, ValueError):
         with pytest.raises(InputError, match="^a: no list$"), input_errors("a: ", TypeError, ValueError):
             raise kind("no list")
+
+
+@pytest.mark.parametrize("error, told", [
+    (OSError(28, "No space left on device", "runs/a.npz"), "runs/a.npz: No space left on device"),
+    (PermissionError(13, "Permission denied"), "Permission denied"),
+    (MemoryError(), "out of memory; take smaller batches or crops"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a loading process was killed"),
+    (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a loading process was killed"),
+    (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory: take smaller batches or crops"),
+    (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
+                "clipwsss.errors.InputError: a.png: not a readable image"), "a.png: not a readable image")])
+def test_faults_of_the_machine_and_of_other_processes_are_one_line(error, told, capsys):
+    assert run_script(failing(error)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {told}") and line.count("\n") == 1
+
+
+def test_other_runtime_errors_are_ours():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run_script(failing(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))

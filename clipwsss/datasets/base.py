@@ -185,8 +185,8 @@ class TagDataset(Dataset):
             more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
             raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
         if not self.entries:
-            raise InputError(f"no usable image is left of {len(problems)}; the first: {problems[0]}",
-                             problems)
+            first = problems[0] if problems else "; ".join(self.notes) or "none is listed"
+            raise InputError(f"no usable image is left of {len(problems)}; the first: {first}", problems)
         self.skipped = problems
         self.names = [entry.name for entry in self.entries]
         self.has_masks = any(entry.mask is not None for entry in self.entries)
