@@ -90,8 +90,9 @@ def test_every_rows_flags_parse_and_its_references_exist(table, dataset):
         row = rows[entry["name"]]
         assert "seed" not in ablation.settings[row]
         assert [start.name for start in row.starts[1:]] == [entry[key] for key in ("needs",) if key in entry]
-        known = {"name", "flags", "stage", "datasets", "against", "paper", "needs", *DATASETS}
-        assert set(entry) <= known and {*entry.get("against", ()), entry.get("needs", row.name)} <= set(rows)
+        known = {"name", "flags", "stage", "datasets", "against", "paper", "needs", "baseline", *DATASETS}
+        assert set(entry) <= known and {*entry.get("against", ()), entry.get("needs", row.name),
+                                             entry.get("baseline", row.name)} <= set(rows)
     names = list(rows)
     assert TABLES[table].get("reference", names[0]) in names and TABLES[table].get("radar", names[0]) in names
 

@@ -13,7 +13,7 @@ ROOMS = ["distributed", "errors", "flags", "fingerprint", "files", "progress", "
          "training", "clip", "networks", "toy", "datasets", "cams", "report", "guidance", "refine", "segment",
          "options", "demo", "ablate", "scripts"]
 # What a leaf may import of the package beside itself; a room as a leaf stands for all its modules.
-LEAVES = {"clip": [], "networks.resnet": [], "networks.vit": [], "networks.deeplab": ["networks.resnet"],
+LEAVES = {"clip": [], "networks.resnet": [], "networks.vit": [], "networks.vit": [], "networks.deeplab": ["networks.resnet"],
           "guidance.losses": [], "report.metrics": [], "refine.random_walk": [], "refine.crf": [], "refine.pamr": []}
 
 
