@@ -1,11 +1,11 @@
 """Run a table of ablations over seeds: `python -m clipwsss.ablate --table pole1 --dataset toy`.
 
 The tables are data (assets/tables.json). A table has a `title` and `rows`; `reference` names the row that the
-others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4), `through` the stage that
-its rows are carried to, as the paper reports masks or the segmenter. A row has a `name`,
-`flags`, flags of one data set under that data set's name, `stage` (default train_prompt), `datasets` it is
-limited to, `against` (rows to compare it with), `paper` (its figure there), `needs`: an earlier row whose
-folder `{needs}` stands for in its flags, and `baseline`: a row of train_cam that it starts from, not CAM.
+others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4), `through` the stage that its
+rows are carried to. A row has a `name`, `flags`, flags of one data set under that data set's name, `stage`
+(default train_prompt), `datasets` it is limited to, `against` (rows to compare it with), `paper` (its figure
+there), `needs`: an earlier row whose folder `{needs}` stands for in its flags, `baseline`: a row of train_cam
+that it starts from.
 """
 import argparse
 import json
@@ -97,8 +97,8 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
             flags, starts = [*entry["flags"], *entry.get(dataset, [])], []
             if stage == "train_prompt":
                 flags += extra
-                first = rows[entry["baseline"]] if "baseline" in entry else BASELINE
-                starts = [first, *([rows[entry["needs"]]] if "needs" in entry else [])]
+                starts = [rows.get(entry.get("baseline"), BASELINE)]
+                starts += [rows[entry["needs"]]] if "needs" in entry else []
             against = entry.get("against", [table.get("reference", name)])
             rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), entry.get("paper", ""))
     return rows
@@ -113,9 +113,8 @@ def carried(rows: Sequence[Row], through: str, dataset: str) -> list[Row]:
             masks = Row(f"{row.name}, masks", "make_pseudo", (), (row,), against)
             followers.append(masks)
             if through == "train_seg":  # the toy's segmenter starts from the generator
-                resnet = "--generator" not in row.flags
-                weights = "{needs}/generator.pt" if resnet else "none"
-                start = ("--weights", weights) if dataset == "toy" else ()
+                own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
+                start = ("--weights", own) if dataset == "toy" else ()
                 against = tuple(f"{name}, segmenter" for name in row.against)
                 followers.append(Row(f"{row.name}, segmenter", "train_seg", start, (masks, row), against))
     return [*rows, *followers]
