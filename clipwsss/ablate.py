@@ -1,11 +1,10 @@
 """Run a table of ablations over seeds: `python -m clipwsss.ablate --table pole1 --dataset toy`.
 
 The tables are assets/tables.json. A table has a `title` and `rows`; `reference` names the row that the
-others are compared with, `radar` one whose chosen words are counted (POLE Fig. 4), `through` the stage that
-its rows are carried to. A row has a `name`, `flags`, flags of one data set by its name, `stage` (or
-train_prompt), `datasets` it is limited to, `against` (rows to compare it with), `paper` (its figure),
-`needs`: an earlier row whose folder `{needs}` stands for in its flags, `baseline`: a row of train_cam to
-start from.
+others are compared with, `radar` one whose chosen words are counted, `through` the stage that rows are
+carried to. A row has a `name`, `flags`, flags of one data set by its name, `stage` (or train_prompt),
+`datasets` it is limited to, `against` (rows to compare it with), `paper` (its figure), `needs`: an earlier
+row, `{needs}` its folder in flags, `baseline`: a row of train_cam to start from.
 """
 import argparse
 import json
