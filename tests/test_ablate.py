@@ -102,13 +102,13 @@ def test_a_script_answers_as_it_does_in_this_process(monkeypatch):
     here = ablate.ask("toy", row)
     monkeypatch.setattr(ablate.subprocess, "run", REAL_RUN)
     assert ablate.ask("toy", row) == here and here["background_prompts"] == "{needs}/background_prompts.pt"
-    with pytest.raises(InputError, match="row 'CLIMS.*': unrecognized arguments: --speed 9"):
+    with pytest.raises(InputError, match="row 'CLIMS.*': --speed: no such flag; did you mean --seed"):
         ablate.ask("toy", row._replace(flags=("--speed", "9")))
 
 
 def test_a_bad_flag_is_one_line_before_anything_runs(tmp_path, calls):
     argv = ["--table", "pole4", "--data-root", str(tmp_path), "--runs", str(tmp_path), "--flags", "--adapter", "big"]
-    with pytest.raises(InputError, match="row 'A: class name': --adapter: invalid choice: 'big'"):
+    with pytest.raises(InputError, match="row 'A: class name': --adapter: 'big' is none of none, fixed"):
         ablate.main(argv)
     assert not calls
 
@@ -190,7 +190,8 @@ def test_a_failed_row_is_one_line_and_the_others_go_on(tmp_path, calls, capsys):
 def test_a_failed_baseline_or_need_is_not_tried_again(tmp_path, calls, capsys):
     calls.fail = {"semples": (1, "boom")}
     argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1",
-            "--through", "train_prompt"]
+            "--through", "train_prompt", "--only", "SemPLeS", "CLIMS", "CLIMS + learned prompts beside its list",
+            "CLIMS with learned prompts for its list"]
     assert run_script(lambda: ablate.main(argv)) == 2
     assert len(calls) == 3 and "error: 3 of 4 runs failed" in capsys.readouterr().err
     calls.fail, calls[:] = {"--out": (1, "")}, []

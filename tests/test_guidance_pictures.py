@@ -71,7 +71,7 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
                            (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),
                            (["--image", str(files[0])], "name texts"), (["--text", "boat"], "what to compare them with"),
-                           (["--image", str(files[0]), "--text", "boat", "--n", "0"], "at least 1 word")):
+                           (["--image", str(files[0]), "--text", "boat", "--n", "0"], "'0' is not a whole number")):
         assert run_script(lambda: prompt_pictures.main([*flags, "--clip", "toy"])) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1

@@ -93,7 +93,8 @@ def test_a_prompt_that_starts_from_words_equals_the_words(tiny_clip):
 def test_templates_are_parsed_into_texts_and_slots():
     assert parse_template("a photo of [C*30].") == ["a photo of ", Slot(True, 30, None), "."]
     assert parse_template("[S:a photo of] [C:{}]") == ["", Slot(False, 0, "a photo of"), " ", Slot(True, 0, "{}"), ""]
-    assert parse_template("a {} [x*3]") == ["a {} [x*3]"]
+    with pytest.raises(InputError, match=r"vectors are written"):
+        parse_template("a {} [x*3]")
 
 
 def test_vectors_without_words_are_drawn_as_asked(tiny_clip):
