@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import write_json
 
 EXIF_ORIENTATION = 0x0112
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 SMALLEST = 4  # pixels a side: fewer have no map at half their size
 MOST_PIXELS = 100_000_000  # of an image, unless --max-pixels says otherwise
 Size = tuple[int, int]  # (H, W)
