@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import write_json
 
 EXIF_ORIENTATION = 0x0112
@@ -41,7 +41,7 @@ def read_image(path: Path, oriented: bool = False, most: int = MOST_PIXELS) -> I
             refuse(file, most)
             return (ImageOps.exif_transpose(file) if oriented else file).convert("RGB")
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
+        raise InputError(f"{path}: not a readable image ({one_line(error) or 'larger than the memory'})") from error
 
 
 def read_mask(path: Path, most: int = MOST_PIXELS) -> np.ndarray:
