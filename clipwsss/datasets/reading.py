@@ -41,7 +41,8 @@ def read_image(path: Path, oriented: bool = False, most: int = MOST_PIXELS) -> I
             refuse(file, most)
             return (ImageOps.exif_transpose(file) if oriented else file).convert("RGB")
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable image ({one_line(error) or 'larger than the memory'})") from error
+        reason = one_line(error) or "larger than the memory"
+        raise InputError(f"{path}: not a readable image ({reason})") from error
 
 
 def read_mask(path: Path, most: int = MOST_PIXELS) -> np.ndarray:
