@@ -74,18 +74,18 @@ def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
         return Step(seconds, [*start, *map(str, flags)])
 
     control = ["--method", "semples", "--background-prompt", "none", "--match-epochs", 0]
-    fewer = ["--match-epochs", 1, "--prompt-epochs", 1] if quick else ["--match-epochs", 2]
+    fewer = ["--match-epochs", 1, "--prompt-epochs", 1] if quick else []
     return [
         *([step(240, "clipwsss.toy", "--train-clip", *seeded, "--out", clip)] if retrain_clip else []),
         step(5, "clipwsss.toy", "--draw", folder / "data", *seeded,
-             "--n-train", 120 if quick else 480, "--n-val", 40 if quick else 100),
+             "--n-train", 120 if quick else 800, "--n-val", 40 if quick else 200),
         step(40, "train_cam.py", *toy, *seeded, *(["--epochs", 3] if quick else [])),
         step(20, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
         step(22, "train_prompt.py", *guide, "--method", "pole"),
         step(18, "train_prompt.py", *guide, *control, "--out", folder / "control"),
-        step(30, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
+        step(38, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
         step(10, "make_pseudo.py", *toy, *seeded),
-        step(30, "train_seg.py", *toy, *seeded, "--epochs", 2 if quick else 8, "--batch-size", 16),
+        step(38, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
         step(5, "eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
         step(5, "train_seg.py", *toy, "--predict", *shown),
     ]
