@@ -271,8 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     base = args.runs / args.dataset / "_".join(["ablate", *unusual])
     ablation = Ablation(base, args.dataset, settings, args.data_root, drawn)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
-    values = ablation.run_all(rows, seeds := range(args.first_seed, args.first_seed + args.seeds), args.jobs)
-
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    values = ablation.run_all(rows, seeds, args.jobs)
     part = [word for word in (*args.flags, *(args.only or ()), args.through, args.first_seed) if word]
     page = base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
     text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split "

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,8 @@ def load_weights(path: Path | str) -> dict:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # the error says it all
+            stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error

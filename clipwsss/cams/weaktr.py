@@ -111,8 +111,8 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         return torch.cat([self.outputs(part).maps for part in parts])
 
     def classify(self, images: Tensor) -> dict[str, Tensor]:
-        found = self.outputs(images, detach=True)
-        return {"token": found.token_logits, "coarse": found.coarse_logits, "fine": found.fine_logits}
+        outputs = self.outputs(images, detach=True)
+        return {"token": outputs.token_logits, "coarse": outputs.coarse_logits, "fine": outputs.fine_logits}
 
     def parameter_groups(self, lr: float, head_ratio: float = 1.0) -> list[dict]:
         named = [(name.startswith(self.parts["head"]), parameter)

@@ -43,8 +43,8 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
     falls = torch.exp(-(pixels - centers[:, None]) ** 2 / (2 * width ** 2))
     windows = (falls[:, None, :, None] * falls[None, :, None, :]).flatten(0, 1).to(device)
     image, first = image[None].to(device), torch.zeros(len(windows), dtype=torch.long, device=device)
-    found = [encode_regions(clip, image, first[:len(part)], part, False)[0] for part in windows.split(64)]
-    return torch.cat(found).unflatten(0, (steps, steps))
+    features = [encode_regions(clip, image, first[:len(part)], part, False)[0] for part in windows.split(64)]
+    return torch.cat(features).unflatten(0, (steps, steps))
 
 
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])
     if words:
         for title, row in zip(titles, text @ vocabulary.T):
-            found = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
-            print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in found))
+            nearest = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
+            print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in nearest))
     if images:
         see = window_features if args.by == "windows" else patch_features
         maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])

@@ -85,8 +85,8 @@ def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[
     """
     paths = [path for path in (Path(folder) / f"{name}.png", Path(folder) / f"{name}.json") if path.is_file()]
     if len(paths) != 1:
-        found = "both are there, keep one" if paths else "no such file of segments"
-        raise InputError(f"{Path(folder) / name}.png (or .json): {found}")
+        problem = "both are there, keep one" if paths else "no such file of segments"
+        raise InputError(f"{Path(folder) / name}.png (or .json): {problem}")
     path, number = paths[0], 0
     try:
         if path.suffix == ".png":
