@@ -31,6 +31,15 @@ NEUTRAL = ["--workers", "0", "--device", "cpu", "--precision", "fp32", "--bright
            "--warmup", "0", "--crop-size", "96", "--resize-long", "0", "0"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Several threads add in an order of their own, and AdamW makes much of gradients that are nearly zero."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A runs folder with 8 images, a random generator in train_cam's place and its CAMs."""
