@@ -1,4 +1,5 @@
-"""Shared fixtures: the package on the path, and the optional sample of real VOC images."""
+"""Shared fixtures: the package on the path, finished runs, and the optional sample of real VOC images."""
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,3 +28,19 @@ def tiny_clip():
     sizes = Architecture(embed_dim=32, image_resolution=16, vision_layers=2, vision_width=64, vision_patch_size=4,
                          context_length=77, vocab_size=49408, text_width=64, text_heads=2, text_layers=2)
     return CLIP(sizes).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder with data and finished runs of all stages, which no test changes."""
+    from finished_runs import make
+    return make(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def copied(finished, tmp_path, monkeypatch) -> Path:
+    """A copy of `finished` to be damaged, which is the working folder."""
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    monkeypatch.chdir(root)
+    return root

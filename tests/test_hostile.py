@@ -4,95 +4,16 @@ Every row is run by the script's own `main` in a folder with data and finished r
 file of that folder must be what it was.
 """
 import importlib
-import json
-import os
 import shutil
-import signal
-import struct
-import subprocess
-import sys
-import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from clipwsss.datasets import TagDataset
 from clipwsss.errors import run_script
 from clipwsss.flags import Number
-
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ["--dataset", "folder", "--data-root", "data", "--workers", "0"]
-TRAIN = [*DATA, "--device", "cpu", "--epochs", "1", "--batch-size", "2", "--crop-size", "32"]
-NETWORK = ["--backbone", "resnet_tiny", "--weights", "none"]
-MAPS = ["--resize-long", "0", "0", "--scales", "1", "--brightness", "0"]
-BASE = {"train_cam": [*TRAIN, *NETWORK, *MAPS],
-        "train_prompt": [*TRAIN, *MAPS, "--clip", "toy", "--class-prompt", "name", "--background-prompt", "none"],
-        "make_pseudo": [*TRAIN, *NETWORK, "--refine", "none", "--train-radius", "3"],
-        "train_seg": [*TRAIN, *NETWORK, "--rates", "1", "--test-scales", "1", "--no-crf", "--no-multi-scale",
-                      "--predict-split", "train", "--accumulate", "1"],
-        "eval": DATA}
-RUNS = "runs/folder"
-
-
-def png_head(width, height):
-    """A PNG that claims to be large and holds nothing."""
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def draw_data(root):
-    """Six images of two classes, their tags and masks."""
-    rng, lines = np.random.default_rng(0), ["image,labels"]
-    for folder in ("images", "masks"):
-        (root / folder).mkdir(parents=True)
-    for number in range(6):
-        pixels, mask = rng.integers(60, 90, (40, 48, 3), np.uint8), np.zeros((40, 48), np.uint8)
-        mask[8:30, 10:36] = 1 + number % 2
-        pixels[8:30, 10:36, number % 2] = 220
-        Image.fromarray(pixels).save(root / "images" / f"im{number}.png")
-        Image.fromarray(mask).save(root / "masks" / f"im{number}.png")
-        lines.append(f"im{number},{('boat', 'sheep')[number % 2]}")
-    (root / "labels.csv").write_text("\n".join(lines) + "\n")
-    (root / "classes.txt").write_text("boat\nsheep\n")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """Data, finished runs of all stages, and what a user may have lying about."""
-    root = tmp_path_factory.mktemp("hostile")
-    draw_data(root / "data")
-    before = Path.cwd()
-    os.chdir(root)
-    try:
-        for script, flags in BASE.items():
-            assert importlib.import_module(script).main([*flags]) == 0
-        for place in ("hand/masks", "nothing", "twins"):
-            (root / place).mkdir(parents=True)
-        shutil.copy("data/masks/im0.png", "hand/masks/im0.png")
-        shutil.copy("data/images/im0.png", "twins/im0.png")
-        shutil.copy("data/images/im0.png", "twins/im0_overlay.png")
-        Image.fromarray(np.full((20, 20), 40000, np.uint16)).save("deep.png")
-        Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save("dot.png")
-        Path("bomb.png").write_bytes(png_head(60000, 60000))
-        Path("notes.txt").write_text("mine\n")
-        Path("list.json").write_text("[1]")
-        Path("dogs.json").write_text('{"dog": ["hound"]}')
-        torch.save({"kind": "generator"}, "bare.pt")
-        torch.save({"kind": "segmenter", "config": {"design": 3}, "state_dict": {}}, "odd.pt")
-    finally:
-        os.chdir(before)
-    return root
-
-
-def snapshot(root):
-    return {path: path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and path.name not in (".lock", "checked.json")}
+from finished_runs import BASE, RUNS, cut, png_head, snapshot
 
 
 def refused(capsys, root, script, flags, told):
@@ -267,10 +188,6 @@ def text(name, content):
         (root / name).write_bytes(content)
 
 
-def cut(name, length=100):
-    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:length])
-
-
 def image(name, *size, kind=np.uint8):
     return lambda root: Image.fromarray(np.full(size, 77, kind)).save(root / name)
 
@@ -320,13 +237,9 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage, script, flags, told", DAMAGES)
-def test_a_damaged_file_is_named_and_nothing_changes(finished, tmp_path, monkeypatch, capsys, damage, script, flags,
-                                                          told):
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    damage(root)
-    refused(capsys, root, script, flags, told)
+def test_a_damaged_file_is_named_and_nothing_changes(copied, capsys, damage, script, flags, told):
+    damage(copied)
+    refused(capsys, copied, script, flags, told)
 
 
 BAD_CAMS = [(cam(keys=[0], cam=np.ones((1, 10, 12))), "class 0 in its keys, the image's tags are 1"),
@@ -336,11 +249,8 @@ BAD_CAMS = [(cam(keys=[0], cam=np.ones((1, 10, 12))), "class 0 in its keys, the 
 
 
 @pytest.mark.parametrize("damage, told", BAD_CAMS)
-def test_bad_cams_stop_masks_and_skip_bad_goes_on(finished, tmp_path, monkeypatch, capsys, damage, told):
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    damage(root)
+def test_bad_cams_stop_masks_and_skip_bad_goes_on(copied, capsys, damage, told):
+    damage(copied)
     import make_pseudo
     argv = [*BASE["make_pseudo"], "--out", "new"]
     assert run_script(lambda: make_pseudo.main(argv)) == 2
@@ -350,97 +260,9 @@ def test_bad_cams_stop_masks_and_skip_bad_goes_on(finished, tmp_path, monkeypatc
     assert sorted(path.name for path in Path("new/masks").iterdir()) == [f"im{i}.png" for i in (0, 2, 3, 4, 5)]
 
 
-def test_skip_bad_ends_alike_in_all_scripts(finished, tmp_path, monkeypatch, capsys):
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    cut("data/images/im1.png")(root)
+def test_skip_bad_ends_alike_in_all_scripts(copied, capsys):
+    cut("data/images/im1.png")(copied)
     for script, flags in BASE.items():
         argv = [*flags, "--skip-bad", *(["--overwrite"] if script != "eval" else [])]
         assert run_script(lambda: importlib.import_module(script).main(argv)) == 0
         assert "skipped: data/images/im1.png: not a readable image" in capsys.readouterr().err
-
-
-def stopped(capsys, script, flags):
-    assert run_script(lambda: importlib.import_module(script).main([*BASE[script], *flags])) == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error and error.count("error: ") == 1
-    return error
-
-
-def test_faults_of_the_machine_are_one_line(finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(finished)
-    before = snapshot(finished)
-    flags = ["--out", str(tmp_path / "run")]
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-        assert "MB are free; make room" in stopped(capsys, "train_cam", flags)
-    with monkeypatch.context() as patched:
-        def full(value, path):
-            Path(path).write_bytes(b"half")
-            raise RuntimeError("[enforce fail at inline_container.cc:668] . PytorchStreamWriter failed writing file")
-        patched.setattr(torch, "save", full)
-        assert "last_train_cam.pt: not written, disk full?" in stopped(capsys, "train_cam", flags)
-    with monkeypatch.context() as patched:
-        def full(*_, **__):
-            raise OSError(28, "No space left on device", "cams/im0.npz")
-        patched.setattr(np, "savez", full)
-        assert "cams/im0.npz: No space left on device" in stopped(capsys, "train_cam", flags)
-    with monkeypatch.context() as patched:
-        load = TagDataset.load_image
-
-        def killed(self, index):
-            if torch.utils.data.get_worker_info():
-                os.kill(os.getpid(), signal.SIGKILL)
-            return load(self, index)
-        patched.setattr(TagDataset, "load_image", killed)
-        assert "a loading process was killed" in stopped(capsys, "train_cam", [*flags, "--workers", "1", "--overwrite"])
-    assert not list(tmp_path.rglob("*partial*")) and snapshot(finished) == before
-
-
-def test_a_file_that_goes_bad_later_is_named_where_it_is_read(finished, tmp_path, monkeypatch, capsys):
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root)
-    monkeypatch.chdir(root)
-    import train_cam
-    begin = train_cam.start_run
-
-    def spoiled(*args, **kwargs):
-        cut("data/images/im1.png")(root)
-        return begin(*args, **kwargs)
-    monkeypatch.setattr(train_cam, "start_run", spoiled)
-    for workers in ("0", "1"):
-        error = stopped(capsys, "train_cam", ["--out", f"new{workers}", "--workers", workers, "--val-split", ""])
-        assert error.startswith("error: data/images/im1.png: not a readable image") and error.count("\n") == 1
-        shutil.copy(finished / "data/images/im1.png", root / "data/images/im1.png")
-
-
-def test_files_are_checked_once(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    known = json.loads(Path(f"{RUNS}/checked.json").read_text())
-    assert len(known) == 6 + 6 + 6  # images, true masks, pseudo masks
-    opened, real = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(path) or real(path, *rest))
-    from clipwsss.datasets import build_dataset
-    from clipwsss.datasets.reading import Checked
-    memory = Checked(Path(f"{RUNS}/checked.json"))
-    data = build_dataset("folder", "data", "train", checked=memory)
-    assert not opened and data.image_size(0) == (40, 48)
-    os.utime("data/images/im2.png")
-    build_dataset("folder", "data", "train", checked=memory)
-    assert [str(path) for path in opened] == ["data/images/im2.png"]
-
-
-def test_a_closed_pipe_and_ctrl_c_leave_no_traceback(finished):
-    with subprocess.Popen([sys.executable, ROOT / "eval.py", *BASE["eval"]], cwd=finished, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True) as script:
-        script.stdout.close()  # as `| head -0` does
-        told = script.stderr.read()
-    assert script.returncode == 141 and told == "output closed; finished files are kept\n"
-    with subprocess.Popen([sys.executable, ROOT / "train_cam.py", *BASE["train_cam"]], cwd=finished,
-                          stderr=subprocess.PIPE, text=True) as script:
-        while "torch" not in Path(f"/proc/{script.pid}/maps").read_text():  # it imports
-            time.sleep(0.01)
-        script.send_signal(signal.SIGINT)
-        assert "Traceback" not in script.stderr.read()
-    assert script.returncode in (-signal.SIGINT, 130)
