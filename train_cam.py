@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         generator = build_generator(dataset.classes, settings)
     generator.to(device, memory_format=torch.channels_last)
+    loader = crops_of(args, dataset, args.batch_size, generator.input_multiple)
     run = start_run(args, dataset, init=args.init, weights=args.weights)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}"
@@ -94,7 +95,6 @@ def main(argv: list[str] | None = None) -> int:
         terms = {name: F.multilabel_soft_margin_loss(value, batch.labels) for name, value in logits.items()}
         return {"loss": sum(terms.values()), **(terms if len(terms) > 1 else {})}  # POLE eq. 1 for each
 
-    loader = crops_of(args, dataset, args.batch_size, generator.input_multiple)
     fit(run, loader, step, {"generator": generator},
         generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))

@@ -112,7 +112,7 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     add("--cam-batch-size", type=whole(1, 65536), default=4,
         help="images of one size per forward pass when making CAMs")
     inference_flags(add)
-    add("--cam-format", choices=tuple(FORMATS), default="npz", 
+    add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="npz: maps at a quarter of the size; full: at full size too; irn, psa (and WeakTr): .npy")
 
 
