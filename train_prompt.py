@@ -211,14 +211,18 @@ def learn_prompts(args: argparse.Namespace, run: Run, dataset: TagDataset, guide
     ready_background_prompt(args, run, guide, texts, loader)
 
 
+class Loaders(NamedTuple):
+    """Batches that the generator learns from, and those that prompts do."""
+    guided: DataLoader
+    prompts: DataLoader
+
+
 def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: Guide, texts: Texts,
-                    best: nn.Module) -> None:
+                    loaders: Loaders, best: nn.Module) -> None:
     """Match, learn, guide: the paper's stages, in their order."""
     clip, generator = guide.clip, guide.generator
     words, adapters, class_prompt, background_prompt = texts
-    multiple = generator.input_multiple
-    loader = crops_of(args, dataset, args.batch_size, multiple)
-    prompt_loader = crops_of(args, dataset, args.prompt_batch_size or args.batch_size, multiple)
+    loader, prompt_loader = loaders
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
     suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
 
@@ -263,6 +267,8 @@ def main(argv: list[str] | None = None) -> int:
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
         best = best_epoch(args, generator)
+        loaders = Loaders(*(crops_of(args, dataset, size or args.batch_size, generator.input_multiple)
+                            for size in (args.batch_size, args.prompt_batch_size)))
     clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
     texts, cams = texts_of(args, words, clip), None
     selects = isinstance(texts.class_prompt, SelectedPrompt) and not texts.class_prompt.choices
@@ -278,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         learn_prompts(args, run, dataset, GivenGuide(cams, clip), texts)
         run.result(**print_cam_curve(scored, cams))
         return 0
-    guide_generator(args, run, dataset, Guide(generator, clip, args.map_scale), texts, best)
+    guide_generator(args, run, dataset, Guide(generator, clip, args.map_scale), texts, loaders, best)
     class_prompt = texts.class_prompt
     save_generator(generator, run.path("generator.pt"))
     keep_choices(class_prompt, run, dataset.classes)
