@@ -23,7 +23,7 @@ from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, ge
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.training import fit, pick_device, seed_everything
+from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -84,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         generator = build_generator(dataset.classes, settings)
     generator.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        compile_networks(generator)
     loader = crops_of(args, dataset, args.batch_size, generator.input_multiple)
     run = start_run(args, dataset, init=args.init, weights=args.weights)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "

@@ -39,7 +39,7 @@ from clipwsss.report.best import BestEpoch
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
-from clipwsss.training import Training, fit, pick_device, seed_everything, use_bf16
+from clipwsss.training import Training, compile_networks, fit, pick_device, seed_everything, use_bf16
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 
@@ -222,11 +222,10 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, gui
     """Match, learn, guide: the paper's stages, in their order."""
     clip, generator = guide.clip, guide.generator
     words, adapters, class_prompt, background_prompt = texts
-    loader, prompt_loader = loaders
     weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
     suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
 
-    ready_class_prompt(args, run, dataset, guide, texts, prompt_loader)
+    ready_class_prompt(args, run, dataset, guide, texts, loaders.prompts)
     if guide.device.type == "cuda" and use_bf16(args.precision, guide.device):
         clip.visual.bfloat16()  # frozen: what autocast would cast in every step
 
@@ -234,14 +233,14 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, gui
     tuning = TuneStep(guide, class_prompt, nothing, adapters, weights, suppression, args.area_over)
     start = copy.deepcopy(generator.state_dict())
     if args.match_epochs:
-        tune(args, run, loader, tuning,
+        tune(args, run, loaders.guided, tuning,
              training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), nn.Module())
 
-    ready_background_prompt(args, run, guide, texts, prompt_loader)
+    ready_background_prompt(args, run, guide, texts, loaders.prompts)
     if args.restart:
         generator.load_state_dict(start)
     tuning = tuning._replace(background_prompt=background_prompt)
-    tune(args, run, loader, tuning, training_of(args, "guide"), best)
+    tune(args, run, loaders.guided, tuning, training_of(args, "guide"), best)
     if args.keep_best:
         best.restore()
 
@@ -270,6 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         loaders = Loaders(*(crops_of(args, dataset, size or args.batch_size, generator.input_multiple)
                             for size in (args.batch_size, args.prompt_batch_size)))
     clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
+    if args.compile:
+        compile_networks(*([generator] if start else ()), clip.visual)
     texts, cams = texts_of(args, words, clip), None
     selects = isinstance(texts.class_prompt, SelectedPrompt) and not texts.class_prompt.choices
     if selects or args.prompts_only:
@@ -285,11 +286,10 @@ def main(argv: list[str] | None = None) -> int:
         run.result(**print_cam_curve(scored, cams))
         return 0
     guide_generator(args, run, dataset, Guide(generator, clip, args.map_scale), texts, loaders, best)
-    class_prompt = texts.class_prompt
     save_generator(generator, run.path("generator.pt"))
-    keep_choices(class_prompt, run, dataset.classes)
-    if isinstance(class_prompt, LearnedPrompt) and class_prompt.joint:
-        class_prompt.save(run.path("class_prompts.pt"))
+    keep_choices(texts.class_prompt, run, dataset.classes)
+    if isinstance(texts.class_prompt, LearnedPrompt) and texts.class_prompt.joint:
+        texts.class_prompt.save(run.path("class_prompts.pt"))
     write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
     run.result(**print_cam_curve(scored, run.path("cams")))
     write_report(run.out, "train_prompt", Outputs(scored, cams=run.path("cams")))

@@ -26,7 +26,7 @@ from clipwsss.segment.predict import Prediction, image_files, predict_dataset, p
 from clipwsss.segment.segmenter import (NETWORKS, Segmenter, build_segmenter, export_network,
                                          load_segmenter)
 from clipwsss.segment.submission import pack
-from clipwsss.training import fit, pick_device, seed_everything
+from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
 PASS_STEPS = 200
 
@@ -108,6 +108,8 @@ def start(args: argparse.Namespace, dataset: TagDataset) -> Segmenter:
 def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: TagDataset) -> None:
     """Train a segmenter on the data's masks and write segmenter.pt."""
     network, data = segmenter.network, dataset
+    if args.compile:
+        compile_networks(network)
     if args.epochs is None:  # few images: repeat them, so that a pass and its checkpoint are worth it
         times = PASS_STEPS * args.accumulate * args.batch_size // len(dataset)
         data = torch.utils.data.ConcatDataset([dataset] * max(1, times))
@@ -166,6 +168,8 @@ def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_seg")
     device = pick_device(args.device)
+    if args.compile and args.network == "mask2former":
+        raise InputError("--compile: DeepLab only")
     prediction = Prediction(args.test_scales, args.test_flip, args.crf, args.test_batch_size, args.workers,
                             args.test_precision)
     uses = args.predict or args.export

@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 class Drawn(NamedTuple):
     """The toy worlds that are drawn, one per seed: images, and how often a class has its own ground."""
-    images: int = 1200
+    images: int = 800
     co_occurrence: float = CO_OCCURRENCE
 
 

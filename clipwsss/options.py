@@ -81,6 +81,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     add("--clip-norm", type=real(0), default=0.0, help="clip the gradient's norm; 0 does not")
     add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
         help="bf16 trains under autocast; auto where the device is fast at it")
+    add("--compile", action="store_true", help="train with compiled networks (torch.compile)")
     add("--sync-bn", action="store_true", help="batch norm over all of torchrun's processes (GPUs)")
     parser.set_defaults(**defaults)
 

@@ -49,6 +49,21 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device))
 
 
+def compile_networks(*networks: nn.Module) -> None:
+    """Let networks run compiled where they are called; their copies and their weights' names stay plain.
+
+    InputError where torch.compile does not work, as without a C++ compiler or Triton.
+    """
+    device = next(networks[0].parameters()).device
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        raise InputError("--compile: torch.compile does not work here, it needs a C++ compiler (GPU: Triton) "
+                         f"({str(error).strip().partition(chr(10))[0]}); leave it out") from error
+    for network in networks:
+        network.compile()
+
+
 def seed_everything(seed: int, epoch: int = 0) -> None:
     """Seed torch, numpy and random from (seed, epoch), so that a resumed run's epochs begin alike."""
     mixed = (seed * 1_000_003 + epoch) % 2**32

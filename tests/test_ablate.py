@@ -154,7 +154,7 @@ def test_the_grid_pairs_all_sides_at_equal_epochs_of_the_generator():
 def test_semples5_takes_its_parts_away_at_equal_epochs():
     rows, ablation = driver("semples5")
     settings = {name: ablation.settings[row] for name, row in rows.items() if name != "CAM"}
-    assert {row["epochs"] for row in settings.values()} == {4}  # guidance starts again after matching
+    assert {row["epochs"] for row in settings.values()} == {3}  # guidance starts again after matching
     assert settings["match, prompt-T, refine"]["w_prompt_image"] == 0
     assert settings["match, prompt-I, refine"]["w_prompt_class"] == 0
 

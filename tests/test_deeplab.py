@@ -127,7 +127,7 @@ def test_shapes_groups_and_frozen_batch_norm(name, expected):
 
 def test_aspp_is_the_sum_of_its_branches():
     network = deeplab.build(deeplab.Design("deeplabv2", "resnet_tiny", 4, (1, 2)), 3).eval()
-    features = torch.randn(1, 64, 9, 7)
+    features = torch.randn(1, network.backbone.channels[-1], 9, 7)
     network.backbone = torch.nn.Identity()
     first = F.conv2d(features, network.aspp[0].weight, network.aspp[0].bias, padding=1)
     second = F.conv2d(features, network.aspp[1].weight, network.aspp[1].bias, padding=2, dilation=2)

@@ -34,7 +34,7 @@ def test_outputs_are_equal_and_the_network_is_kept(network):
     assert network.state_dict().keys() == before and ready is not network
 
 
-def test_what_cannot_be_folded_is_returned_as_it_is():
+def test_what_cannot_be_folded_is_copied_as_it_is():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -44,4 +44,6 @@ def test_what_cannot_be_folded_is_returned_as_it_is():
             return self.norm(images) if images.sum() > 0 else images
 
     for network in (nn.Conv2d(3, 4, 1), Branching()):
-        assert folded(network.train()) is network and not network.training
+        ready, state = folded(network.train()), network.state_dict()
+        assert network.training and not ready.training and type(ready) is type(network)
+        assert all(torch.equal(value, state[name]) for name, value in ready.state_dict().items())

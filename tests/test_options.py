@@ -153,7 +153,7 @@ def default_of(flag: str, shown: str) -> str:
 
 @pytest.mark.parametrize("argv, epochs, rate", [
     (["--method", "clims"], "15", "0.00025"), (["--method", "semples"], "60", "6.4e-05"),
-    (["--dataset", "toy"], "4", "0.002"), (["--method", "clims", "--epochs", "9"], "15", "0.00025")])
+    (["--dataset", "toy"], "3", "0.002"), (["--method", "clims", "--epochs", "9"], "15", "0.00025")])
 def test_help_shows_the_value_in_force(argv, epochs, rate, capsys):
     with pytest.raises(SystemExit):
         parse(train_prompt.get_parser(), [*argv, "--help"], "train_prompt")

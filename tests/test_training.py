@@ -1,5 +1,7 @@
 """Exact resumption, schedules and accumulation, and the errors that stop a run."""
+import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from torch.utils.data import Dataset
 from clipwsss.datasets import Sample
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError
+from clipwsss.networks.folding import folded
 from clipwsss.run import Run
-from clipwsss.training import (Training, fit, make_optimizer, make_scheduler, pick_device, seed_everything,
-                               use_bf16)
+from clipwsss.training import (Training, compile_networks, fit, make_optimizer, make_scheduler, pick_device,
+                               seed_everything, use_bf16)
 
 CPU = torch.device("cpu")
 
@@ -149,3 +152,33 @@ def test_devices_and_precision(monkeypatch):
     with pytest.raises(InputError, match="no CUDA device"):
         pick_device("cuda")
     assert use_bf16("bf16", CPU) and not use_bf16("fp32", CPU) and use_bf16("auto", CPU) in (True, False)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_train_alike_and_their_copies_are_plain(tmp_path):
+    def weights(folder, compiled):
+        seed_everything(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        if compiled:
+            compile_networks(network)
+        fit(Run(tmp_path / folder, {}), make_loader(Points(), 4, workers=0, seed=3),
+            lambda batch: {"loss": network(batch.images).square().mean()}, {"network": network},
+            [{"params": network.parameters()}], Training("points", 2, lr=0.01))
+        assert (network._compiled_call_impl is not None) == compiled
+        for plain in (copy.deepcopy(network), folded(network)):
+            assert plain._compiled_call_impl is None
+        return network.state_dict()
+
+    plain, compiled = weights("plain", False), weights("compiled", True)
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_compilation_that_does_not_work_is_one_line(monkeypatch):
+    def broken(function):
+        raise RuntimeError("No working C++ compiler\nfurther lines")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(InputError, match=r"^--compile: .*\(No working C\+\+ compiler\); leave it out$"):
+        compile_networks(nn.Linear(2, 1))

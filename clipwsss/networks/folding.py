@@ -10,12 +10,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 def folded(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are part of the convolutions they follow: equal up to rounding.
 
-    A network without such pairs, or whose graph torch.fx cannot follow, is returned as it is, in eval mode.
+    Without such pairs, or where torch.fx cannot follow the graph, it is a plain copy; no copy is compiled.
     """
-    pairs, ready = list(_pairs(network.eval())), network
-    if pairs:
-        ready = copy.deepcopy(network)
-    for convolution, norm in pairs:
+    ready = copy.deepcopy(network).eval()
+    for convolution, norm in list(_pairs(ready)):
         fused = fuse_conv_bn_eval(ready.get_submodule(convolution), ready.get_submodule(norm))
         ready.set_submodule(convolution, fused)
         ready.set_submodule(norm, nn.Identity())

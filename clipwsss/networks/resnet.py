@@ -32,8 +32,8 @@ SPECS = {
     "resnet18": Spec(BasicBlock, (2, 2, 2, 2)),
     "resnet50": Spec(Bottleneck, (3, 4, 6, 3)),
     "resnet101": Spec(Bottleneck, (3, 4, 23, 3)),
-    "resnet_tiny": Spec(BasicBlock, (0, 1, 1, 1), (24, 48, 64, 64), (1, 2, 1, 1), (1, 1, 2, 2),
-                        stem_kernel=3, stem_width=24, pooled=False, output_strides=(4,)),
+    "resnet_tiny": Spec(BasicBlock, (0, 1, 1, 1), (16, 32, 48, 48), (1, 2, 1, 1), (1, 1, 2, 2),
+                        stem_kernel=3, stem_width=16, pooled=False, output_strides=(4,)),
 }
 BACKBONES = tuple(SPECS)
 

@@ -1,6 +1,6 @@
 """Draw a toy world, or re-make the tiny CLIP that knows its words.
 
-    python -m clipwsss.toy --draw DIR --seed 0    draws 1200 training and 200 held-out images, tags, masks
+    python -m clipwsss.toy --draw DIR --seed 0    draws 800 training and 200 held-out images, tags, masks
     python -m clipwsss.toy --train-clip           trains the CLIP from nothing, in minutes
 """
 import argparse
@@ -21,7 +21,7 @@ def get_parser() -> argparse.ArgumentParser:
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world, or of the CLIP")
-    add("--n-train", type=whole(1), default=1200, help="training images to draw")
+    add("--n-train", type=whole(1), default=800, help="training images to draw")
     add("--n-val", type=whole(1), default=200, help="held-out images to draw")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")

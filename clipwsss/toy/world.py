@@ -20,7 +20,7 @@ RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it aga
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 
-def draw_world(root: Path | str, seed: int = 0, n_train: int = 1200, n_val: int = 200,
+def draw_world(root: Path | str, seed: int = 0, n_train: int = 800, n_val: int = 200,
                co_occurrence: float = CO_OCCURRENCE) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 
