@@ -6,7 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,9 +48,15 @@ STAGES = (
 
 
 class Step(NamedTuple):
-    """What follows `python`, and its seconds on 2 cores, of which only the proportions matter."""
+    """What follows `python`, and its seconds, of which only the proportions matter."""
     seconds: int
     command: list[str]
+
+
+class Plan(NamedTuple):
+    """Steps that come first, one after another, and then lanes of steps that run side by side."""
+    first: list[Step]
+    lanes: list[list[Step]]
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -61,8 +70,8 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
-    """The whole demo's command lines in order; CLIMS and SemPLeS run beside POLE, whose CAMs go on."""
+def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> Plan:
+    """The whole demo's command lines; POLE's CAMs go on to masks and a segmenter, SemPLeS runs beside."""
     folder, clip = runs / "toy", runs / "toy_clip.pt"
     seeded, toy = ["--seed", seed], ["--dataset", "toy", "--runs", runs]
     own_clip = ["--clip", clip] if retrain_clip else []
@@ -75,20 +84,65 @@ def steps(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[Step]:
 
     control = ["--method", "semples", "--background-prompt", "none", "--match-epochs", 0]
     fewer = ["--match-epochs", 1, "--prompt-epochs", 1] if quick else []
-    return [
+    return Plan([
         *([step(240, "clipwsss.toy", "--train-clip", *seeded, "--out", clip)] if retrain_clip else []),
-        step(5, "clipwsss.toy", "--draw", folder / "data", *seeded,
-             "--n-train", 120 if quick else 800, "--n-val", 40 if quick else 200),
+        step(10, "clipwsss.toy", "--draw", folder / "data", *seeded,
+             "--n-train", 120 if quick else 640, "--n-val", 40 if quick else 200),
         step(40, "train_cam.py", *toy, *seeded, *(["--epochs", 3] if quick else [])),
-        step(20, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
-        step(22, "train_prompt.py", *guide, "--method", "pole"),
-        step(18, "train_prompt.py", *guide, *control, "--out", folder / "control"),
-        step(38, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
-        step(10, "make_pseudo.py", *toy, *seeded),
-        step(38, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
+    ], [[
+        step(45, "train_prompt.py", *guide, "--method", "pole"),
+        step(18, "make_pseudo.py", *toy, *seeded),
+        step(45, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
         step(5, "eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
-        step(5, "train_seg.py", *toy, "--predict", *shown),
-    ]
+        step(6, "train_seg.py", *toy, "--predict", *shown),
+    ], [
+        step(80, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
+        step(40, "train_prompt.py", *guide, *control, "--out", folder / "control"),
+        step(42, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
+    ]])
+
+
+class Clock:
+    """Tells how long the demo has taken and, by its plan, what is left."""
+
+    def __init__(self, plan: Plan):
+        self.begin, self.first = time.perf_counter(), sum(step.seconds for step in plan.first)
+        self.whole = self.first + max(sum(step.seconds for step in lane) for lane in plan.lanes)
+
+    def spent(self) -> float:
+        """Seconds since the demo's start."""
+        return time.perf_counter() - self.begin
+
+    def tell(self, done: int, command: Sequence[str]) -> None:
+        """Print that a command starts when `done` of the plan's seconds are over."""
+        left = f", about {self.spent() * (self.whole / done - 1):.0f} s left" if done else ""
+        print(f"\n[{self.spent():.0f} s so far{left}]\n$ python {shlex.join(command)}", flush=True)
+
+
+def run_side_by_side(lanes: Sequence[Sequence[Step]], clock: Clock) -> None:
+    """Run the lanes at the same time, sharing the cores; each command's output comes when it has ended.
+
+    InputError on the first command that fails; the other lanes end with the command they are at.
+    """
+    threads, failed = max(1, (os.cpu_count() or 1) // len(lanes)), threading.Event()
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+    def run_lane(lane: Sequence[Step]) -> None:
+        done = clock.first
+        for step in lane:
+            if failed.is_set():
+                return
+            clock.tell(done, step.command)
+            answer = subprocess.run([sys.executable, *step.command], stdout=subprocess.PIPE, text=True,
+                                    stderr=subprocess.STDOUT, env=environment)
+            print(f"\n{step.command[0]} of {clock.spent():.0f} s:\n{answer.stdout.rstrip()}", flush=True)
+            if answer.returncode:
+                failed.set()
+                raise InputError(f"{step.command[0]} stopped with exit status {answer.returncode}, see above")
+            done += step.seconds
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        list(pool.map(run_lane, lanes))
 
 
 def result_of(runs: Path, run: str) -> dict:
@@ -157,20 +211,18 @@ def main(argv: list[str] | None = None) -> int:
         if not (args.runs / "toy" / "data" / RECIPE).exists():
             raise InputError(f"--runs {args.runs}: exists and is no earlier demo; name a new folder")
         shutil.rmtree(args.runs)
-    plan, begin = steps(args.runs, args.seed, args.quick, args.retrain_clip), time.perf_counter()
-    for number, (_, command) in enumerate(plan):
-        spent = time.perf_counter() - begin
-        done, whole = sum(step.seconds for step in plan[:number]), sum(step.seconds for step in plan)
-        left = f", about {spent * (whole / done - 1):.0f} s left" if done else ""
-        print(f"\n[{number + 1}/{len(plan)}] {spent:.0f} s so far{left}\n$ python {shlex.join(command)}",
-              flush=True)
-        code = subprocess.run([sys.executable, *command]).returncode
-        if code:
-            raise InputError(f"{command[0]} stopped with exit status {code} in step {number + 1}")
+    whole = plan(args.runs, args.seed, args.quick, args.retrain_clip)
+    clock, done = Clock(whole), 0
+    for seconds, command in whole.first:
+        clock.tell(done, command)
+        if code := subprocess.run([sys.executable, *command]).returncode:
+            raise InputError(f"{command[0]} stopped with exit status {code}")
+        done += seconds
+    run_side_by_side(whole.lanes, clock)
     lines, page = [*table(args.runs), "", worst_class(args.runs)], args.runs / "report.html"
     compare([args.runs / "toy" / stage.run for stage in STAGES], page, [worst_class(args.runs)])
     print("", *lines, "", f"contact sheet: {sheet(args.runs)}", f"all stages side by side: {page}",
-          f"whole demo: {time.perf_counter() - begin:.0f} s", sep="\n")
+          f"whole demo: {clock.spent():.0f} s", sep="\n")
     return 0
 
 

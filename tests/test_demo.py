@@ -2,6 +2,8 @@
 import importlib
 import json
 import os
+import socket
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,34 @@ from clipwsss.toy.__main__ import get_parser as toy_parser
 from clipwsss.toy.world import draw_world
 
 
+def steps(*arguments, **named):
+    plan = demo.plan(*arguments, **named)
+    return list(chain(plan.first, *plan.lanes))
+
+
+def test_lanes_run_side_by_side_and_stop_at_the_first_failure(capfd):
+    def step(code):
+        return demo.Step(1, ["-c", code])
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = step(f"import socket; s = socket.create_server(('127.0.0.1', {port})); s.settimeout(20); s.accept()")
+    client = step("import socket, time\nfor i in range(200):\n  try: socket.create_connection(('127.0.0.1', "
+                  f"{port})); break\n  except OSError: time.sleep(0.1)\nelse: raise SystemExit('alone')")
+    lanes = [[server, step("print('went on')")], [client]]
+    demo.run_side_by_side(lanes, demo.Clock(demo.Plan([step("")], lanes)))
+    assert "went on" in capfd.readouterr().out
+    lanes = [[step("raise SystemExit(3)"), step("print('never')")]]
+    with pytest.raises(InputError, match="^-c stopped with exit status 3, see above$"):
+        demo.run_side_by_side(lanes, demo.Clock(demo.Plan([step("")], lanes)))
+    assert "\nnever" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_commands_parse_and_chain(tmp_path, quick):
-    seen = []
-    for seconds, command in demo.steps(tmp_path, 3, quick, retrain_clip=True):
+    seen, last = [], None
+    for seconds, command in steps(tmp_path, 3, quick, retrain_clip=True):
         assert seconds > 0
         if command[:2] == ["-m", "clipwsss.toy"]:
             args = toy_parser().parse_args(command[2:])
@@ -31,8 +57,9 @@ def test_commands_parse_and_chain(tmp_path, quick):
         assert os.path.samefile(command[0], demo.SCRIPTS / f"{stage}.py")
         assert args.dataset == "toy" and args.runs == tmp_path and args.data_root == tmp_path / "toy" / "data"
         seen.append(stage)
+        last = command if "--predict" in command else last
     assert list(dict.fromkeys(seen)) == ["clip", "draw", "train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]
-    assert seen[-1] == "train_seg" and "--predict" in command
+    assert last[0].endswith("train_seg.py")
 
 
 @pytest.fixture
@@ -62,7 +89,7 @@ def test_the_worst_class_is_explained_by_the_confusions(finished):
 
 def test_every_stage_of_the_table_is_run(tmp_path):
     runs = set()
-    for _, command in demo.steps(tmp_path, 0, False, False):
+    for _, command in steps(tmp_path, 0, False, False):
         stage = Path(command[0]).stem
         if stage in ("train_cam", "train_prompt", "make_pseudo", "train_seg"):
             runs.add(parse(importlib.import_module(stage).get_parser(), command[1:], stage).out.name)

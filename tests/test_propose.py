@@ -49,6 +49,17 @@ def test_order_and_names(toy_clip):
     assert propose.propose(toy_clip, ["boat"], ["boat"], 3) == [[]]
 
 
+def test_a_class_own_words_are_rated(toy_clip):
+    rated = propose.rate(toy_clip, {"boat": ["ship", "van"], "car": [], "sheep": ["van"]})
+    texts = {word: encode_words(toy_clip, "a photo of {}.", [word])[0] for word in ("ship", "van", "boat", "car", "sheep")}
+    cosine = {name: float(texts["van"] @ texts[name]) for name in ("boat", "car", "sheep")}
+    assert [[item.word for item in row] for row in rated] == [["ship", "van"], [], ["van"]]
+    assert rated[2][0].cosine == pytest.approx(cosine["sheep"], abs=1e-5)
+    assert rated[2][0].margin == pytest.approx(cosine["sheep"] - max(cosine["boat"], cosine["car"]), abs=1e-5)
+    assert rated[2][0].margin < 0 < rated[0][0].margin
+    assert propose.rate(toy_clip, {"boat": ["ship"]})[0][0].margin == float("inf")
+
+
 def test_batches_change_nothing(toy_clip):
     whole, split = (propose.propose(toy_clip, CLASSES, WORDS, 4, batch_size=size) for size in (256, 5))
     assert [[item.word for item in row] for row in whole] == [[item.word for item in row] for row in split]
@@ -58,7 +69,11 @@ def test_own_classes_and_bad_lists(word_list, tmp_path, capsys):
     classes, out = tmp_path / "classes.txt", tmp_path / "s.json"
     classes.write_text("boat\ncar: van\n")
     argv = ["--classes", str(classes), "--words", str(word_list), "--clip", "toy", "--n", "2", "--out", str(out)]
-    assert propose.main(argv) == 0 and set(json.loads(out.read_text())) == {"boat", "car"}
+    assert propose.main(argv) == 0
+    table, lines = json.loads(out.read_text()), capsys.readouterr().out.splitlines()
+    assert table["car"][0] == "van" and len(table["car"]) == 3 and len(set(table["car"])) == 3  # yours stay
+    line = next(line for line in lines if line.startswith("car "))
+    assert line.index("van") < line.index(" | ") < line.index(table["car"][1])
     for text, message in (("\n\n", "no words in it"), ("zebra\n", "this small CLIP knows 49 tokens, and not 'zebra'"),
                           ("boat " * 40, "words.txt")):
         word_list.write_text(text)

@@ -4,11 +4,12 @@
 """
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..clip import CLIP
 from ..datasets.folder import read_classes
@@ -29,6 +30,29 @@ class Candidate(NamedTuple):
     margin: float
 
 
+def similarities(clip: CLIP, names: Sequence[str], words: Sequence[str], batch_size: int = 256) -> Tensor:
+    """Cosines [N,K] of "a photo of {}." of N words to that of K class names."""
+    progress = Progress("encode words", len(words), "words")
+    text = encode_words(clip, "a photo of {}.", names)
+    parts = [text[:0] @ text.T]  # all there is where there are no words
+    for start in range(0, len(words), batch_size):
+        parts.append(encode_words(clip, "a photo of {}.", words[start:start + batch_size]) @ text.T)
+        progress.update(len(parts[-1]))
+    progress.close()
+    return torch.cat(parts)
+
+
+def rate(clip: CLIP, classes: Mapping[str, Sequence[str]]) -> list[list[Candidate]]:
+    """What CLIP thinks of the words that classes (name -> words) have; a negative margin: another is nearer."""
+    places = [(word, number) for number, words in enumerate(classes.values()) for word in words]
+    similarity = similarities(clip, list(classes), [word for word, _ in places])
+    rated: list[list[Candidate]] = [[] for _ in classes]
+    for (word, number), row in zip(places, similarity.tolist()):
+        others = [cosine for other, cosine in enumerate(row) if other != number]
+        rated[number].append(Candidate(word, row[number], row[number] - max(others, default=-float("inf"))))
+    return rated
+
+
 def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
             batch_size: int = 256) -> list[list[Candidate]]:
     """For each of K class names up to `count` candidates by falling cosine of "a photo of {}." texts.
@@ -37,14 +61,7 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
     """
     own = {name.casefold() for name in names}
     words = list({word.casefold(): word for word in words if word.casefold() not in own}.values())
-    progress = Progress("encode words", len(words), "words")
-    text = encode_words(clip, "a photo of {}.", names)
-    parts = [text[:0] @ text.T]  # all there is when every word is a name
-    for start in range(0, len(words), batch_size):
-        parts.append(encode_words(clip, "a photo of {}.", words[start:start + batch_size]) @ text.T)
-        progress.update(len(parts[-1]))
-    progress.close()
-    similarity = torch.cat(parts)
+    similarity = similarities(clip, names, words, batch_size)
     cosines, nearest = similarity.max(dim=1)
     others = similarity.scatter(1, nearest[:, None], -torch.inf).amax(dim=1)
     chosen: list[list[Candidate]] = [[] for _ in names]
@@ -79,7 +96,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--classes", type=Path, required=True, help="classes.txt of your data, one class a line")
     add("--words", type=Path, required=True, help="word list, one word or phrase a line")
-    add("--n", type=whole(1), default=4, help="candidates of a class beside its own name, at most")
+    add("--n", type=whole(1), default=4, help="candidates of a class beside its own name and words, at most")
     add("--out", type=file_to_write(".json"), default=Path("synonyms.json"),
         help="what train_prompt.py --synonyms reads")
     return parser
@@ -87,18 +104,23 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    names, words = list(read_classes(args.classes)), read_words(args.words)
+    classes, words = read_classes(args.classes), read_words(args.words)
     clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
+    known, source = {word.casefold() for row in classes.values() for word in row}, f"--classes {args.classes}"
     try:
-        chosen = propose(clip, names, words, args.n)
+        own = rate(clip, classes)
+        source = f"--words {args.words}"
+        new = propose(clip, list(classes), [word for word in words if word.casefold() not in known], args.n)
     except ValueError as error:  # too long for this CLIP, or a word a small CLIP does not know
-        raise InputError(f"--words {args.words}: {error}") from error
-    wide = max(map(len, names))
-    print("CLIP's cosine to each class (and by how much it exceeds the next class's):")
-    for name, row in zip(names, chosen):
-        line = ", ".join(f"{word} {cosine:.2f} ({margin:+.2f})" for word, cosine, margin in row)
-        print(f"{name:<{wide}}  {line or '(none)'}")
-    write_json({name: [candidate.word for candidate in row] for name, row in zip(names, chosen)}, args.out)
+        raise InputError(f"{source}: {error}") from error
+    print("CLIP's cosine to each class (and by how much it exceeds the next class's), yours before the bar:")
+    wide, kept = max(map(len, classes)), {}
+    for name, *rows in zip(classes, own, new):
+        line = " | ".join(", ".join(f"{word} {cosine:.2f} ({margin:+.2f})" for word, cosine, margin in row)
+                          for row in rows)
+        print(f"{name:<{wide}}  {line if any(rows) else '(none)'}")
+        kept[name] = [candidate.word for row in rows for candidate in row]
+    write_json(kept, args.out)
     print(f"written to {args.out}; use it with: python train_prompt.py --method pole --synonyms {args.out}")
     return 0
 
