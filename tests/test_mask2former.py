@@ -40,6 +40,14 @@ def squares() -> tuple[torch.Tensor, torch.Tensor]:
     return images, masks
 
 
+def test_the_loss_reaches_all_that_learns(tiny):
+    """Else several processes, which average gradients, would wait for each other for ever."""
+    network = built(tiny).network.train()
+    network.training_loss(*squares()).backward()
+    silent = [name for name, item in network.named_parameters() if item.requires_grad and item.grad is None]
+    assert silent == [] and sum(not item.requires_grad for item in network.parameters()) <= 2
+
+
 def test_learns_and_predicts_at_image_size(tiny):
     torch.manual_seed(0)
     network = built(tiny).network

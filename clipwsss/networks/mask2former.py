@@ -21,6 +21,9 @@ class Mask2Former(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        for name, module in model.named_modules():  # a classifier's norm: no loss reaches it, processes wait
+            if name.endswith(("pixel_level_module.encoder.layernorm", "encoder.swin.layernorm")):
+                module.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
