@@ -69,6 +69,8 @@ WRONG = {
         (["--overwrite", "--weights", "notes.txt"], "notes.txt: not a readable"),
         (["--overwrite", "--weights", "bare.pt"], "bare.pt: not a"),
         (["--overwrite", "--backbone", "resnet99"], "resnet99"), (["--overwrite", "--output-stride", "3"], "stride 3"),
+        (["--overwrite", "--generator", "weaktr", "--backbone", "deit_toy", "--crop-size", "100"],
+         "--crop-size 100: this generator takes multiples of 8"),
         (["--overwrite", "--split", "nowhere"], "--split nowhere"),
         (["--overwrite", "--val-split", "nowhere"], "--split nowhere"),
         (["--overwrite", "--score-split", "nowhere"], "--split nowhere"),

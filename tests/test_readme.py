@@ -13,8 +13,11 @@ from PIL import Image
 from torchvision.models import get_model_weights
 
 from clipwsss.clip.checkpoint import PUBLISHED, SOURCE
+from clipwsss.datasets import build_dataset
+from clipwsss.networks.deeplab import Design
 from clipwsss.networks.resnet import BACKBONES
 from clipwsss.networks.vit import WEIGHTS
+from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
@@ -60,7 +63,7 @@ LINES = sorted({line for page in PAGES for line in command_lines((ROOT / page).r
 
 def test_command_lines_are_read_from_the_pages():
     for line in ("python train_cam.py --dataset folder --data-root mydata --preset quick", "make_pseudo.py --segments DIR",
-                 "python -m clipwsss.toy --train-clip", "python -m clipwsss.ablate --table combined --co-occurrence 0.9"):
+                 "python -m clipwsss.toy --train-clip", "train_prompt.py --synonyms synonyms.json"):
         assert line in LINES
     assert len(LINES) >= 20
 
@@ -150,6 +153,19 @@ def test_the_weights_table_is_what_is_downloaded():
     assert folder.replace("SHA-256", sha256) == SOURCE + PUBLISHED["ViT-B/32"]
     urls = [get_model_weights(name).IMAGENET1K_V1.url for name in BACKBONES if name != "resnet_tiny"] + list(WEIGHTS.values())
     assert sorted(re.search("`(http.*?)`", rest)[1] + name for name, rest in names.items()) == sorted(urls)
+
+
+def test_the_readmes_five_lines_run(tmp_path, monkeypatch):
+    draw_world(tmp_path / "runs/demo/toy/data", 0, 1, 2)
+    data = build_dataset("toy", tmp_path / "runs/demo/toy/data", "val")
+    design = Design("deeplabv2", "resnet_tiny", 4, (1, 2), multi_scale=False)
+    segmenter = build_segmenter(design._asdict(), data.classes, data.palette, "none")
+    segmenter.save(tmp_path / "runs/demo/toy/train_seg/segmenter.pt")
+    monkeypatch.chdir(tmp_path)
+    code, names = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1], {}
+    assert len(code.splitlines()) == 5
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["labels"].shape == (96, 96) and 0 <= names["labels"].min() <= names["labels"].max() <= 6
 
 
 def test_the_python_page_runs(tmp_path, monkeypatch, capsys):
