@@ -31,8 +31,8 @@ from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
 from .report.charts import bars, markdown
 from .run import FREE_TO_CHANGE
-from .toy.scenes import CO_OCCURRENCE
-from .toy.world import RECIPE, draw_world
+from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST
+from .toy.world import RECIPE, Drawn, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
@@ -55,12 +55,6 @@ class Row(NamedTuple):
     paper: str = ""
 
 
-class Drawn(NamedTuple):
-    """The toy worlds that are drawn, one per seed: images, and how often a class has its own ground."""
-    images: int = 800
-    co_occurrence: float = CO_OCCURRENCE
-
-
 BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
 
 
@@ -74,9 +68,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
-    add("--images", type=whole(1), default=Drawn().images, help="toy: training images of each drawn world")
+    add("--images", type=whole(1), default=Drawn().n_train, help="toy: training images of each drawn world")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="toy: how often a class has its ground")
+    add("--smallest", type=real(0.05, LARGEST), default=SMALLEST,
+        help="toy: half-size of the smallest object over the image's side")
     add("--seeds", type=whole(1), default=3, help="runs of each row, one seed each")
     add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")
     add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
@@ -184,7 +180,7 @@ class Ablation:
         """The data's folder: the user's, or this seed's own toy world, which is drawn if need be."""
         root = self.data_root or self.base / f"seed{seed}" / "data"
         if not self.data_root and not (root / RECIPE).exists():
-            draw_world(root, seed, self.drawn.images, co_occurrence=self.drawn.co_occurrence)
+            draw_world(root, seed, **self.drawn._asdict())
         return root
 
     def command(self, row: Row, seed: int) -> list[str]:
@@ -254,10 +250,12 @@ class Ablation:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    drawn = Drawn(args.images, args.co_occurrence)
-    unusual = [f"{value:g}" for value, usual in zip(drawn, Drawn()) if value != usual]
+    drawn = Drawn(args.images, args.co_occurrence, args.smallest)
+    unusual = [f"{name} {value:g}" for (name, value), usual in zip(drawn._asdict().items(), Drawn())
+               if value != usual]
     if unusual and (args.dataset != "toy" or args.data_root):
-        raise InputError("--images, --co-occurrence: of worlds drawn here, --dataset toy without --data-root")
+        raise InputError("--images, --co-occurrence, --smallest: of worlds drawn here, --dataset toy without "
+                         "--data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: say where the {args.dataset} data is")
     table = json.loads(TABLES.read_text())[args.table]
@@ -268,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset)
 
     settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
-    base = args.runs / args.dataset / "_".join(["ablate", *unusual])
+    base = args.runs / args.dataset / "_".join(["ablate", *unusual]).replace(" ", "_")
     ablation = Ablation(base, args.dataset, settings, args.data_root, drawn)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
     seeds = range(args.first_seed, args.first_seed + args.seeds)
@@ -279,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
             "(masks: at their own threshold; segmenter: on held-out images), mean ± standard deviation over "
             f"seeds {seeds[0]} to {seeds[-1]}.")
     text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
-    text += f" Worlds of {drawn.images} images, co-occurrence {drawn.co_occurrence:g}." if unusual else ""
+    text += f" Worlds of {', '.join(unusual)}." if unusual else ""
     text += f"\n\n{markdown(rows, values)}\n![{args.table}]({page.stem}.png)\n"
     title = f"{args.table}, {args.dataset}: mIoU %, mean ± std, a dot for each seed"
     finite = [row[np.isfinite(row)] for row in values.values()]

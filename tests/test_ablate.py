@@ -230,15 +230,15 @@ def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
     argv = ["--table", "pole4", "--runs", str(tmp_path), "--seeds", "2", "--first-seed", "5", "--co-occurrence", "0.9",
             "--images", "3"]
     assert ablate.main(argv) == 0
-    base, page = tmp_path / "toy" / "ablate_3_0.9", "pole4_" + f"{zlib.crc32(str([5]).encode()):08x}.md"
+    base, page = tmp_path / "toy" / "ablate_n_train_3_co_occurrence_0.9", "pole4_" + f"{zlib.crc32(str([5]).encode()):08x}.md"
     for seed in (5, 6):
         recipe = json.loads((base / f"seed{seed}" / "data" / "toy.json").read_text())
         assert (recipe["seed"], recipe["n_train"], recipe["co_occurrence"]) == (seed, 3, 0.9)
     roots = {flags[flags.index("--data-root") + 1] for flags in calls}
     assert roots == {str(base / f"seed{seed}" / "data") for seed in (5, 6)}
-    assert "over seeds 5 to 6. Worlds of 3 images, co-occurrence 0.9." in (base / page).read_text()
+    assert "over seeds 5 to 6. Worlds of n_train 3, co_occurrence 0.9." in (base / page).read_text()
     for refused in (["--data-root", "x"], ["--dataset", "voc12"]):
-        with pytest.raises(InputError, match="--co-occurrence: of worlds drawn here"):
+        with pytest.raises(InputError, match="--smallest: of worlds drawn here"):
             ablate.main([*argv, *refused])
 
 

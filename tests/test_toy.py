@@ -151,6 +151,15 @@ def test_co_occurrence_is_the_share_of_classes_on_their_own_background(share):
     assert all(own) if share else np.mean(own) < 0.5
 
 
+def test_the_smallest_object_may_be_smaller():
+    def shares(smallest):
+        painter = ScenePainter(0, "train", 64, smallest=smallest)
+        return [(scene.instances == 1).mean() for scene in (painter.tagged_scene() for _ in range(80))]
+
+    usual, mixed = shares(0.24), shares(0.08)
+    assert min(mixed) < 0.5 * min(usual) and max(mixed) > 0.7 * max(usual)
+
+
 def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, monkeypatch, world):
     monkeypatch.setattr(toy_dataset, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
     assert len(ToyDataset(tmp_path / "new" / "world", "train")) == 3
@@ -169,7 +178,7 @@ def test_command_draws_and_names_bad_options(tmp_path, capsys):
     draw = ["--draw", str(tmp_path / "world"), "--seed", "5", "--n-train", "2", "--n-val", "1"]
     assert run_script(partial(command.main, draw)) == 0
     recipe = json.loads((tmp_path / "world" / "toy.json").read_text())
-    assert recipe == {"seed": 5, "n_train": 2, "n_val": 1, "co_occurrence": 0.75}
+    assert recipe == {"seed": 5, "n_train": 2, "n_val": 1, "co_occurrence": 0.75, "smallest": 0.24}
     before = contents(tmp_path)
     assert run_script(partial(command.main, draw)) == 2
     assert "world: already exists" in capsys.readouterr().err and contents(tmp_path) == before

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import run_script
 from ..flags import Parser, real, whole
 from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
-from .scenes import CO_OCCURRENCE
+from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST
 from .world import draw_world
 
 
@@ -25,6 +25,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--n-val", type=whole(1), default=200, help="held-out images to draw")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")
+    add("--smallest", type=real(0.05, LARGEST), default=SMALLEST,
+        help=f"half-size of its smallest object over the image's side (of the largest: {LARGEST})")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="where the CLIP is saved")
     add("--steps", type=whole(1), default=600, help="training steps of the CLIP")
     return parser
@@ -33,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if args.draw:
-        draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence)
+        draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence, args.smallest)
         return 0
     save_toy_clip(train_clip(args.steps, args.seed)[0], args.out)
     right = zero_shot(load_toy_clip(args.out), draw_scenes(1000, 0, "clip_val"))

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from .shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 
+SMALLEST, LARGEST = 0.24, 0.42  # half-sizes of objects over the image's side
 CO_OCCURRENCE = 0.75  # how often a class is on its own background; in a trial .95 left CAMs at 14 mIoU
 STREAMS = {"train": 0, "val": 1, "clip": 2, "clip_val": 3}  # each draws its own textures and objects
 
@@ -22,10 +23,16 @@ class Scene(NamedTuple):
 
 
 class ScenePainter:
-    """An endless stream of scenes that depends on the arguments alone, with 24 tiles of each texture."""
+    """An endless stream of scenes that depends on the arguments alone, with 24 tiles of each texture.
 
-    def __init__(self, seed: int, stream: str, size: int, co_occurrence: float = CO_OCCURRENCE):
-        self.source, self.size, self.co_occurrence = (seed, STREAMS[stream]), size, co_occurrence
+    co_occurrence, smallest: of the scenes with tags, how often a class is on its own background, and the
+    half-size of the smallest object over the image's side; the largest has LARGEST.
+    """
+
+    def __init__(self, seed: int, stream: str, size: int, co_occurrence: float = CO_OCCURRENCE,
+                 smallest: float = SMALLEST):
+        self.source, self.size = (seed, STREAMS[stream]), size
+        self.co_occurrence, self.smallest = co_occurrence, smallest
         self.rng = np.random.default_rng(self.source)
         self.tiles: dict[tuple[int, int], np.ndarray] = {}  # made when first used
 
@@ -41,7 +48,7 @@ class ScenePainter:
             grounds.append(str(rng.choice(BACKGROUNDS[len(CLASSES):] if rng.random() < .85 else BACKGROUNDS)))
         regions = [i % n_classes for i in range(n_objects)]
         objects = [(str(rng.choice(SUBTYPES[present[region]])), region) for region in regions]
-        return self.paint(objects, grounds, (.24, .42))
+        return self.paint(objects, grounds, (self.smallest, LARGEST))
 
     def free_scene(self) -> Scene:
         """None to two objects, sub-types and backgrounds independent: nothing to learn from company."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from ..errors import InputError
 from ..pictures import colored, voc_palette
 from ..progress import Progress
-from .scenes import CO_OCCURRENCE, Scene, ScenePainter
+from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, Scene, ScenePainter
 from .shapes import CLASSES, SUBTYPES
 
 IMAGE_SIZE = 96
@@ -20,20 +21,29 @@ RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it aga
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 
+class Drawn(NamedTuple):
+    """What worlds may differ in beside their seed: arguments of `draw_world`."""
+    n_train: int = 800
+    co_occurrence: float = CO_OCCURRENCE
+    smallest: float = SMALLEST
+
+
 def draw_world(root: Path | str, seed: int = 0, n_train: int = 800, n_val: int = 200,
-               co_occurrence: float = CO_OCCURRENCE) -> None:
+               co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 
     Annotations name each object's class and sub-type. `co_occurrence` in [0, 1]: how often a class is on its
-    own background. A smaller world is the beginning of a larger one of the same seed. InputError where `root`
+    own background; `smallest`: half-size of the smallest object over the image's side, at most LARGEST, that
+    of the largest. A smaller world is the beginning of a larger one of the same seed. InputError where `root`
     is taken or a number out of range.
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
-    if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1:
-        raise InputError("a toy world has at least 1 image in each split, a seed >= 0 and a co-occurrence in "
-                         f"[0, 1], not {n_train}, {n_val}, seed {seed} and {co_occurrence}")
+    if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1 or not .05 <= smallest <= LARGEST:
+        raise InputError("a toy world has at least 1 image in each split, a seed >= 0, a co-occurrence in "
+                         f"[0, 1] and a smallest half-size in [0.05, {LARGEST}], not {n_train}, {n_val}, "
+                         f"seed {seed}, {co_occurrence} and {smallest}")
     for old in root.absolute().parent.glob(f".{root.name}.*"):
         if time.time() - old.stat().st_mtime > FORGOTTEN:
             shutil.rmtree(old)
@@ -43,13 +53,14 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 800, n_val: int =
             (partial / folder).mkdir(parents=True)
         progress = Progress("draw the toy world", n_train + n_val)
         for split, count in (("train", n_train), ("val", n_val)):
-            painter = ScenePainter(seed, split, IMAGE_SIZE, co_occurrence)
+            painter = ScenePainter(seed, split, IMAGE_SIZE, co_occurrence, smallest)
             names = [f"{split}_{i:05d}" for i in range(count)]
             for name in names:
                 _write_scene(partial, name, painter.tagged_scene())
                 progress.update(1)
             (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
-        recipe = {"seed": seed, "n_train": n_train, "n_val": n_val, "co_occurrence": co_occurrence}
+        recipe = {"seed": seed, "n_train": n_train, "n_val": n_val, "co_occurrence": co_occurrence,
+                  "smallest": smallest}
         (partial / RECIPE).write_text(json.dumps(recipe) + "\n")
         try:
             os.replace(partial, root)
