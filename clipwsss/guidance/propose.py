@@ -43,7 +43,7 @@ def similarities(clip: CLIP, names: Sequence[str], words: Sequence[str], batch_s
 
 
 def rate(clip: CLIP, classes: Mapping[str, Sequence[str]]) -> list[list[Candidate]]:
-    """What CLIP thinks of the words that classes (name -> words) have; a negative margin: another is nearer."""
+    """What CLIP thinks of the words of classes (name -> words); negative margins: another class is nearer."""
     places = [(word, number) for number, words in enumerate(classes.values()) for word in words]
     similarity = similarities(clip, list(classes), [word for word, _ in places])
     rated: list[list[Candidate]] = [[] for _ in classes]
