@@ -31,7 +31,7 @@ from .guidance.selection import read_choices, report, toy_truth
 from .pictures import save
 from .report.charts import bars, markdown
 from .run import FREE_TO_CHANGE
-from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST
+from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
 from .toy.world import RECIPE, Drawn, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
@@ -71,7 +71,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--images", type=whole(1), default=Drawn().n_train, help="toy: training images of each drawn world")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="toy: how often a class has its ground")
-    add("--smallest", type=real(0.05, LARGEST), default=SMALLEST,
+    add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
         help="toy: half-size of the smallest object over the image's side")
     add("--seeds", type=whole(1), default=3, help="runs of each row, one seed each")
     add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")

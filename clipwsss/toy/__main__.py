@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import run_script
 from ..flags import Parser, real, whole
 from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
-from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST
-from .world import draw_world
+from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
+from .world import Drawn, draw_world
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -21,11 +21,11 @@ def get_parser() -> argparse.ArgumentParser:
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world, or of the CLIP")
-    add("--n-train", type=whole(1), default=800, help="training images to draw")
+    add("--n-train", type=whole(1), default=Drawn().n_train, help="training images to draw")
     add("--n-val", type=whole(1), default=200, help="held-out images to draw")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")
-    add("--smallest", type=real(0.05, LARGEST), default=SMALLEST,
+    add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
         help=f"half-size of its smallest object over the image's side (of the largest: {LARGEST})")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="where the CLIP is saved")
     add("--steps", type=whole(1), default=600, help="training steps of the CLIP")

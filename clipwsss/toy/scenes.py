@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from .shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 
 SMALLEST, LARGEST = 0.24, 0.42  # half-sizes of objects over the image's side
+TINIEST = 0.05  # that SMALLEST may be set to
 CO_OCCURRENCE = 0.75  # how often a class is on its own background; in a trial .95 left CAMs at 14 mIoU
 STREAMS = {"train": 0, "val": 1, "clip": 2, "clip_val": 3}  # each draws its own textures and objects
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import InputError
 from ..pictures import colored, voc_palette
 from ..progress import Progress
-from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, Scene, ScenePainter
+from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST, Scene, ScenePainter
 from .shapes import CLASSES, SUBTYPES
 
 IMAGE_SIZE = 96
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
     smallest: float = SMALLEST
 
 
-def draw_world(root: Path | str, seed: int = 0, n_train: int = 800, n_val: int = 200,
+def draw_world(root: Path | str, seed: int = 0, n_train: int = Drawn().n_train, n_val: int = 200,
                co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 
@@ -40,10 +40,11 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = 800, n_val: int =
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
-    if min(n_train, n_val) < 1 or seed < 0 or not 0 <= co_occurrence <= 1 or not .05 <= smallest <= LARGEST:
+    shares = 0 <= co_occurrence <= 1 and TINIEST <= smallest <= LARGEST
+    if min(n_train, n_val) < 1 or seed < 0 or not shares:
         raise InputError("a toy world has at least 1 image in each split, a seed >= 0, a co-occurrence in "
-                         f"[0, 1] and a smallest half-size in [0.05, {LARGEST}], not {n_train}, {n_val}, "
-                         f"seed {seed}, {co_occurrence} and {smallest}")
+                         f"[0, 1] and a smallest half-size in [{TINIEST}, {LARGEST}], not "
+                         f"{n_train}, {n_val}, seed {seed}, {co_occurrence} and {smallest}")
     for old in root.absolute().parent.glob(f".{root.name}.*"):
         if time.time() - old.stat().st_mtime > FORGOTTEN:
             shutil.rmtree(old)

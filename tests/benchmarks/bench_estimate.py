@@ -28,9 +28,10 @@ import make_pseudo
 import train_cam
 import train_prompt
 import train_seg
+from bench_train_prompt import VIT_B_32
 from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
-from clipwsss.clip import CLIP, Architecture
+from clipwsss.clip import CLIP
 from clipwsss.datasets.base import read_image
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.networks import deeplab
@@ -41,7 +42,6 @@ from clipwsss.segment.predict import decide
 
 # Images of the training split, of val, classes, classes an image has, mean (H, W).
 DATA = {"voc12": (10_582, 1_449, 20, 1.5, (375, 500)), "coco14": (82_081, 40_137, 80, 2.9, (480, 640))}
-VIT_B_32 = Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
 
 
 def settings(script: object, *flags: str) -> dict:
