@@ -111,15 +111,16 @@ def stages(dataset: str) -> dict[str, tuple[float, float]]:
     classifier, generator = (build_generator(labels, GeneratorSettings(
         "resnet50", "none", freeze_stages=stage["freeze_stages"])).to("meta") for stage in (cam, guide))
     affinity = build_affinity("irn", irn["backbone"], "none")[0].to("meta")
-    design = deeplab.Design(seg["network"], seg["backbone"], seg["output_stride"])
+    design = deeplab.Design(seg["network"], seg["backbone"], seg["output_stride"],
+                            multi_scale=seg["multi_scale"])
     segmenter = deeplab.build(design, classes + 1).to("meta")
     regions = images(1, [clip.input_resolution] * 2).requires_grad_()
     guided = (operations(lambda: generator(crop), True)
               + 2 * present * operations(lambda: clip.encode_image(regions), True))
     maps = over_scales(generator, cam["scales"], size, cam["flip"])
-    shown = [seg["crop_size"]] * 2
-    learned = sum(operations(lambda: segmenter(images(1, [round(scale * side) for side in shown])), True)
-                  for scale in ((1.0, 0.75, 0.5) if seg["multi_scale"] is not False else (1.0,)))
+    shown = images(1, [seg["crop_size"]] * 2)
+    scales = deeplab.multi_scale_logits if segmenter.multi_scale else lambda network, crop: [network(crop)]
+    learned = operations(lambda: scales(segmenter, shown)[-1], True)  # the last is the maximum of all
     steps = seg["iterations"] * seg["accumulate"] * seg["batch_size"]
     time_of = processor(size, classes, cam["crop_size"])
     return {
