@@ -20,19 +20,20 @@ from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import square_transform
-from clipwsss.errors import InputError, run_script
+from clipwsss.errors import run_script
 from clipwsss.files import write_json
 from clipwsss.flags import real, whole
 from clipwsss.guidance.adapters import KINDS, Adapter
 from clipwsss.guidance.given import GivenGuide, cam_regions, check_cams
 from clipwsss.guidance.kinds import BACKGROUND_PROMPTS, CLASS_PROMPTS, PromptSettings
 from clipwsss.guidance.losses import Suppression, Weights
-from clipwsss.guidance.prompts import STARTS, LearnedPrompt, Prompt, SelectedPrompt, encode_words
+from clipwsss.guidance.prompts import (STARTS, LearnedPrompt, Prompt, ReadPrompt, SelectedPrompt,
+                                       encode_words)
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
-from clipwsss.guidance.words import Words, load_words
+from clipwsss.guidance.words import Words, load_words, read_words
 from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
                               script_parser, stage_folder, start_run, training_flags, training_of)
 from clipwsss.report.best import BestEpoch
@@ -53,7 +54,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--class-prompt", choices=tuple(CLASS_PROMPTS), default="name",
         help="what stands for a class: its name, POLE's selected word, vectors learned as --template says")
     add("--background-prompt", choices=tuple(BACKGROUND_PROMPTS), default="none",
-        help="what the foreground must not resemble: nothing, CLIMS' word list, SemPLeS' learned prompts")
+        help="what the foreground must not resemble: nothing, CLIMS' word list, SemPLeS' learned prompts, "
+        "the words of the list that these are nearest to (read)")
+    add("--background-words", type=Path, help="file of words for list and read instead of CLIMS', one a line")
     add("--template", default="a photo of {}.", help="class prompt: {} the name; learned vectors: [S*n] "
         "shared, [C*n] each class's own, [S:words] and [C:words] those that start from words")
     add("--background-template", default="[C*30]", help="the same of a learned background prompt")
@@ -62,9 +65,8 @@ def get_parser() -> argparse.ArgumentParser:
         "(voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
     add("--n-synonyms", type=whole(0), help="use only the first N synonyms (POLE Fig. 3)")
     add("--person", metavar="WORD", help="prompt name of the class person (default: the data set's, player)")
-    add("--reselect-every", type=whole(0), default=0,
-        help="choose words with the current generator in epochs "
-        "0, N, 2N, ...; 0 keeps the baseline CAMs' words")
+    add("--reselect-every", type=whole(0), default=0, help="choose words with the current generator in "
+        "epochs 0, N, 2N, ...; 0 keeps the baseline CAMs' words")
     add("--joint", action=argparse.BooleanOptionalAction, default=False,
         help="learn class prompts with the generator, as POLE's variants do")
     add("--adapter", choices=KINDS, default="none", help="POLE's adapters, eqs. 7-8")
@@ -82,13 +84,11 @@ def get_parser() -> argparse.ArgumentParser:
     training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0)
     add = parser.add_argument_group("stages before guidance").add_argument
-    add("--match-epochs", type=whole(0), default=0,
-        help="generator epochs without suppression before (SemPLeS a)")
+    add("--match-epochs", type=whole(0), default=0, help="generator epochs without suppression (SemPLeS a)")
     add("--match-lr", type=real(0, 100), help="their learning rate (default: --lr)")
     add("--restart", action=argparse.BooleanOptionalAction, default=False,
         help="guidance starts again from the generator before matching (SemPLeS' release)")
-    add("--prompt-epochs", type=whole(0), default=0,
-        help="epochs of learning prompts with the generator fixed")
+    add("--prompt-epochs", type=whole(0), default=0, help="epochs of prompts, the generator fixed")
     add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts (AdamW)")
     add("--prompt-batch-size", type=whole(1, 65536),
         help="images in a step that learns prompts (default: --batch-size)")
@@ -143,21 +143,14 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, step: TuneStep,
 
 
 def keep_choices(prompt: Prompt, run: Run, classes: list[str]) -> None:
-    """Write prompts.json of selected words and print how often each class's own name was chosen."""
+    """Write words that were selected or read; print how often each class's own name was selected."""
     if isinstance(prompt, SelectedPrompt):
         table, path = prompt.report(classes), run.path("prompts.json")
         write_json(table, path)
         print(f"own name chosen: {own_name_shares(table, classes)} (all choices: {path})")
-
-
-def best_epoch(args: argparse.Namespace, generator: nn.Module) -> nn.Module:
-    """What keeps the epoch of best masks where --keep-best asks for it, else a module that does nothing."""
-    if not args.keep_best:
-        return nn.Module()
-    watched = dataset_of(args, args.keep_best)
-    if not watched.has_masks:
-        raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
-    return BestEpoch(generator, watched, args.cam_batch_size, args.workers)
+    if isinstance(prompt, ReadPrompt):
+        write_json(dict(zip(classes, prompt.read)), run.path("background_words.json"))
+        print("backgrounds read:", ", ".join(map(": ".join, zip(classes, prompt.read))))
 
 
 class Texts(NamedTuple):
@@ -199,6 +192,7 @@ def ready_background_prompt(args: argparse.Namespace, run: Run, guide: Guide | G
                        weights=PromptWeights(args.w_prompt_image, args.w_prompt_class))
     texts.background_prompt.make_ready(
         None, lambda prompt: learn(args, run, loader, "background_prompts", learning(prompt=prompt)))
+    keep_choices(texts.background_prompt, run, texts.words.classes)
 
 
 def learn_prompts(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: GivenGuide,
@@ -256,6 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     dataset = dataset_of(args)
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person)
+    if args.background_words:
+        words = words.with_background(read_words(args.background_words))
     if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
         print("--class-prompt word: no class has a synonym, so its own name is all there is to choose; for "
               f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
@@ -265,7 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         generator = load_generator(start, dataset.classes, generator_of(args))
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
-        best = best_epoch(args, generator)
+        best = nn.Module() if not args.keep_best else BestEpoch(
+            generator, dataset_of(args, args.keep_best), args.cam_batch_size, args.workers)
         loaders = Loaders(*(crops_of(args, dataset, size or args.batch_size, generator.input_multiple)
                             for size in (args.batch_size, args.prompt_batch_size)))
     clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
@@ -277,7 +274,8 @@ def main(argv: list[str] | None = None) -> int:
         cams = baseline_cams(args)
         check_cams(cams, dataset, args.prompts_only)
     run = start_run(args, dataset, init=start, cams=cams, prompts=args.prompts, clip=args.clip,
-                    background_prompts=args.background_prompts, synonyms=args.synonyms)
+                    background_prompts=args.background_prompts, synonyms=args.synonyms,
+                    background_words=args.background_words)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 

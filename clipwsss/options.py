@@ -155,13 +155,15 @@ def apply_rules(rules: list[dict], defaults: dict, given: dict) -> tuple[dict, d
     """(settings, what set those that rules set): each rule whose "when" holds sets what is not `given`.
 
     Rules apply from top to bottom, so that later ones win, and see what earlier ones have set. A "when"
-    names settings and the value each must have; of a list, an element it must hold.
+    names settings and the value, or one of the values, each must have; of a list, an element it must hold.
     """
+    def holds(setting: object, wanted: object) -> bool:
+        elements = setting if isinstance(setting, list | tuple) else [setting]
+        return any(value in elements for value in (wanted if isinstance(wanted, list) else [wanted]))
+
     settings, set_by = {**defaults, **given}, {}
     for rule in rules:
-        if all(value == settings.get(name) or (isinstance(settings.get(name), list | tuple)
-                                               and value in settings[name])
-               for name, value in rule["when"].items()):
+        if all(holds(settings.get(name), value) for name, value in rule["when"].items()):
             changes = {name: value for name, value in rule["set"].items() if name not in given}
             settings |= changes
             set_by |= dict.fromkeys(changes, rule["from"])

@@ -23,9 +23,9 @@ FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
                   "tensorboard"}
 # What runs leave: with any of these a folder holds a run, and --overwrite deletes them and nothing else.
-MADE = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
-        "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png",
-        "predictions/*.png")
+MADE = ("result.json", "report.html", "thresholds.json", "prompts.json", "background_words.json",
+        "last_*.pt", "generator.pt", "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]",
+        "labels/*.png", "masks/*.png", "predictions/*.png")
 
 
 class Run:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]
 STAGE_RULES = json.loads(PRESETS.read_text())
 SETTINGS = [(stage, kind, name, value) for stage, rules in STAGE_RULES.items() for rule in rules
-            for kind in ("when", "set") for name, value in rule[kind].items()]
+            for kind in ("when", "set") for name, values in rule[kind].items()
+            for value in (values if kind == "when" and isinstance(values, list) else [values])]  # one of several
 
 
 def prompt(*argv):
@@ -81,6 +82,12 @@ def test_given_values_stand_and_decide_which_rules_apply():
     (["color", "crf"], 2), (("crf", "color"), 2), (("crf",), 1), ([], 1), ("color", 2), ("color crf", 1)])
 def test_a_rule_about_a_list_asks_for_an_element(stages, expected):
     settings, _ = apply_rules([rule("x", {"n": 2}, stages="color")], {"stages": stages, "n": 1}, {})
+    assert settings["n"] == expected
+
+
+@pytest.mark.parametrize("kind, expected", [("list", 2), ("read", 2), ("none", 1)])
+def test_a_rule_may_hold_for_one_of_several_values(kind, expected):
+    settings, _ = apply_rules([rule("x", {"n": 2}, kind=["list", "read"])], {"kind": kind, "n": 1}, {})
     assert settings["n"] == expected
 
 

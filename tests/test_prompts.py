@@ -7,8 +7,8 @@ from clipwsss import clip
 from clipwsss.errors import InputError
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words
-from clipwsss.guidance.prompts import (FixedPrompt, LearnedPrompt, SelectedPrompt, Slot, encode_words, parse_template,
-                                       read_learned)
+from clipwsss.guidance.prompts import (FixedPrompt, LearnedPrompt, ReadPrompt, SelectedPrompt, Slot, encode_words,
+                                       parse_template, read_learned)
 
 CANDIDATES = [["boat", "ship", "canoe"], ["train"]]
 
@@ -20,6 +20,17 @@ def test_fixed_prompt_is_the_encoded_template(tiny_clip):
     prompt = FixedPrompt(text)
     assert torch.equal(prompt(["a", "b"], torch.tensor([1, 0])), text[[1, 0]])
     assert encode_words(tiny_clip, "{}", []).shape == (0, 32)
+
+
+def test_a_prompt_is_read_as_the_word_nearest_to_it():
+    words = ["sea", "sand", "sky"]
+    text = F.normalize(torch.tensor([[1., 0., 0.], [0., 1., 0.], [0., .6, .8]]), dim=-1)
+    learned = FixedPrompt(F.normalize(torch.tensor([[2., 1., 0.], [0., .1, 1.], [.9, .3, .2], [0., .5, .9]]), dim=-1))
+    prompt = ReadPrompt(learned, words, text)
+    prompt.make_ready(None, lambda prompt: None)
+    assert prompt.read == ["sea", "sky", "sea", "sky"]
+    repelled = prompt(["a", "b", "b"], torch.tensor([1, 0, 3]))  # every class repels both words, each once
+    assert torch.equal(repelled, text[[0, 2]].expand(3, 2, 3))
 
 
 def test_selection_is_the_argmax_by_hand(tiny_clip):

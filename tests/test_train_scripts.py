@@ -74,7 +74,7 @@ def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("background", ["none", "list", "learned"])
+@pytest.mark.parametrize("background", ["none", "list", "learned", "read"])
 @pytest.mark.parametrize("side", [["name"], ["word"], ["learned", "--template", "[S*4] {}."]])
 def test_every_pair_of_class_and_background_prompt_runs(runs, tmp_path, side, background):
     log = guide(runs, tmp_path, "--class-prompt", *side, "--background-prompt", background, "--prompt-epochs", "1")
@@ -121,6 +121,23 @@ def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
     assert vectors["neither"].std() == pytest.approx(12 ** -0.5, rel=0.05)  # as they were drawn, from U(0, 1)
     assert all((vectors[case] - vectors["neither"]).abs().max() > 0.01 for case in ("image", "class"))
     assert (vectors["image"] - vectors["class"]).abs().max() > 0.01
+
+
+def test_backgrounds_are_read_as_words_of_a_file(runs, tmp_path, capsys):
+    words, out = tmp_path / "words.txt", tmp_path / "first"
+    words.write_text("ship\nsand\n sky \nsand\n")
+    flags = ["--method", "both", "--background-prompt", "read", "--background-words", str(words)]
+    guide(runs, out, *flags, "--prompt-epochs", "1")
+    read = json.loads((out / "background_words.json").read_text())
+    assert list(read) == CLASSES and set(read.values()) <= {"sand", "sky"}  # ship stands for a class
+    assert f"backgrounds read: boat: {read['boat']}, train: {read['train']}" in capsys.readouterr().out
+    guide(runs, tmp_path / "second", *flags, "--background-prompts", str(out / "background_prompts.pt"))
+    assert json.loads((tmp_path / "second" / "background_words.json").read_text()) == read
+    for text, message in (("boat\nship\n", "no words to read prompts as"), ("\n", "words.txt: no words in it")):
+        words.write_text(text)
+        with pytest.raises(InputError, match=message):
+            guide(runs, tmp_path / "bad", *flags)
+    assert not (tmp_path / "bad").exists()
 
 
 def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):

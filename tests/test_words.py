@@ -22,6 +22,7 @@ def test_voc_and_coco_words():
 def test_own_data_words(tmp_path):
     words = load_words("folder", ["lake", "cat"], synonyms={"cat": ["kitty", "cat", "moggy"]})
     assert words.candidates == [["lake"], ["cat", "kitty", "moggy"]] and "lake" not in words.background
+    assert words.with_background(["sea", "kitty", "sea", "lake"]).background == ["sea"]
     path = tmp_path / "s.json"
     path.write_text('{"cat": ["tabby", "tom", "puss"]}')
     assert load_words("folder", ["lake", "cat"], None, path, 2).candidates[1] == ["cat", "tabby", "tom"]

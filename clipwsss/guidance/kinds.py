@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 
 from ..clip import CLIP
-from .prompts import FixedPrompt, LearnedPrompt, Prompt, SelectedPrompt, encode_words, read_learned
+from ..errors import InputError
+from .prompts import (FixedPrompt, LearnedPrompt, Prompt, ReadPrompt, SelectedPrompt, encode_words,
+                      read_learned)
 from .selection import read_choices
 from .words import Words
 
@@ -56,5 +58,15 @@ def listed_background(clip: CLIP, words: Words, settings: PromptSettings) -> Pro
     return FixedPrompt(text)
 
 
+def read_background(clip: CLIP, words: Words, settings: PromptSettings) -> Prompt:
+    """Learned prompts read as words of the background's list: a list that fits the data, made by no one."""
+    if not words.background:
+        raise InputError("--background-prompt read: no words to read prompts as; --background-words names a "
+                         "file of them that are no class's")
+    text = encode_words(clip, "a photo of {}.", words.background)
+    return ReadPrompt(learned_prompt(clip, words, settings), words.background, text)
+
+
 CLASS_PROMPTS = {"name": name_prompt, "word": word_prompt, "learned": learned_prompt}
-BACKGROUND_PROMPTS = {"none": no_background, "list": listed_background, "learned": learned_prompt}
+BACKGROUND_PROMPTS = {"none": no_background, "list": listed_background, "learned": learned_prompt,
+                      "read": read_background}

@@ -20,7 +20,8 @@ from ..flags import whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
 from .prompts import encode_words, read_learned
-from .propose import clip_parser, read_words
+from .propose import clip_parser
+from .words import read_words
 
 
 @torch.no_grad()

@@ -264,6 +264,27 @@ class LearnedPrompt(Prompt):
         save_network(self, "learned prompt", config, path)
 
 
+class ReadPrompt(Prompt):
+    """Learned prompts read as words: all classes repel the words, text [V,D], that some prompt is nearest to.
+
+    `read` [K], once ready, has each class's word (this project's: SemPLeS' prompts make CLIMS' list).
+    """
+
+    def __init__(self, learned: Prompt, words: list[str], text: Tensor):
+        super().__init__()
+        self.learned, self.words, self.read = learned, words, []
+        self.register_buffer("text", text)
+
+    def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
+        self.learned.make_ready(cam_regions, learn)
+        nearest = (self.learned.text @ self.text.T).argmax(dim=1)
+        self.read = [self.words[index] for index in nearest.tolist()]
+        self.text = self.text[nearest.unique()]
+
+    def forward(self, names: Sequence[str], classes: Tensor, regions: Tensor | None = None) -> Tensor:
+        return self.text.expand(len(classes), -1, -1)
+
+
 def read_learned(path: Path, clip: CLIP, n_classes: int | None = None) -> tuple[list[str], Tensor]:
     """Names and text features [K,D] of a file of learned prompts; InputError if it does not fit."""
     config, _ = read_network(path, "learned prompt")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..clip import CLIP
 from ..datasets.folder import read_classes
-from ..datasets.tags import read_text
 from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json
@@ -21,6 +20,7 @@ from ..errors import InputError, run_script
 from ..flags import Parser, file_to_write, whole
 from .regions import load_clip
 from .prompts import encode_words
+from .words import read_words
 
 
 class Candidate(NamedTuple):
@@ -70,14 +70,6 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
             margin = (cosines[index] - others[index]).item()
             chosen[nearest[index]].append(Candidate(words[index], cosines[index].item(), margin))
     return chosen
-
-
-def read_words(path: Path) -> list[str]:
-    """One word or phrase a line; InputError on a missing, unreadable or empty file."""
-    words = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]
-    if not words:
-        raise InputError(f"--words {path}: no words in it; write one word or phrase a line")
-    return words
 
 
 def clip_parser(module: str, description: str) -> argparse.ArgumentParser:

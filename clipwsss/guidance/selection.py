@@ -2,7 +2,6 @@
 
     python -m clipwsss.guidance.selection runs/voc12/train_prompt/prompts.json
 """
-import argparse
 import json
 import sys
 from collections import Counter

@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from ..datasets.tags import read_text
 from ..errors import InputError
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -14,6 +15,11 @@ class Words(NamedTuple):
     names: list[str]
     candidates: list[list[str]]
     background: list[str]
+
+    def with_background(self, words: list[str]) -> "Words":
+        """These background words, less those that stand for a class."""
+        taken = {word for row in self.candidates for word in row}
+        return self._replace(background=[word for word in dict.fromkeys(words) if word not in taken])
 
 
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
@@ -39,9 +45,15 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
         synonyms |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
     candidates = [list(dict.fromkeys([name, *synonyms.get(label, [])[:n_synonyms]]))
                   for name, label in zip(names, classes)]
-    taken = {word for row in candidates for word in row}
-    background = [word for word in known["background"] if word not in taken]
-    return Words(list(classes), names, candidates, background)
+    return Words(list(classes), names, candidates, []).with_background(known["background"])
+
+
+def read_words(path: Path) -> list[str]:
+    """One word or phrase a line; InputError on a missing, unreadable or empty file."""
+    words = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]
+    if not words:
+        raise InputError(f"{path}: no words in it; write one word or phrase a line")
+    return words
 
 
 def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:

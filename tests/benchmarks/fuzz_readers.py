@@ -33,7 +33,7 @@ from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.reading import read_image, read_mask
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
-from clipwsss.guidance.propose import read_words
+from clipwsss.guidance.words import read_words
 from clipwsss.guidance.selection import read_choices
 from clipwsss.guidance.words import load_words
 from clipwsss.pictures import voc_palette, write_mask
