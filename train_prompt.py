@@ -20,7 +20,7 @@ from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import square_transform
-from clipwsss.errors import run_script
+from clipwsss.errors import input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import real, whole
 from clipwsss.guidance.adapters import KINDS, Adapter
@@ -261,8 +261,9 @@ def main(argv: list[str] | None = None) -> int:
         generator = load_generator(start, dataset.classes, generator_of(args))
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
-        best = nn.Module() if not args.keep_best else BestEpoch(
-            generator, dataset_of(args, args.keep_best), args.cam_batch_size, args.workers)
+        with input_errors(f"--keep-best {args.keep_best}: "):
+            best = nn.Module() if not args.keep_best else BestEpoch(
+                generator, dataset_of(args, args.keep_best), args.cam_batch_size, args.workers)
         loaders = Loaders(*(crops_of(args, dataset, size or args.batch_size, generator.input_multiple)
                             for size in (args.batch_size, args.prompt_batch_size)))
     clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)

@@ -50,11 +50,14 @@ class DeepLab(nn.Module):
         super().__init__()
         self.backbone, self.multi_scale = backbone, multi_scale
 
+    def training_logits(self, images: Tensor) -> list[Tensor]:
+        """Logits [B,n_labels,h,w] that the loss is over, the last of the first's size."""
+        return multi_scale_logits(self, images) if self.multi_scale else [self(images)]
+
     def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False,
                       joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
         """Scalar `segmentation_loss` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
-        outputs = multi_scale_logits(self, images) if self.multi_scale else [self(images)]
-        return segmentation_loss(outputs, masks, balanced, joined)
+        return segmentation_loss(self.training_logits(images), masks, balanced, joined)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, everything new at 10x."""

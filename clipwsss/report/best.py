@@ -10,7 +10,6 @@ from ..cams.maps import merge_scales, multi_scale_maps
 from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
 from ..distributed import gather
-from ..errors import InputError
 from .metrics import scores, threshold_confusions
 from .scoring import THRESHOLDS
 
@@ -33,11 +32,14 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
 
 
 class BestEpoch(nn.Module):
-    """Told the end of each epoch, keeps the generator's weights of the one with the best `cam_miou`."""
+    """Told the end of each epoch, keeps the generator's weights of the one with the best `cam_miou`.
+
+    ValueError for a data set without masks.
+    """
 
     def __init__(self, generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0):
         if not dataset.has_masks:
-            raise InputError("--keep-best: this split has no masks to choose an epoch by")
+            raise ValueError("this split has no masks to choose an epoch by")
         super().__init__()
         self.watched = [generator]  # in a list: its weights are not this module's
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers

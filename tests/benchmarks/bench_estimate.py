@@ -119,8 +119,7 @@ def stages(dataset: str) -> dict[str, tuple[float, float]]:
               + 2 * present * operations(lambda: clip.encode_image(regions), True))
     maps = over_scales(generator, cam["scales"], size, cam["flip"])
     shown = images(1, [seg["crop_size"]] * 2)
-    scales = deeplab.multi_scale_logits if segmenter.multi_scale else lambda network, crop: [network(crop)]
-    learned = operations(lambda: scales(segmenter, shown)[-1], True)  # the last is the maximum of all
+    learned = operations(lambda: segmenter.training_logits(shown)[-1], True)  # the last is the maximum of all
     steps = seg["iterations"] * seg["accumulate"] * seg["batch_size"]
     time_of = processor(size, classes, cam["crop_size"])
     return {

@@ -33,9 +33,8 @@ from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.reading import read_image, read_mask
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
-from clipwsss.guidance.words import read_words
 from clipwsss.guidance.selection import read_choices
-from clipwsss.guidance.words import load_words
+from clipwsss.guidance.words import load_words, read_words
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.refine.affinity import load_affinity
 from clipwsss.refine.segments import read_segments, write_segments
