@@ -2,7 +2,6 @@
 import argparse
 import csv
 import signal
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a tra
 import numpy as np
 
 from clipwsss.datasets import TagDataset
+from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
@@ -21,8 +21,8 @@ from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import mean_present, scores
 from clipwsss.report.page import compare
-from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, local_jobs,
-                                     miou_curve, print_curve, score_labels, score_thresholds)
+from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, miou_curve,
+                                     print_curve, score)
 from clipwsss.run import keep_outside
 
 DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
@@ -78,16 +78,16 @@ def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> list[Folder
 
 def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> Result:
     """Score one folder: a CAM's threshold curve first, then label maps where details are asked for."""
-    names, jobs = ["background", *dataset.classes], local_jobs(dataset, args.workers, args.skip_bad)
+    names, jobs = ["background", *dataset.classes], ImageJobs(dataset.names, args.workers, args.skip_bad)
     curve = None
     if isinstance(folder, CamFolder):
-        tally = score_thresholds(dataset, folder, jobs, args.thresholds)
+        tally = score(dataset, folder, jobs, args.thresholds)
         curve = miou_curve(tally.confusion, args.thresholds, names)
         best = curve["curve"].index(curve["best"])
         folder = folder._replace(threshold=curve["best"]["threshold"])
         tally = tally._replace(confusion=tally.confusion[best])
     if curve is None or args.boundary or args.per_image:
-        tally = score_labels(dataset, folder, jobs, args.boundary)
+        tally = score(dataset, folder, jobs, boundary=args.boundary)
     curve = curve or miou_curve(tally.confusion[None], [None], names)
     figures = scores(tally.confusion)
     if args.boundary:
@@ -214,4 +214,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

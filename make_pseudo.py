@@ -82,14 +82,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
         help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
-    add("--crop-size", type=whole(16, 4096), default=512,
-        help="training crop; irn also pads smaller images to it")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="training scales")
-    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--train-radius", type=whole(2, 64), default=10, help="radius of the pairs that training looks at")
     training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4, momentum=0.0)
+                   weight_decay=1e-4, momentum=0.0, crop_size=512)
     return parser
 
 
@@ -249,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
                     affinity_checkpoint=args.affinity_checkpoint)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
           f"--refine {' '.join(args.refine)}; writing {run.out}")
-    jobs = ImageJobs(dataset.names, args.workers, device, args.skip_bad)
+    jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(absent)
 
     if untrained:

@@ -1,7 +1,6 @@
 """Stage 1: train a multi-label classifier on image tags and write its class activation maps (CAMs)."""
 import argparse
 import signal
-import sys
 
 if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -38,7 +37,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--output-stride", type=whole(1, 64), default=16, help="of a ResNet: image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
     training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4, momentum=0.0)
+                   weight_decay=1e-4, momentum=0.0, crop_size=512)
     generator_flags(parser, frozen_bn=True, freeze_stages=3)
     return parser
 
@@ -112,4 +111,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -2,7 +2,6 @@
 import argparse
 import copy
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -82,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
     loss_flags(parser)
     training_flags(parser, batch_size=16, epochs=15, lr=2.5e-4, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4, momentum=0.0)
+                   weight_decay=1e-4, momentum=0.0, crop_size=512)
     add = parser.add_argument_group("stages before guidance").add_argument
     add("--match-epochs", type=whole(0), default=0, help="generator epochs without suppression (SemPLeS a)")
     add("--match-lr", type=real(0, 100), help="their learning rate (default: --lr)")
@@ -296,4 +295,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -51,10 +51,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
     add("--iterations", type=whole(1), default=20000, metavar="N", help="optimiser steps (without --epochs)")
     add("--accumulate", type=whole(1, 65536), default=2, help="batches whose gradients make one step")
-    add("--crop-size", type=whole(16, 4096), default=321, help="side of the training crop")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="training scales")
-    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--balanced", action="store_true", help="cross entropy: half foreground, half background")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of new layers over the backbone's (biases of the V2 ASPP: twice that)")
@@ -76,7 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="write the segmenter as .pt2 (torch.export) or .onnx")
     training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,
-                   momentum=0.9)
+                   momentum=0.9, crop_size=321)
     return parser
 
 

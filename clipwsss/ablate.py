@@ -60,8 +60,7 @@ BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
 
 def get_parser() -> argparse.ArgumentParser:
     tables = json.loads(TABLES.read_text())
-    parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--table", choices=sorted(tables), required=True,
         help="; ".join(f"{name}: {table['title']}" for name, table in tables.items()).replace("%", "%%"))

@@ -1,5 +1,4 @@
 """The whole pipeline on the toy world: draws it, runs the five scripts, tells what each added and why."""
-import argparse
 import json
 import os
 import shlex
@@ -13,14 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
-
 from .cams.files import read_cam, resize_cam
-from .datasets import TagDataset, build_dataset
+from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
 from .flags import Parser, whole
-from .pictures import TEXT_SIZE, contact_sheet, heat, overlay, save
+from .pictures import contact_sheet, heat, overlay, save, with_legend
 from .report.page import compare
 from .toy.world import RECIPE
 
@@ -54,15 +51,8 @@ class Step(NamedTuple):
     command: list[str]
 
 
-class Plan(NamedTuple):
-    """Steps that come first, one after another, and then lanes of steps that run side by side."""
-    first: list[Step]
-    lanes: list[list[Step]]
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m clipwsss.demo", description=__doc__,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def get_parser() -> Parser:
+    parser = Parser(prog="python -m clipwsss.demo", description=__doc__)
     add = parser.add_argument
     add("--runs", type=Path, default=Path("runs/demo"), help="everything is written below this folder")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world and of the training")
@@ -71,8 +61,11 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> Plan:
-    """The whole demo's command lines; POLE's CAMs go on to masks and a segmenter, SemPLeS runs beside."""
+def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[list[list[Step]]]:
+    """The whole demo's command lines, round by round: lanes of steps that run side by side.
+
+    POLE's CAMs go on to masks and a segmenter, SemPLeS runs beside.
+    """
     folder, clip = runs / "toy", runs / "toy_clip.pt"
     seeded, toy = ["--seed", seed], ["--dataset", "toy", "--runs", runs]
     own_clip = ["--clip", clip] if retrain_clip else []
@@ -85,12 +78,12 @@ def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> Plan:
 
     control = ["--method", "semples", "--background-prompt", "none", "--match-epochs", 0]
     fewer = ["--match-epochs", 1, "--prompt-epochs", 1] if quick else []
-    return Plan([
+    return [[[
         *([step(240, "clipwsss.toy", "--train-clip", *seeded, "--out", clip)] if retrain_clip else []),
         step(10, "clipwsss.toy", "--draw", folder / "data", *seeded,
              "--n-train", 120 if quick else 480, "--n-val", 40 if quick else 120),
         step(40, "train_cam.py", *toy, *seeded, *(["--epochs", 3] if quick else [])),
-    ], [[
+    ]], [[
         step(45, "train_prompt.py", *guide, "--method", "pole"),
         step(18, "make_pseudo.py", *toy, *seeded),
         step(45, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
@@ -101,47 +94,49 @@ def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> Plan:
         step(40, "train_prompt.py", *guide, *control, "--out", folder / "control"),
     ], [
         step(42, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
-    ]])
+    ]]]
 
 
 class Clock:
     """Tells how long the demo has taken and, by its plan, what is left."""
 
-    def __init__(self, plan: Plan):
-        self.begin, self.first = time.perf_counter(), sum(step.seconds for step in plan.first)
-        self.whole = self.first + sum(step.seconds for lane in plan.lanes for step in lane) / CORES
+    def __init__(self, rounds: Sequence[Sequence[Sequence[Step]]]):
+        self.begin, self.done = time.perf_counter(), 0.0
+        self.whole = sum(step.seconds / min(CORES, len(lanes))
+                         for lanes in rounds for lane in lanes for step in lane)
 
     def spent(self) -> float:
         """Seconds since the demo's start."""
         return time.perf_counter() - self.begin
 
-    def tell(self, done: int, command: Sequence[str]) -> None:
-        """Print that a command starts when `done` of the plan's seconds are over."""
-        left = f", about {self.spent() * (self.whole / done - 1):.0f} s left" if done else ""
+    def tell(self, command: Sequence[str]) -> None:
+        """Print that a command starts."""
+        left = f", about {self.spent() * (self.whole / self.done - 1):.0f} s left" if self.done else ""
         print(f"\n[{self.spent():.0f} s so far{left}]\n$ python {shlex.join(command)}", flush=True)
 
 
 def run_side_by_side(lanes: Sequence[Sequence[Step]], clock: Clock) -> None:
-    """Run the lanes at the same time, sharing the cores; each command's output comes when it has ended.
+    """Run the lanes at the same time, sharing the cores; of several, output comes when a command has ended.
 
     InputError on the first command that fails; the other lanes end with the command they are at.
     """
     threads, failed = max(1, (os.cpu_count() or 1) // len(lanes)), threading.Event()
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    output = None if len(lanes) == 1 else subprocess.PIPE
 
     def run_lane(lane: Sequence[Step]) -> None:
-        done = clock.first
         for step in lane:
             if failed.is_set():
                 return
-            clock.tell(done, step.command)
-            answer = subprocess.run([sys.executable, *step.command], stdout=subprocess.PIPE, text=True,
-                                    stderr=subprocess.STDOUT, env=environment)
-            print(f"\n{step.command[0]} of {clock.spent():.0f} s:\n{answer.stdout.rstrip()}", flush=True)
+            clock.tell(step.command)
+            answer = subprocess.run([sys.executable, *step.command], stdout=output, text=True,
+                                    stderr=subprocess.STDOUT if output else None, env=environment)
+            if output:
+                print(f"\n{step.command[0]} of {clock.spent():.0f} s:\n{answer.stdout.rstrip()}", flush=True)
             if answer.returncode:
                 failed.set()
                 raise InputError(f"{step.command[0]} stopped with exit status {answer.returncode}, see above")
-            done += step.seconds
+            clock.done += step.seconds / min(CORES, len(lanes))
 
     with ThreadPoolExecutor(len(lanes)) as pool:
         list(pool.map(run_lane, lanes))
@@ -189,22 +184,9 @@ def sheet(runs: Path) -> Path:
         rows.append([image, *(heat(resize_cam(cam, image.size[::-1]).max(0), image) for cam in cams),
                      *(overlay(image, mask, dataset.palette, 0.7) for mask in masks)])
     titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
-    save(with_classes(contact_sheet(rows, titles), dataset), runs / "contact_sheet.png")
+    legend = list(zip(dataset.palette[1:], dataset.classes))
+    save(with_legend(contact_sheet(rows, titles), legend, len(legend)), runs / "contact_sheet.png")
     return runs / "contact_sheet.png"
-
-
-def with_classes(picture: Image.Image, dataset: TagDataset) -> Image.Image:
-    """The picture over one line of the data set's classes and their colours."""
-    line = 2 * TEXT_SIZE
-    result = Image.new("RGB", (picture.width, picture.height + line), "white")
-    result.paste(picture, (0, 0))
-    draw, font = ImageDraw.Draw(result), ImageFont.load_default(TEXT_SIZE)
-    for index, name in enumerate(dataset.classes):
-        left, top = index * picture.width // len(dataset.classes) + 4, picture.height
-        color = tuple(dataset.palette[index + 1].tolist())
-        draw.rectangle((left, top + 5, left + 14, top + line - 5), color, "gray")
-        draw.text((left + 20, top + line / 2), name, "black", font, anchor="lm")
-    return result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -213,14 +195,10 @@ def main(argv: list[str] | None = None) -> int:
         if not (args.runs / "toy" / "data" / RECIPE).exists():
             raise InputError(f"--runs {args.runs}: exists and is no earlier demo; name a new folder")
         shutil.rmtree(args.runs)
-    whole = plan(args.runs, args.seed, args.quick, args.retrain_clip)
-    clock, done = Clock(whole), 0
-    for seconds, command in whole.first:
-        clock.tell(done, command)
-        if code := subprocess.run([sys.executable, *command]).returncode:
-            raise InputError(f"{command[0]} stopped with exit status {code}")
-        done += seconds
-    run_side_by_side(whole.lanes, clock)
+    rounds = plan(args.runs, args.seed, args.quick, args.retrain_clip)
+    clock = Clock(rounds)
+    for lanes in rounds:
+        run_side_by_side(lanes, clock)
     lines, page = [*table(args.runs), "", worst_class(args.runs)], args.runs / "report.html"
     compare([args.runs / "toy" / stage.run for stage in STAGES], page, [worst_class(args.runs)])
     print("", *lines, "", f"contact sheet: {sheet(args.runs)}", f"all stages side by side: {page}",

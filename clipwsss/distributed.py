@@ -91,10 +91,7 @@ def barrier() -> None:
 
 def agreed(value: object) -> object:
     """The main process's value, which the others take for theirs."""
-    values = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(values)
-    return values[0]
+    return gather(value)[0]
 
 
 def share(items: Sequence) -> Sequence:

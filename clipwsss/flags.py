@@ -1,15 +1,41 @@
 """Typed flags: numbers with a range, pairs in order, files to write; a mistake is one line that says so."""
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from .errors import InputError, nearest
 
 
+EXIT_STATUS = "exit status: 0 done, 2 wrong input or a fault of the machine, 130 interrupted"
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help of the `shown` flags (None: all) with defaults that say something; the example as written."""
+
+    def __init__(self, prog: str, shown: Collection[str] | None = None):
+        super().__init__(prog)
+        self.shown = shown
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if self.shown is None or action.dest in self.shown:
+            super().add_argument(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.dest.rpartition("_")[2].upper()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are InputErrors of one line, which names the nearest valid flag or choice."""
+
+    def __init__(self, prog: str | None = None, formatter_class: Callable = HelpFormatter, **options: object):
+        super().__init__(prog, formatter_class=formatter_class, **options)
 
     def parse_args(self, args: Sequence[str] | None = None,
                    namespace: argparse.Namespace | None = None) -> argparse.Namespace:
@@ -27,11 +53,31 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all flags)")
 
 
+class ShowAll(argparse.Action):
+    """--help-all: print the help with every flag and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.formatter_class = HelpFormatter
+        parser.print_help()
+        parser.exit()
+
+
+class ScriptParser(Parser):
+    """A parser with --help of the `essential` flags (destinations) and --help-all of all."""
+
+    def __init__(self, description: str, example: str, essential: Sequence[str]):
+        super().__init__(description=description, epilog=f"example:\n  {example}\n\n{EXIT_STATUS}",
+                         usage="%(prog)s [flags]  (--help-all shows every flag)",
+                         formatter_class=partial(HelpFormatter, shown=("help", "help_all", *essential)))
+        self.add_argument("--help-all", action=ShowAll, nargs=0, default=argparse.SUPPRESS,
+                          help="show every flag and exit")
+
+
 class Number(NamedTuple):
     """An argparse type: a number of `kind` int or float from `low` to `high`, both included."""
     kind: type
     low: float
-    high: float
+    high: float = math.inf
 
     def __call__(self, text: str) -> float:
         try:
@@ -45,14 +91,7 @@ class Number(NamedTuple):
         return value
 
 
-def whole(low: int, high: float = math.inf) -> Number:
-    """The type of a whole number from `low` to `high`."""
-    return Number(int, low, high)
-
-
-def real(low: float, high: float = math.inf) -> Number:
-    """The type of a finite number from `low` to `high`."""
-    return Number(float, low, high)
+whole, real = partial(Number, int), partial(Number, float)  # the types of numbers from `low` to `high`
 
 
 class Ascending(argparse.Action):

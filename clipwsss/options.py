@@ -1,6 +1,5 @@
 """One command line for all five scripts: flags in groups, presets as ordered rules, default folders."""
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +16,7 @@ from .datasets.loaders import make_loader
 from .datasets.reading import MOST_PIXELS, Checked
 from .datasets.transforms import strong_transform, train_transform
 from .errors import InputError
-from .flags import Ascending, real, whole
-from .parser import ScriptParser
+from .flags import Ascending, ScriptParser, real, whole
 from .run import Run, keep_apart, used
 from .training import OPTIMIZERS, SCHEDULES, Training
 
@@ -69,7 +67,9 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     add("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     if resumes:
         add("--resume", action="store_true", help="go on exactly where a run was interrupted")
-    add = parser.add_argument_group("optimiser").add_argument
+    add = parser.add_argument_group("training").add_argument
+    add("--crop-size", type=whole(16, 4096), help="side of the training crop")
+    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--batch-size", type=whole(1, 65536), help="images in a step")
     add("--epochs", type=whole(0), help="passes over the split")
     add("--lr", type=real(0, 100), help="learning rate of the backbone")
@@ -100,10 +100,8 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
     add("--drop-path", type=real(0, 0.9), default=0.1, help="weaktr: how often the last block is left out")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of the new layers over the backbone's")
-    add("--crop-size", type=whole(16, 4096), default=512, help="side of the training crop")
     add("--resize-long", type=whole(0, 16384), nargs=2, default=(320, 640), metavar=("LO", "HI"),
         action=Ascending, help="range of the long side before cropping; 0 0 keeps images as they are")
-    add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--augment", choices=("crop", "strong"), default="crop",
         help="strong: as DeiT: crops of any part and shape, RandAugment, erasing, for the three above")
     add = parser.add_argument_group("CAMs").add_argument
@@ -172,8 +170,7 @@ def apply_rules(rules: list[dict], defaults: dict, given: dict) -> tuple[dict, d
 
 def training_of(args: argparse.Namespace, label: str, **changes: object) -> Training:
     """The `Training` that the command line asks for, under this label; `changes` replace some of it."""
-    names = {field.name for field in dataclasses.fields(Training)}
-    asked = {name: value for name, value in vars(args).items() if name in names}
+    asked = {name: value for name, value in vars(args).items() if name in Training._fields}
     return Training(**{**asked, "label": label, **changes})
 
 

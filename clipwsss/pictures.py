@@ -60,22 +60,29 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: 
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def with_legend(picture: Image.Image, mask: np.ndarray, palette: np.ndarray,
-                names: Sequence[str]) -> Image.Image:
-    """The picture over a list of its label map's classes and their shares (names: background first)."""
+def with_legend(picture: Image.Image, entries: Sequence[tuple[np.ndarray, str]],
+                columns: int = 1) -> Image.Image:
+    """The picture over a list of colours, uint8 [3], and what they stand for."""
     font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
-    shares = np.bincount(mask.ravel(), minlength=256)[:len(names)] / mask.size
-    present = [index for index in np.argsort(-shares, kind="stable") if index and shares[index] > 0]
-    texts = [f"{names[index]} {max(100 * shares[index], 0.1):.1f} %" for index in present]
-    result = Image.new("RGB", (picture.width, picture.height + line * max(len(present), 1)), "white")
+    height = picture.height + line * -(-len(entries) // columns)
+    result = Image.new("RGB", (picture.width, height), "white")
     result.paste(picture, (0, 0))
-    draw, top = ImageDraw.Draw(result), picture.height
-    for index, text in zip(present or [0], texts or ["nothing but background"]):
-        color = tuple(np.asarray(palette[index]).tolist())
-        draw.rectangle((3, top + 3, TEXT_SIZE + 3, top + line - 3), color, "gray")
-        draw.text((line + 3, top + line / 2), text, "black", font, anchor="lm")
-        top += line
+    draw = ImageDraw.Draw(result)
+    for index, (color, text) in enumerate(entries):
+        left, top = index % columns * picture.width // columns, picture.height + index // columns * line
+        box = left + 3, top + 3, left + TEXT_SIZE + 3, top + line - 3
+        draw.rectangle(box, tuple(color.tolist()), "gray")
+        draw.text((left + line + 3, top + line / 2), text, "black", font, anchor="lm")
     return result
+
+
+def shares(mask: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+    """A legend of a label map's classes by their shares (names: background first)."""
+    counts = np.bincount(mask.ravel(), minlength=256)[:len(names)]
+    present = [index for index in np.argsort(-counts, kind="stable") if index and counts[index]]
+    legend = [(palette[index], f"{names[index]} {max(100 * counts[index] / mask.size, 0.1):.1f} %")
+              for index in present]
+    return legend or [(palette[0], "nothing but background")]
 
 
 def heat(cam: np.ndarray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:

@@ -18,6 +18,7 @@ try:
 except ModuleNotFoundError:  # Windows: runs are not locked there
     fcntl = None
 
+
 # What may differ between a run and its resumption: none of these changes a result.
 FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
@@ -185,22 +186,20 @@ def hold(folder: Path) -> IO:
 def keep_outside(flag: str, path: Path, data: Iterable[Path]) -> None:
     """InputError where what the flag names is, or lies in, one of the data's own folders."""
     for folder in {folder.resolve() for folder in data}:
-        if path.resolve() == folder or folder in path.resolve().parents:
+        if path.resolve().is_relative_to(folder):
             raise InputError(f"{flag} {path}: lies in the data's own folder {folder}; name another place")
 
 
 def keep_apart(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
     """InputError where results in `out` could touch what a run reads: the data's root, its files' folders
     `data`, or an input (setting -> file or folder)."""
-    here = out.resolve()
-    root = data_root.resolve()
     keep_outside("--out", out, data)
-    if here == root or here in root.parents:
+    if data_root.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: holds the data {data_root}; name another folder")
     for name, path in inputs.items():
-        if here == path.resolve() or here in path.resolve().parents:
-            flag = name.replace("_", "-")
-            raise InputError(f"--out {out}: --{flag} {path} lies there, which is read; name another folder")
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--out {out}: --{name.replace('_', '-')} {path} lies there, which is read; "
+                             "name another folder")
 
 
 def used(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:

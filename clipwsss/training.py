@@ -3,7 +3,7 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,8 +72,7 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How to train: `label` names the progress line, the log's lines and the checkpoint.
 
     accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,

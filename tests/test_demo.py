@@ -19,8 +19,7 @@ from clipwsss.toy.world import draw_world
 
 
 def steps(*arguments, **named):
-    plan = demo.plan(*arguments, **named)
-    return list(chain(plan.first, *plan.lanes))
+    return [step for lanes in demo.plan(*arguments, **named) for step in chain(*lanes)]
 
 
 def test_lanes_run_side_by_side_and_stop_at_the_first_failure(capfd):
@@ -34,11 +33,14 @@ def test_lanes_run_side_by_side_and_stop_at_the_first_failure(capfd):
     client = step("import socket, time\nfor i in range(200):\n  try: socket.create_connection(('127.0.0.1', "
                   f"{port})); break\n  except OSError: time.sleep(0.1)\nelse: raise SystemExit('alone')")
     lanes = [[server, step("print('went on')")], [client]]
-    demo.run_side_by_side(lanes, demo.Clock(demo.Plan([step("")], lanes)))
+    demo.run_side_by_side(lanes, demo.Clock([lanes]))
     assert "went on" in capfd.readouterr().out
+    alone = [[step("print('at once')")]]
+    demo.run_side_by_side(alone, demo.Clock([alone]))
+    assert capfd.readouterr().out.splitlines()[-1] == "at once"
     lanes = [[step("raise SystemExit(3)"), step("print('never')")]]
     with pytest.raises(InputError, match="^-c stopped with exit status 3, see above$"):
-        demo.run_side_by_side(lanes, demo.Clock(demo.Plan([step("")], lanes)))
+        demo.run_side_by_side(lanes, demo.Clock([lanes]))
     assert "\nnever" not in capfd.readouterr().out
 
 
@@ -114,7 +116,7 @@ def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96), 1).save(folder / kind / f"{name}.png")
     picture = Image.open(demo.sheet(tmp_path))
-    assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 24)
+    assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 18)
     red, green, blue = picture.getpixel((4 + 196 + 96, 18 + 96))  # the hottest colour over the image: these CAMs are 1
     assert red > 126 and red > max(green, blue)
     assert picture.getpixel((10, picture.height - 12)) == (128, 0, 0)  # the first class's colour in the legend

@@ -22,7 +22,7 @@ def odd(index: int) -> int:
 
 
 def jobs(workers: int, skip_bad: bool = False) -> ImageJobs:
-    return ImageJobs(NAMES, workers, torch.device("cpu"), skip_bad)
+    return ImageJobs(NAMES, workers, skip_bad)
 
 
 @pytest.mark.parametrize("workers, count", [(0, 70), (1, 70), (2, 70), (2, 1), (3, 2)])

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 import make_pseudo
-from clipwsss.refine.affinity import build_affinity, save_affinity
 from clipwsss.cams.files import CamFile, check_cam, read_cam, write_cam
 from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script

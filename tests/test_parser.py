@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipwsss.errors import InputError, nearest
-from clipwsss.parser import ScriptParser
+from clipwsss.flags import ScriptParser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]

@@ -36,7 +36,7 @@ def test_legend_lists_the_classes_by_share():
     mask = np.zeros((40, 150), np.uint8)
     mask[:5], mask[5:25] = 1, 2
     plain, names = Image.new("RGB", (150, 40), "blue"), ["background", "cat", "dog"]
-    picture = pictures.with_legend(plain, mask, PALETTE, names)
+    picture = pictures.with_legend(plain, pictures.shares(mask, PALETTE, names))
     line = pictures.TEXT_SIZE + 6
     assert picture.size == (150, 40 + 2 * line) and picture.getpixel((75, 20)) == (0, 0, 255)
     assert picture.getpixel((9, 40 + line // 2)) == tuple(PALETTE[2])

@@ -1,5 +1,4 @@
 """The progress line: one line at the end without a terminal, redrawn with one."""
-import io
 import os
 import sys
 

@@ -1,7 +1,6 @@
 """train_seg.py on a small world: learns, predicts a split and own images, submits, exports; bad input."""
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np

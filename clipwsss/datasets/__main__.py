@@ -2,7 +2,6 @@
 
     python -m clipwsss.datasets check mydata      exit status 0, or 2 where something is wrong
 """
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -95,4 +94,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

@@ -21,9 +21,9 @@ class ImageJobs:
     `skip_bad` it is printed, kept in `failures` (number -> line) and left out of later runs too.
     """
 
-    def __init__(self, names: Sequence[str], workers: int, device: torch.device, skip_bad: bool = False):
+    def __init__(self, names: Sequence[str], workers: int = 0, skip_bad: bool = False, device: str = "cpu"):
         self.names, self.workers, self.skip_bad = names, workers, skip_bad
-        self.context = "spawn" if device.type == "cuda" else None
+        self.context = "spawn" if device == "cuda" else None
         self.failures: dict[int, str] = {}
 
     def leave_out(self, failures: dict[int, str]) -> None:

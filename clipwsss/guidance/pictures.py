@@ -2,7 +2,6 @@
 
     python -m clipwsss.guidance.pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
 """
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..clip import CLIP
 from ..datasets.base import read_image
 from ..training import pick_device
 from ..errors import InputError, input_errors, run_script
-from ..flags import whole
+from ..flags import Parser, whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
 from .prompts import encode_words, read_learned
@@ -58,7 +57,7 @@ def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[s
     return contact_sheet(rows, heads, names)
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = clip_parser("pictures", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")

@@ -2,8 +2,6 @@
 
     python -m clipwsss.guidance.propose --classes classes.txt --words words.txt --n 4 --out synonyms.json
 """
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,10 +70,9 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
     return chosen
 
 
-def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
+def clip_parser(module: str, description: str) -> Parser:
     """A parser for `python -m clipwsss.guidance.MODULE` with the flags that choose CLIP and where it runs."""
-    parser = Parser(prog=f"python -m clipwsss.guidance.{module}", description=description,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog=f"python -m clipwsss.guidance.{module}", description=description)
     add = parser.add_argument
     add("--clip", default="ViT-B/32", help="published name or file; the one that prompts were learned with")
     add("--clip-cache", type=Path, help="folder of CLIP weights (default: the torch hub folder)")
@@ -83,7 +80,7 @@ def clip_parser(module: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> Parser:
     parser = clip_parser("propose", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--classes", type=Path, required=True, help="classes.txt of your data, one class a line")
@@ -118,4 +115,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    raise SystemExit(run_script(main))

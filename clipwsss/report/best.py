@@ -1,6 +1,5 @@
 """The epoch of best CAMs by true masks, as SemPLeS' release keeps it: no method of tags alone sees them."""
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,8 +14,7 @@ from .scoring import THRESHOLDS
 
 
 @torch.inference_mode()
-def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0,
-             thresholds: Sequence[float] = THRESHOLDS) -> float:
+def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0) -> float:
     """Best mIoU in percent over background thresholds of single-scale CAMs of the present classes."""
     device, n_labels, table = next(generator.parameters()).device, len(dataset.classes) + 1, 0
     generator.eval()
@@ -27,7 +25,7 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
         for label, maps, mask in zip(batch.labels, cams, batch.masks):
             keys = label.nonzero()[:, 0]
             table = table + threshold_confusions(maps[keys].numpy(), keys.numpy(), mask.byte().numpy(),
-                                                 thresholds, n_labels)
+                                                 THRESHOLDS, n_labels)
     return float(scores(sum(gather(table)))["miou"].max())
 
 

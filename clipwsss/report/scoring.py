@@ -1,11 +1,10 @@
 """Scores of whole folders of CAM files or label maps against a data set's masks, in several processes."""
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ..cams.files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
@@ -70,52 +69,34 @@ class Tally(NamedTuple):
     per_image: tuple[tuple[str, float, float], ...] = ()
 
 
-def local_jobs(dataset: TagDataset, workers: int = 0, skip_bad: bool = False) -> ImageJobs:
-    """Processes that score: this one and `workers` others."""
-    return ImageJobs(dataset.names, workers, torch.device("cpu"), skip_bad)
-
-
-def score_labels(dataset: TagDataset, folder: Folder, jobs: ImageJobs, boundary: bool = False) -> Tally:
-    """Compare a folder's label maps with the masks of all images that have one.
+def score(dataset: TagDataset, folder: Folder, jobs: ImageJobs, thresholds: Sequence[float] = (),
+          boundary: bool = False) -> Tally:
+    """Compare a folder's label maps, or its CAMs at `thresholds`, with the masks of all images that have one.
 
     InputError names a missing or bad file; jobs that skip bad files go on without.
     """
-    return _add_up(dataset, folder, jobs, partial(_tally_labels, dataset, folder, boundary))
-
-
-def score_thresholds(dataset: TagDataset, cams: CamFolder, jobs: ImageJobs,
-                     thresholds: Sequence[float]) -> Tally:
-    """Compare a folder's CAMs at all background thresholds, in one pass, as `score_labels` does."""
-    return _add_up(dataset, cams, jobs, partial(_tally_thresholds, dataset, cams, thresholds))
-
-
-def _tally_labels(dataset: TagDataset, folder: Folder, boundary: bool, index: int) -> Tally:
-    name, truth, n = dataset.names[index], dataset.load_mask(index), len(dataset.classes) + 1
-    labels = folder.labels(name, truth.shape)
-    with input_errors(f"{folder.path / name}: "):
-        table = confusion(labels, truth, n)
-        bands = boundary_confusion(labels, truth, n) if boundary else 0
-    figures = scores(table)
-    return Tally(table, bands, 1, ((name, figures["miou"], figures["accuracy"]),))
-
-
-def _tally_thresholds(dataset: TagDataset, cams: CamFolder, thresholds: Sequence[float], index: int) -> Tally:
-    name, truth = dataset.names[index], dataset.load_mask(index)
-    maps, keys = cams.maps(name, truth.shape)
-    with input_errors(f"{cams.path / name}: "):
-        return Tally(threshold_confusions(maps, keys, truth, thresholds, len(dataset.classes) + 1))
-
-
-def _add_up(dataset: TagDataset, folder: Folder, jobs: ImageJobs, work: Callable[[int], Tally]) -> Tally:
-    """The sum of every image's tally; InputError where there is none."""
     present, known = folder.names(), [index for index in range(len(dataset)) if dataset.has_mask(index)]
     jobs.leave_out({index: f"{folder.path}: no file for image {dataset.names[index]}" for index in known
                     if dataset.names[index] not in present and index not in jobs.failures})
+    work = partial(_tally, dataset, folder, thresholds, boundary)
     total = jobs.total(f"scoring {folder.path}", work, known)
     if total is None:
         raise InputError(next(iter(jobs.failures.values()),
                               f"{folder.path}: none of this split's images has a mask to compare with"))
     return Tally(*total)
+
+
+def _tally(dataset: TagDataset, folder: Folder, thresholds: Sequence[float], boundary: bool,
+           index: int) -> Tally:
+    name, truth, n = dataset.names[index], dataset.load_mask(index), len(dataset.classes) + 1
+    with input_errors(f"{folder.path / name}: "):
+        if thresholds:
+            return Tally(threshold_confusions(*folder.maps(name, truth.shape), truth, thresholds, n))
+        labels = folder.labels(name, truth.shape)
+        table = confusion(labels, truth, n)
+        bands = boundary_confusion(labels, truth, n) if boundary else 0
+    figures = scores(table)
+    return Tally(table, bands, 1, ((name, figures["miou"], figures["accuracy"]),))
 
 
 def miou_curve(tables: np.ndarray, thresholds: Iterable[float | None], names: Sequence[str]) -> dict:
@@ -168,7 +149,7 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
     if not dataset.has_masks:
         print("no masks: no mIoU")
         return {}
-    tally = score_thresholds(dataset, CamFolder(cams), local_jobs(dataset), THRESHOLDS)
+    tally = score(dataset, CamFolder(cams), ImageJobs(dataset.names), THRESHOLDS)
     names = ["background", *dataset.classes]
     curve = miou_curve(tally.confusion, THRESHOLDS, names)
     print_curve(curve["curve"])
@@ -183,7 +164,7 @@ def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int 
     if not dataset.has_masks:
         print(f"no masks: no mIoU of the {what}")
         return {}
-    tally = score_labels(dataset, LabelFolder(folder), local_jobs(dataset, workers))
+    tally = score(dataset, LabelFolder(folder), ImageJobs(dataset.names, workers))
     figures = scores(tally.confusion)
     print(f"{what} mIoU {figures['miou']:.2f} ({tally.images} images, {figures['classes']} classes occur)")
     return class_figures(tally.confusion, ["background", *dataset.classes])

@@ -20,7 +20,7 @@ from ..datasets.reading import MOST_PIXELS, read_image
 from ..datasets.transforms import eval_transform
 from ..distributed import barrier, gather, share
 from ..errors import InputError
-from ..pictures import overlay, save, with_legend, write_mask
+from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress
 from ..networks.folding import folded
 from ..refine.crf import dense_crf, unary_from_probabilities
@@ -154,7 +154,8 @@ def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]
         write_mask(path, labels, segmenter.palette)
         if overlays:
             picture = overlay(Image.fromarray(image), labels, segmenter.palette)
-            picture = with_legend(picture, labels, segmenter.palette, ("background", *segmenter.classes))
+            legend = shares(labels, segmenter.palette, ("background", *segmenter.classes))
+            picture = with_legend(picture, legend)
             save(picture, path.with_name(f"{path.stem}_overlay.png"))
 
     network, device = folded(segmenter.network), next(segmenter.network.parameters()).device

@@ -3,7 +3,6 @@
     python -m clipwsss.toy --draw DIR --seed 0    draws 800 training and 200 held-out images, tags, masks
     python -m clipwsss.toy --train-clip           trains the CLIP from nothing, in minutes
 """
-import argparse
 from pathlib import Path
 
 from ..errors import run_script
@@ -13,9 +12,8 @@ from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
 from .world import Drawn, draw_world
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0],
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def get_parser() -> Parser:
+    parser = Parser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0])
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")

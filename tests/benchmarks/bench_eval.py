@@ -18,8 +18,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clipwsss.datasets.base import read_mask
+from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette, write_mask
-from clipwsss.report.scoring import LabelFolder, local_jobs, score_labels
+from clipwsss.report.scoring import LabelFolder, score
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 
@@ -82,8 +83,8 @@ def main() -> None:
         data, folder = Masks(truth, names), LabelFolder(predicted)
         times: dict[str, list[float]] = {"one": [], "two": [], "decode": []}
         for _ in range(args.repeat):
-            times["one"].append(seconds(score_labels, data, folder, local_jobs(data, 0)))
-            times["two"].append(seconds(score_labels, data, folder, local_jobs(data, 1)))
+            times["one"].append(seconds(score, data, folder, ImageJobs(data.names)))
+            times["two"].append(seconds(score, data, folder, ImageJobs(data.names, 1)))
             times["decode"].append(seconds(decode, [truth, predicted], names))
     one, two, png = (statistics.median(times[key]) for key in ("one", "two", "decode"))
     print(f"{args.images} label maps: one process {one:.2f} s, two {two:.2f} s ({one / two:.2f}x); "
