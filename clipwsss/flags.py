@@ -1,4 +1,4 @@
-"""Typed flags: numbers with a range, pairs in order, files to write; a mistake is one line that says so."""
+"""Flags and their parser: numbers with a range, pairs in order; a mistake is one line, help short or whole."""
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from .errors import InputError, nearest
-
 
 EXIT_STATUS = "exit status: 0 done, 2 wrong input or a fault of the machine, 130 interrupted"
 
