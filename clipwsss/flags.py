@@ -1,4 +1,4 @@
-"""Flags and their parser: numbers with a range, pairs in order; a mistake is one line, help short or whole."""
+"""Flags and their parser: numbers with a range, pairs in order; a mistake is one line, help short or all."""
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
