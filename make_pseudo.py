@@ -235,10 +235,8 @@ def main(argv: list[str] | None = None) -> int:
         args.refine, args.segments is not None and args.segment_rule == "fma")
     dataset = dataset_of(args)
     inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
-    absent = inputs.missing(args.segments)
-    if absent and not args.skip_bad:
-        raise InputError(f"{next(iter(absent.values()))} of {args.split}; {len(absent)} of {len(dataset)} "
-                         "images lack one (--skip-bad goes on without)")
+    jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
+    jobs.leave_out(inputs.missing(args.segments))
     scored = set(scored_of(args, dataset).names)
     network, untrained = start_affinity(args, kind) if kind else (None, None)
     args.resume = agreed(not args.overwrite and (args.out / "args.json").exists())
@@ -246,8 +244,6 @@ def main(argv: list[str] | None = None) -> int:
                     affinity_checkpoint=args.affinity_checkpoint)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
           f"--refine {' '.join(args.refine)}; writing {run.out}")
-    jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
-    jobs.leave_out(absent)
 
     if untrained:
         network = train_affinity(args, run, inputs, kind, network.to(device), untrained, jobs).cpu()

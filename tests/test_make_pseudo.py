@@ -13,8 +13,8 @@ from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script
 from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.random_walk import propagate
-from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Pamr, Picture, refined_maps,
-                                    refined_mask)
+from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Paint, Pamr, Picture,
+                                    refined_maps, refined_mask)
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
 from clipwsss.refine.segments import write_segments
@@ -283,6 +283,18 @@ def test_irn_walk_equals_the_published_steps():
     labels = np.concatenate([np.full((1, 45, 66), 0.25), found]).argmax(0)
     mask = refined_mask(picture, file, Constant(0.25), stages)
     assert np.array_equal(mask, np.array([0, 2, 5])[labels])
+
+
+@pytest.mark.parametrize("background", [Constant(0.25), Alpha(16.0)])
+def test_segments_are_painted_beside_any_background(background, tmp_path):
+    """A whole image that is half a class, whatever gives the background its score."""
+    left = np.zeros((6, 8), bool)
+    left[:, :4] = True
+    write_segments(tmp_path, "x", [left, ~left])
+    picture = Picture("x", np.repeat(np.uint8(200) * left[..., None], 3, axis=2))
+    file = CamFile(np.array([2]), left[None].astype(np.float32), None)
+    for stages in ([Paint(tmp_path)], [ColorWalk(color_stride=1), Paint(tmp_path)], [Paint(tmp_path), Crf()]):
+        assert np.array_equal(refined_mask(picture, file, background, stages), 3 * left), stages
 
 
 def test_empty_maps_stay_background():

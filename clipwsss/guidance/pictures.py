@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ..clip import CLIP
 from ..datasets.base import read_image
 from ..training import pick_device
-from ..errors import InputError, input_errors, run_script
+from ..errors import InputError, run_script
 from ..flags import Parser, whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
@@ -75,15 +75,12 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if not (args.text or args.prompts) or not (args.image or args.words):
         raise InputError("name texts (--text, --prompts) and what to compare them with (--image, --words)")
-    if args.n < 1:
-        raise InputError(f"--n {args.n}: at least 1 word")
     images = [read_image(path, oriented=True) for path in args.image]
     words = read_words(args.words) if args.words else []
     device = pick_device(args.device)
     clip = load_clip(args.clip, device, args.clip_cache)
     learned = {path: read_learned(path, clip) for path in args.prompts}
-    with input_errors("--text or --words: "):  # too long for this CLIP, or words a small CLIP does not know
-        texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
+    texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
     titles = [*args.text, *(f"{path.stem.removesuffix('_prompts')}: {name}"
                             for path, (names, _) in learned.items() for name in names)]
     text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])

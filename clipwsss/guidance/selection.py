@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..datasets import build_dataset
-from ..errors import InputError, run_script
+from ..errors import input_errors, run_script
 from ..flags import Parser
 from ..pictures import save
 from ..report.charts import radar
@@ -19,13 +19,11 @@ Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are 
 
 def read_choices(path: Path) -> dict:
     """A run's prompts.json: image -> class -> chosen word and all similarities; InputError otherwise."""
-    try:
+    with input_errors(f"{path}: not the prompts.json of a run of --class-prompt word: ", Exception):
         table = json.loads(path.read_text())
         if not table or any(entry["word"] not in entry["similarity"]
                             for rows in table.values() for entry in rows.values()):
             raise ValueError("no selected words")
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not the prompts.json of a run of --class-prompt word ({error})") from error
     return table
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..datasets.tags import read_text
-from ..errors import InputError
+from ..errors import InputError, input_errors
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -69,10 +69,8 @@ def _read_synonyms(path: Path, built_in: dict[str, dict], classes: list[str]) ->
             return built_in[str(path)]
         raise InputError(f"--synonyms {path}: no such file, nor a built-in list of this data set "
                          f"({', '.join(built_in) or 'it has none'})")
-    try:
+    with input_errors(f"{path}: not a readable JSON file: ", OSError, ValueError):
         table = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable JSON file ({error})") from error
     rows = table.values() if isinstance(table, dict) else [None]
     if not all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in rows):
         raise InputError(f"{path}: expected an object of lists of words, "

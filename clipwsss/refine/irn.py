@@ -66,11 +66,8 @@ class IRNet(nn.Module):
         the 1e-5 in the logarithm and the final halving are the release's (train_irn).
         """
         logits = self(images)
-        labels = shrink_labels(labels, logits.shape[-2:])
         affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
-        background, foreground, negative = pair_losses(affinity, labels, radius)
-        positive = (background + foreground) / 2
-        return {"loss": (positive + negative) / 2, "positive": positive, "negative": negative}
+        return pair_losses(affinity, shrink_labels(labels, logits.shape[-2:]), radius)
 
     @staticmethod
     def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:

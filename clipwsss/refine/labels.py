@@ -67,14 +67,14 @@ def pair_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
     return sure & same & (first == 0), sure & same & (first > 0), sure & ~same
 
 
-def pair_losses(affinity: Tensor, labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross entropies of affinities [B, n, y, x] over the three kinds of `pair_labels`.
-
-    The 1e-5 in the logarithm is both releases'.
+def pair_losses(affinity: Tensor, labels: Tensor, radius: int) -> dict[str, Tensor]:
+    """Mean cross entropies of affinities [B, n, y, x] over the three kinds of `pair_labels`, and their sum
+    `loss` by 1/4, 1/4, 1/2, as both releases weigh them. The 1e-5 in the logarithm is theirs too.
     """
-    background, foreground, unlike = pair_labels(labels, radius)
     alike, apart = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
-    return mean_over(alike, background), mean_over(alike, foreground), mean_over(apart, unlike)
+    background, foreground, negative = map(mean_over, (alike, alike, apart), pair_labels(labels, radius))
+    return {"loss": background / 4 + foreground / 4 + negative / 2, "background": background,
+            "foreground": foreground, "negative": negative}
 
 
 def mean_over(values: Tensor, chosen: Tensor) -> Tensor:

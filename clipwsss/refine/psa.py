@@ -68,10 +68,7 @@ class AffinityNet(nn.Module):
         features = self(images)
         first, others = pair_views(features.float(), radius)
         affinity = torch.stack([pair_affinity(first, second, 1) for second in others], 1)
-        labels = shrink_labels(labels, features.shape[-2:])
-        background, foreground, negative = pair_losses(affinity, labels, radius)
-        return {"loss": background / 4 + foreground / 4 + negative / 2, "background": background,
-                "foreground": foreground, "negative": negative}
+        return pair_losses(affinity, shrink_labels(labels, features.shape[-2:]), radius)
 
 
 def pair_affinity(first: Tensor, second: Tensor, dim: int) -> Tensor:

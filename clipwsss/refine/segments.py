@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.coco_masks import decode
+from ..datasets.coco_masks import decode, encode
 from ..files import atomic_path
 from ..errors import InputError
 
@@ -118,11 +118,6 @@ def nested(segments: Sequence[Segment], share: float = 0.9) -> list[Segment]:
 
 def write_segments(folder: Path | str, name: str, segments: Iterable[np.ndarray]) -> None:
     """Write bool [H, W] masks, which may overlap, as FOLDER/NAME.json in SAM's form (COCO's run lengths)."""
-    regions = []
-    for segment in segments:
-        flat = np.asarray(segment, bool).T.ravel()
-        edges = np.flatnonzero(np.diff(flat, prepend=False))
-        counts = np.diff(edges, prepend=0, append=flat.size).tolist()
-        regions.append({"segmentation": {"size": list(segment.shape), "counts": counts}})
+    regions = [{"segmentation": encode(np.asarray(segment, bool))} for segment in segments]
     with atomic_path(Path(folder) / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(regions))

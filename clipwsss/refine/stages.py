@@ -42,23 +42,19 @@ class Picture(NamedTuple):
 class Constant(NamedTuple):
     """The background has one score beside maps in [0, 1]."""
     score: float
+    walks = False
 
-    def before(self, maps: Tensor) -> Tensor:
-        return maps
-
-    def after(self, maps: Tensor) -> Tensor:
+    def beside(self, maps: Tensor) -> Tensor:
         return torch.cat([torch.full_like(maps[:1], self.score), maps])
 
 
 class Alpha(NamedTuple):
     """PSA's background map (1 - max cam)^alpha, which walks too (CVPR 2018, equation 2)."""
     exponent: float
+    walks = True
 
-    def before(self, maps: Tensor) -> Tensor:
+    def beside(self, maps: Tensor) -> Tensor:
         return torch.cat([(1 - maps.amax(0, keepdim=True)).clamp(min=0) ** self.exponent, maps])
-
-    def after(self, maps: Tensor) -> Tensor:
-        return maps
 
 
 class Walk(NamedTuple):
@@ -164,12 +160,12 @@ class Paint(NamedTuple):
     """Segments of a folder painted by their scores (FMA-WSSS, see `segments.paint`), the background's too."""
     folder: Path
     power: float = 0.6
-    from_strided, takes_background, gives_background = False, False, True
+    from_strided, takes_background = False, True
 
     def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
         segments = read_segments(self.folder, picture.name, picture.size)
-        labels = torch.from_numpy(paint(maps.numpy(), segments, self.power)).long()
-        return F.one_hot(labels, len(maps) + 1).permute(2, 0, 1).float()
+        labels = torch.from_numpy(paint(maps[1:].numpy(), segments, self.power)).long()
+        return F.one_hot(labels, len(maps)).permute(2, 0, 1).float()
 
 
 STAGES = {"color": ColorWalk, "irn": IrnWalk, "psa": PsaWalk, "crf": Crf, "pamr": Pamr}
@@ -199,14 +195,14 @@ def check_stages(names: list[str], painted: bool) -> str | None:
 def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:
     """Scores [1 + k,H,W] of background and the file's classes after all stages."""
     strided = bool(stages) and stages[0].from_strided
-    maps = background.before(torch.from_numpy(file.cam if strided else resize_cam(file, picture.size)))
-    complete = False
+    maps = torch.from_numpy(file.cam if strided else resize_cam(file, picture.size))
+    complete = background.walks
+    maps = background.beside(maps) if complete else maps
     for stage in stages:
         if stage.takes_background and not complete:
-            maps, complete = background.after(maps), True
+            maps, complete = background.beside(maps), True
         maps = stage(picture, maps)
-        complete = complete or getattr(stage, "gives_background", False)
-    return maps if complete else background.after(maps)
+    return maps if complete else background.beside(maps)
 
 
 def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
