@@ -221,6 +221,20 @@ def test_inputs_are_left_alone():
     np.testing.assert_array_equal(dense_crf(image[:, ::-1], unary[..., ::-1]), dense_crf(*flipped))
 
 
+def test_numbering_survives_clashes():
+    rng = np.random.default_rng(0)
+    values = rng.integers(-2 ** 60, 2 ** 60, 6000)[rng.integers(0, 6000, 20000)]
+    numbering = crf._Numbering(20000)
+    numbers = np.concatenate([numbering.number(part) for part in np.split(values, 8)])
+    assert len(numbering.tables) > 1                          # the sample is large enough to clash
+    assert np.array_equal(numbering.values[numbers], values)
+    assert numbering.count == len(np.unique(values)) == len(np.unique(numbers))
+    asked = np.concatenate((values[:50], rng.integers(-2 ** 60, 2 ** 60, 5000)))
+    found = numbering.number(asked, add=False)
+    assert np.array_equal(found[:50], numbers[:50])
+    assert np.array_equal(found >= 0, np.isin(asked, values)) and numbering.count == len(np.unique(values))
+
+
 @pytest.mark.parametrize("change, message", (
     (dict(image=np.zeros((8, 9, 3), np.float32)), "image: need a uint8 array \\[H, W, 3\\], got float32"),
     (dict(image=np.zeros((8, 9), np.uint8)), "image: need a uint8 array"),
