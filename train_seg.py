@@ -22,7 +22,7 @@ from clipwsss.options import (dataset_of, inference_flags, parse, script_parser,
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
-from clipwsss.segment.predict import Prediction, image_files, predict_dataset, predict_files
+from clipwsss.segment.predict import Photos, Prediction, image_files, predict_dataset
 from clipwsss.segment.segmenter import (NETWORKS, Segmenter, build_segmenter, export_network,
                                          load_segmenter)
 from clipwsss.segment.submission import pack
@@ -150,12 +150,11 @@ def use(args: argparse.Namespace, segmenter: Segmenter, prediction: Prediction) 
         beside = args.checkpoint and "out" not in args.set_by
         folder = (args.checkpoint.parent if beside else args.out) / "predicted"
         files = image_files(args.predict, folder, args.overwrite)
-        problems = predict_files(segmenter, files, folder, prediction, args.skip_bad, args.max_pixels)
-        for problem in problems:
+        photos = Photos(files, args.skip_bad, args.max_pixels)
+        for problem in photos.skipped:
             print(f"skipped: {problem}", file=sys.stderr)
-        if len(problems) == len(files):
-            raise InputError(problems[0])
-        print(f"{len(files) - len(problems)} label maps and overlays in {folder}")
+        predict_dataset(segmenter, photos, folder, prediction, overlays=True)
+        print(f"{len(photos)} label maps and overlays in {folder}")
     if args.export and is_main():
         if segmenter.design["network"] == "mask2former":
             raise InputError("--export: DeepLab only; save mask2former by transformers' own means")

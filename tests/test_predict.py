@@ -10,7 +10,7 @@ from test_segmenter import built
 
 from clipwsss.datasets.base import Entry, TagDataset
 from clipwsss.errors import InputError
-from clipwsss.segment.predict import Prediction, decide, predict_dataset, predict_files, probabilities
+from clipwsss.segment.predict import Photos, Prediction, decide, predict_dataset, probabilities
 
 
 def test_probabilities_are_the_mean_over_scales_and_mirrors():
@@ -76,8 +76,9 @@ def test_files_of_a_data_set_are_what_decide_says(photos, tmp_path, crf):
 def test_own_files_get_overlays_and_bad_ones_are_reported(photos, tmp_path):
     photos[2].write_bytes(b"nothing")
     with pytest.raises(InputError, match="photo2.png: not a readable image"):
-        predict_files(built(), photos, tmp_path / "out", Prediction())
-    problems = predict_files(built(), photos, tmp_path / "out", Prediction(), skip_bad=True)
-    assert len(problems) == 1 and "photo2.png" in problems[0]
+        Photos(photos)
+    good = Photos(photos, skip_bad=True)
+    predict_dataset(built(), good, tmp_path / "out", Prediction(), overlays=True)
+    assert len(good) == 4 and len(good.skipped) == 1 and "photo2.png" in good.skipped[0]
     assert len(list((tmp_path / "out").glob("photo?.png"))) == 4
     assert len(list((tmp_path / "out").glob("photo?_overlay.png"))) == 4

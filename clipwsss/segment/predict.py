@@ -1,6 +1,6 @@
 """Label maps of whole images: probabilities over scales, the CRF's decision, files of many images."""
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..datasets import TagDataset
-from ..datasets.base import files_of
+from ..datasets.base import Entry, files_of
 from ..datasets.folder import SUFFIXES
 from ..datasets.loaders import size_loader
-from ..datasets.reading import MOST_PIXELS, read_image
+from ..datasets.reading import MOST_PIXELS, Checked
 from ..datasets.transforms import eval_transform
-from ..distributed import barrier, gather, share
+from ..distributed import barrier
 from ..errors import InputError
 from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress
@@ -85,35 +85,52 @@ def decide(image: NDArray, likelihood: NDArray, crf: bool = False) -> NDArray:
 
 
 def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, prediction: Prediction,
-                    done: Container[str] = ()) -> None:
-    """Write FOLDER/NAME.png, the label map, of a data set's images but those in `done`."""
+                    done: Container[str] = (), overlays: bool = False) -> None:
+    """Write FOLDER/NAME.png, the label map, of a data set's images but those in `done`.
+
+    overlays: NAME_overlay.png too. Afterwards those of all processes are there. The network's device computes
+    probabilities, threads decide and write.
+    """
+    def write(path: Path, image: NDArray, likelihood: NDArray) -> None:
+        labels = decide(image, likelihood, prediction.crf)
+        write_mask(path, labels, segmenter.palette)
+        if overlays:
+            picture = overlay(Image.fromarray(image), labels, segmenter.palette)
+            legend = shares(labels, segmenter.palette, ("background", *segmenter.classes))
+            save(with_legend(picture, legend), path.with_name(f"{path.stem}_overlay.png"))
+
     plain = dataset.with_transform(eval_transform(), masks=False)
     loader = size_loader(plain, prediction.batch_size, prediction.workers, done)
-    batches = (([folder / f"{name}.png" for name in batch.names], batch.images) for batch in loader)
-    _write_all(segmenter, batches, prediction, sum(map(len, loader.batch_sampler)))
+    network, device = folded(segmenter.network), next(segmenter.network.parameters()).device
+    progress, threads = Progress("predict", sum(map(len, loader.batch_sampler))), max(1, prediction.workers)
+    waiting = []
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in loader:
+            with autocast(prediction.precision, device):
+                likelihoods = probabilities(network, batch.images.to(device, non_blocking=True),
+                                            prediction.scales, prediction.flip).cpu().numpy()
+            pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            waiting += [pool.submit(write, folder / f"{name}.png", *image)
+                        for name, *image in zip(batch.names, pixels, likelihoods)]
+            progress.update(len(batch.names))
+            while len(waiting) > 2 * threads:  # few probabilities are held at once
+                waiting.pop(0).result()
+        for job in waiting:
+            job.result()
+    progress.close()
+    barrier()
 
 
-def predict_files(segmenter: Segmenter, files: Sequence[Path], folder: Path, prediction: Prediction,
-                  skip_bad: bool = False, most: int = MOST_PIXELS) -> list[str]:
-    """Write FOLDER/NAME.png, the label map, and NAME_overlay.png of image files; the bad ones, if skipped.
+class Photos(TagDataset):
+    """A user's image files, turned as their EXIF tags say; no tags, no masks, no classes.
 
-    Images of more than `most` pixels are bad.
+    Bad ones, and those of more than `most` pixels, are an InputError, or with skip_bad in `skipped`.
     """
-    problems, files = [], share(files)
+    oriented = True
 
-    def batches() -> Iterator[tuple[list[Path], Tensor]]:
-        for file in files:
-            try:
-                image = read_image(file, True, most)
-            except InputError as error:
-                if not skip_bad:
-                    raise
-                problems.append(str(error))
-                continue
-            yield [folder / f"{file.stem}.png"], eval_transform()(image, None)[0][None]
-
-    _write_all(segmenter, batches(), prediction, len(files), overlays=True)
-    return [problem for part in gather(problems) for problem in part]
+    def __init__(self, files: Sequence[Path], skip_bad: bool = False, most: int = MOST_PIXELS):
+        entries = [Entry(path.stem, path, None, None, "--predict") for path in files]
+        super().__init__(entries, (), (), skip_bad, checked=Checked(most=most))
 
 
 def image_files(paths: Iterable[Path], folder: Path, overwrite: bool = False) -> list[Path]:
@@ -140,37 +157,3 @@ def image_files(paths: Iterable[Path], folder: Path, overwrite: bool = False) ->
         raise InputError(f"--predict: {present[0]} is there; --out names another folder, --overwrite "
                          "replaces all but the images themselves")
     return files
-
-
-def _write_all(segmenter: Segmenter, batches: Iterable[tuple[list[Path], Tensor]], prediction: Prediction,
-               total: int, overlays: bool = False) -> None:
-    """Write the label map of every image of `batches` (paths to write, images [B,3,H,W] in [0,1]).
-
-    Afterwards those of all processes are there.
-    The network's device computes probabilities, threads decide and write.
-    """
-    def write(path: Path, image: NDArray, likelihood: NDArray) -> None:
-        labels = decide(image, likelihood, prediction.crf)
-        write_mask(path, labels, segmenter.palette)
-        if overlays:
-            picture = overlay(Image.fromarray(image), labels, segmenter.palette)
-            legend = shares(labels, segmenter.palette, ("background", *segmenter.classes))
-            picture = with_legend(picture, legend)
-            save(picture, path.with_name(f"{path.stem}_overlay.png"))
-
-    network, device = folded(segmenter.network), next(segmenter.network.parameters()).device
-    progress, waiting, threads = Progress("predict", total), [], max(1, prediction.workers)
-    with ThreadPoolExecutor(threads) as pool:
-        for paths, images in batches:
-            with autocast(prediction.precision, device):
-                likelihoods = probabilities(network, images.to(device, non_blocking=True), prediction.scales,
-                                            prediction.flip).cpu().numpy()
-            pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            waiting += [pool.submit(write, *image) for image in zip(paths, pixels, likelihoods)]
-            progress.update(len(paths))
-            while len(waiting) > 2 * threads:  # few probabilities are held at once
-                waiting.pop(0).result()
-        for job in waiting:
-            job.result()
-    progress.close()
-    barrier()
