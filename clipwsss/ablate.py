@@ -98,13 +98,14 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
     return rows
 
 
-def carried(rows: Sequence[Row], through: str, dataset: str) -> list[Row]:
-    """These rows and, of each train_prompt row, its pseudo masks and segmenter as far as `through`."""
+def carried(rows: Sequence[Row], through: str, dataset: str, flags: Sequence[str] = ()) -> list[Row]:
+    """These rows and, of each train_prompt row, its pseudo masks (made with `flags`) and segmenter as far as
+    `through`."""
     followers = []
     for row in rows:
         if row.stage == "train_prompt" and through != "train_prompt":
             against = tuple(f"{name}, masks" for name in row.against)
-            masks = Row(f"{row.name}, masks", "make_pseudo", (), (row,), against)
+            masks = Row(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,), against)
             followers.append(masks)
             if through == "train_seg":  # the toy's segmenter starts from the generator
                 own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
@@ -262,7 +263,8 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(args.only or ()) - set(known):
         raise InputError(f"--only {unknown.pop()!r}: the rows are {', '.join(map(repr, known))}")
     rows = [row for name, row in known.items() if name in (args.only or known)]
-    rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset)
+    rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset,
+                   table.get("make_pseudo", ()))
 
     settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
     base = args.runs / args.dataset / "_".join(["ablate", *unusual]).replace(" ", "_")

@@ -277,7 +277,9 @@ def test_rows_are_carried_to_masks_and_segmenter():
     whole = ablate.carried(rows[:1], "train_seg", "toy")
     assert [row.stage for row in whole] == ["train_prompt", "make_pseudo", "train_seg"]
     assert whole[2].starts == (whole[1], rows[0]) and "{needs}/generator.pt" in whole[2].flags
-    settings = ablate.ask_all("toy", whole)
+    best = ablate.carried(rows[:1], "make_pseudo", "toy", TABLES["both"]["make_pseudo"])[-1]
+    settings = ablate.ask_all("toy", [*whole, best])
+    assert settings[best]["threshold"] == "auto" and settings[whole[1]].get("threshold") != "auto"
     ablation = ablate.Ablation(Path("base"), "toy", settings, Path("data"))
     command = ablation.command(whole[2], 0)
     assert command[command.index("--masks") + 1] == f"{ablation.out(whole[1], 0)}/masks"
