@@ -91,7 +91,10 @@ def barrier() -> None:
 
 def agreed(value: object) -> object:
     """The main process's value, which the others take for theirs."""
-    return gather(value)[0]
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def share(items: Sequence) -> Sequence:

@@ -68,7 +68,8 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True, **defa
     if resumes:
         add("--resume", action="store_true", help="go on exactly where a run was interrupted")
     add = parser.add_argument_group("training").add_argument
-    add("--crop-size", type=whole(16, 4096), help="side of the training crop")
+    add("--crop-size", type=whole(16, 4096),
+        help="side of the training crop; --refine irn also pads smaller images to it")
     add("--brightness", type=real(0, 1), default=0.0, help="random gain of 1 +- this in training")
     add("--batch-size", type=whole(1, 65536), help="images in a step")
     add("--epochs", type=whole(0), help="passes over the split")

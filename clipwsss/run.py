@@ -18,7 +18,6 @@ try:
 except ModuleNotFoundError:  # Windows: runs are not locked there
     fcntl = None
 
-
 # What may differ between a run and its resumption: none of these changes a result.
 FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
@@ -193,11 +192,12 @@ def keep_outside(flag: str, path: Path, data: Iterable[Path]) -> None:
 def keep_apart(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
     """InputError where results in `out` could touch what a run reads: the data's root, its files' folders
     `data`, or an input (setting -> file or folder)."""
+    here = out.resolve()
     keep_outside("--out", out, data)
-    if data_root.resolve().is_relative_to(out.resolve()):
+    if data_root.resolve().is_relative_to(here):
         raise InputError(f"--out {out}: holds the data {data_root}; name another folder")
     for name, path in inputs.items():
-        if path.resolve().is_relative_to(out.resolve()):
+        if path.resolve().is_relative_to(here):
             raise InputError(f"--out {out}: --{name.replace('_', '-')} {path} lies there, which is read; "
                              "name another folder")
 

@@ -19,7 +19,8 @@ Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are 
 
 def read_choices(path: Path) -> dict:
     """A run's prompts.json: image -> class -> chosen word and all similarities; InputError otherwise."""
-    with input_errors(f"{path}: not the prompts.json of a run of --class-prompt word: ", Exception):
+    with input_errors(f"{path}: not the prompts.json of a run of --class-prompt word: ",
+                      OSError, ValueError, AttributeError, TypeError, KeyError):
         table = json.loads(path.read_text())
         if not table or any(entry["word"] not in entry["similarity"]
                             for rows in table.values() for entry in rows.values()):
