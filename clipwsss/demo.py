@@ -101,7 +101,7 @@ class Clock:
     """Tells how long the demo has taken and, by its plan, what is left."""
 
     def __init__(self, rounds: Sequence[Sequence[Sequence[Step]]]):
-        self.begin, self.done = time.perf_counter(), 0.0
+        self.begin, self.done, self.lock = time.perf_counter(), 0.0, threading.Lock()
         self.whole = sum(step.seconds / min(CORES, len(lanes))
                          for lanes in rounds for lane in lanes for step in lane)
 
@@ -113,6 +113,11 @@ class Clock:
         """Print that a command starts."""
         left = f", about {self.spent() * (self.whole / self.done - 1):.0f} s left" if self.done else ""
         print(f"\n[{self.spent():.0f} s so far{left}]\n$ python {shlex.join(command)}", flush=True)
+
+    def add(self, seconds: float) -> None:
+        """Planned seconds are over, in whatever lane."""
+        with self.lock:
+            self.done += seconds
 
 
 def run_side_by_side(lanes: Sequence[Sequence[Step]], clock: Clock) -> None:
@@ -136,7 +141,7 @@ def run_side_by_side(lanes: Sequence[Sequence[Step]], clock: Clock) -> None:
             if answer.returncode:
                 failed.set()
                 raise InputError(f"{step.command[0]} stopped with exit status {answer.returncode}, see above")
-            clock.done += step.seconds / min(CORES, len(lanes))
+            clock.add(step.seconds / min(CORES, len(lanes)))
 
     with ThreadPoolExecutor(len(lanes)) as pool:
         list(pool.map(run_lane, lanes))
