@@ -4,7 +4,7 @@ import json
 import pytest
 
 from clipwsss.errors import InputError
-from clipwsss.guidance.words import ASSETS, load_words
+from clipwsss.guidance.words import ASSETS, corpora, load_words
 
 
 def test_voc_and_coco_words():
@@ -17,6 +17,32 @@ def test_voc_and_coco_words():
     names = list(json.loads((ASSETS / "prompts_coco14.json").read_text())["names"])
     coco = load_words("coco14", names)
     assert len(names) == 80 < len(coco.background) and all(3 <= len(row) <= 5 for row in coco.candidates)
+
+
+@pytest.mark.parametrize("corpus, label, words", [
+    ("wikipedia", "bicycle", ["bicycle", "bike", "motorcycle", "motorbike"]),
+    ("wikipedia", "bottle", ["bottle", "flask", "jug", "soda"]),
+    ("wikipedia", "bus", ["bus", "buse", "tram", "trolleybus"]),
+    ("wikipedia", "horse", ["horse", "hors", "racehorse", "thoroughbred"]),
+    ("wikipedia", "motorbike", ["motorbike", "bike", "bicycle"]),
+    ("wikipedia", "train", ["train", "intercity", "freight", "tram"]),
+    ("bnc", "aeroplane", ["aeroplane", "biplane", "aircraft", "microlight"]),
+    ("bnc", "horse", ["horse", "stallion", "mare", "ride"]),
+    ("bnc", "motorbike", ["motorbike", "bike", "motorcycle"]),
+    ("bnc", "person", ["player", "person", "someone", "individual"]),
+    ("news", "dog", ["dog", "dogs", "puppy", "pitbull"]),
+    ("news", "sofa", ["sofa", "couch", "settee", "sofas"])])
+def test_first_words_of_a_corpus_are_the_names_of_poles_release(corpus, label, words):
+    for n in range(1, len(words)):  # 2, 3 and 4 names, the class's own counted
+        assert load_words("voc12", [label], synonyms_file=corpus, n_synonyms=n).candidates == [words[:n + 1]]
+
+
+def test_every_voc_class_has_four_names_where_the_release_has():
+    short = {corpus: [label for label, words in lists.items() if len(words) < 3]
+             for corpus, lists in corpora("voc12").items() if corpus != "chatgpt"}
+    assert short == {"bnc": ["bus"], "chatgpt-long": [], "news": ["bus", "chair", "train"],
+                     "wikipedia": ["motorbike"]}  # there the release's 4 names are 3, or one of them twice
+    assert corpora("voc12")["wikipedia"]["motorbike"] == ["bike", "bicycle"]
 
 
 def test_own_data_words(tmp_path):
