@@ -3,6 +3,7 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -192,14 +193,16 @@ def start_affinity(args: argparse.Namespace, kind: str) -> tuple[torch.nn.Module
     return network, backbone
 
 
-def best_thresholds(run: Run, inputs: TaggedCams, stages: list, jobs: ImageJobs) -> tuple[float, float]:
+def best_thresholds(run: Run, inputs: TaggedCams, scored: Container[str], stages: list,
+                    jobs: ImageJobs) -> tuple[float, float]:
     """Background thresholds of best mIoU of refined maps and of CAMs; without masks the paper's for both.
 
+    The masks are those of images that are `scored`.
     They are kept in thresholds.json, so that a run that goes on does not search again.
     """
     stored, dataset = run.path("thresholds.json"), inputs.dataset
     if not agreed(stored.exists()):
-        masked = [i for i in range(len(dataset)) if dataset.has_mask(i)]
+        masked = [i for i, name in enumerate(dataset.names) if name in scored and dataset.has_mask(i)]
         if not masked:
             print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
@@ -252,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
                           network=network, device=device) for name in args.refine if name != "none"]
     if args.threshold == "auto":
         walks = [stage for stage in stages if not stage.takes_background]
-        backgrounds = tuple(map(Constant, best_thresholds(run, inputs, walks, jobs)))
+        backgrounds = tuple(map(Constant, best_thresholds(run, inputs, scored, walks, jobs)))
     else:
         backgrounds = (Alpha(args.alpha) if args.threshold == "alpha" else Constant(args.threshold),) * 2
     if args.segments:

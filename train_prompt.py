@@ -18,7 +18,7 @@ from clipwsss.cams.maps import write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import make_loader, size_loader
-from clipwsss.datasets.transforms import square_transform
+from clipwsss.datasets.transforms import AUGMENTS, square_transform
 from clipwsss.errors import input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import real, whole
@@ -91,6 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts (AdamW)")
     add("--prompt-batch-size", type=whole(1, 65536),
         help="images in a step that learns prompts (default: --batch-size)")
+    add("--prompt-augment", choices=AUGMENTS, help="their crops (default: --augment)")
     add("--adapter-lr", type=real(0, 100), help="learning rate of adapters (default: --lr)")
     generator_flags(parser, frozen_bn=False, freeze_stages=1)
     parser.add_argument("--tune", choices=("all", "head", "fusion"), default="all",
@@ -139,6 +140,8 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, step: TuneStep,
     for name, rate in (("adapters", args.adapter_lr or training.lr), ("class_prompt", args.prompt_lr)):
         groups.append({"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate})
     fit(run, loader, step, modules, groups, training)
+    if args.keep_best:
+        best.restore()
 
 
 def keep_choices(prompt: Prompt, run: Run, classes: list[str]) -> None:
@@ -227,15 +230,13 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, gui
     start = copy.deepcopy(generator.state_dict())
     if args.match_epochs:
         tune(args, run, loaders.guided, tuning,
-             training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), nn.Module())
+             training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), best)
 
     ready_background_prompt(args, run, guide, texts, loaders.prompts)
     if args.restart:
         generator.load_state_dict(start)
     tuning = tuning._replace(background_prompt=background_prompt)
     tune(args, run, loaders.guided, tuning, training_of(args, "guide"), best)
-    if args.keep_best:
-        best.restore()
 
 
 def baseline_cams(args: argparse.Namespace) -> Path:
@@ -263,8 +264,9 @@ def main(argv: list[str] | None = None) -> int:
         with input_errors(f"--keep-best {args.keep_best}: "):
             best = nn.Module() if not args.keep_best else BestEpoch(
                 generator, dataset_of(args, args.keep_best), args.cam_batch_size, args.workers)
-        loaders = Loaders(*(crops_of(args, dataset, size or args.batch_size, generator.input_multiple)
-                            for size in (args.batch_size, args.prompt_batch_size)))
+        crops = partial(crops_of, args, dataset, multiple=generator.input_multiple)
+        loaders = Loaders(crops(args.batch_size), crops(args.prompt_batch_size or args.batch_size,
+                                                        augment=args.prompt_augment))
     clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
     if args.compile:
         compile_networks(*([generator] if start else ()), clip.visual)

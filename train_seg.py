@@ -22,7 +22,7 @@ from clipwsss.options import (dataset_of, inference_flags, parse, script_parser,
 from clipwsss.report.page import Outputs, write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
-from clipwsss.segment.predict import Photos, Prediction, image_files, predict_dataset
+from clipwsss.segment.predict import FUSIONS, Photos, Prediction, image_files, predict_dataset
 from clipwsss.segment.segmenter import (NETWORKS, Segmenter, build_segmenter, export_network,
                                          load_segmenter)
 from clipwsss.segment.submission import pack
@@ -51,8 +51,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, help="folder of training masks (default: make_pseudo's); truth: the data's own")
     add("--iterations", type=whole(1), default=20000, metavar="N", help="optimiser steps (without --epochs)")
     add("--accumulate", type=whole(1, 65536), default=2, help="batches whose gradients make one step")
-    add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
-        help="training scales")
+    add("--scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5), action=Ascending,
+        help="training scales: one of them is drawn for an image; of two, anything between")
     add("--balanced", action="store_true", help="cross entropy: half foreground, half background")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of new layers over the backbone's (biases of the V2 ASPP: twice that)")
@@ -60,9 +60,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--predict-split", default="val", help="split to predict; '' for none")
     add("--checkpoint", type=Path, help="use this trained segmenter, train nothing")
     add("--crf", action=switch, default=True, help="dense CRF after prediction")
-    add("--test-scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
-        help="scales whose probabilities are averaged in predictions")
-    add("--test-flip", action=switch, default=True, help="add the mirror images")
+    add("--test-scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.75, 0.5), help="scales in predictions")
+    add("--test-fusion", choices=FUSIONS, default="max", help="what joins them: the mean of probabilities, "
+        "or the maximum of logits at the first one's size, as DeepLabV2 is tested")
+    add("--test-flip", action=switch, default=False, help="average with the mirror images")
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="images of one size per forward pass in predictions")
     inference_flags(add)
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.compile and args.network == "mask2former":
         raise InputError("--compile: DeepLab only")
     prediction = Prediction(args.test_scales, args.test_flip, args.crf, args.test_batch_size, args.workers,
-                            args.test_precision)
+                            args.test_precision, args.test_fusion)
     uses = args.predict or args.export
     trained = args.checkpoint or (args.out / "segmenter.pt" if uses else None)
     data = None if trained else training_data(args)

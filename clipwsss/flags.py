@@ -94,11 +94,11 @@ whole, real = partial(Number, int), partial(Number, float)  # the types of numbe
 
 
 class Ascending(argparse.Action):
-    """LO HI, the first not above the second; 0 stands only beside 0."""
+    """LO HI, the first not above the second (0 stands only beside 0), or any other number of values."""
 
     def __call__(self, parser: Parser, namespace: argparse.Namespace, values: list, *_: object) -> None:
-        low, high = values
-        if low > high or (low == 0) != (high == 0):
+        low, high = values[0], values[-1]
+        if len(values) == 2 and (low > high or (low == 0) != (high == 0)):
             raise argparse.ArgumentError(self, f"{low:g} {high:g} is no range; write the lower end first")
         setattr(namespace, self.dest, values)
 

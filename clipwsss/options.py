@@ -14,7 +14,7 @@ from .cams.maps import CamSettings
 from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
 from .datasets.reading import MOST_PIXELS, Checked
-from .datasets.transforms import strong_transform, train_transform
+from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, ScriptParser, real, whole
 from .run import Run, keep_apart, used
@@ -103,8 +103,8 @@ def generator_flags(parser: argparse.ArgumentParser, frozen_bn: bool, freeze_sta
         help="learning rate of the new layers over the backbone's")
     add("--resize-long", type=whole(0, 16384), nargs=2, default=(320, 640), metavar=("LO", "HI"),
         action=Ascending, help="range of the long side before cropping; 0 0 keeps images as they are")
-    add("--augment", choices=("crop", "strong"), default="crop",
-        help="strong: as DeiT: crops of any part and shape, RandAugment, erasing, for the three above")
+    add("--augment", choices=AUGMENTS, default="crop", help="for the three above: parts of any size and "
+        "shape (area), and RandAugment and erasing too (strong), as DeiT")
     add = parser.add_argument_group("CAMs").add_argument
     add("--score-split", help="split whose CAMs are scored by masks (default: --split)")
     add("--scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.5, 1.5, 2.0), help="scales of the CAMs")
@@ -185,17 +185,20 @@ def generator_of(args: argparse.Namespace) -> GeneratorSettings:
     return settings
 
 
-def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1) -> DataLoader:
-    """A loader of the generator's training crops as the command line asks for them.
+def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,
+             augment: str | None = None) -> DataLoader:
+    """A loader of the generator's training crops as the command line asks for them, or by another `augment`.
 
     InputError where their side is no `multiple`.
     """
+    augment = augment or args.augment
     if args.crop_size % multiple:
         raise InputError(f"--crop-size {args.crop_size}: this generator takes multiples of {multiple}")
     resize_long = args.resize_long if any(args.resize_long) else None
-    transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
-    if args.augment == "strong":
-        transform = strong_transform(args.crop_size)
+    if augment == "crop":
+        transform = train_transform(args.crop_size, resize_long, brightness=args.brightness)
+    else:
+        transform = area_transform(args.crop_size, augment == "strong")
     return make_loader(dataset.with_transform(transform, masks=False), batch_size, args.workers,
                        seed=args.seed, drop_last=True)
 

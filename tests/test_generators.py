@@ -9,7 +9,7 @@ import train_cam
 import train_prompt
 from clipwsss.cams.files import list_cams, read_cam
 from clipwsss.cams.generator import GENERATORS
-from clipwsss.datasets.transforms import square_transform, strong_transform
+from clipwsss.datasets.transforms import square_transform, area_transform
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
 from clipwsss.options import crops_of, parse
@@ -125,12 +125,12 @@ def test_a_transformer_is_refused_where_a_resnet_is_wanted(world, tmp_path):
 
 def test_strong_and_square_images():
     image = Image.effect_noise((70, 50), 80).convert("RGB")
-    for transform, side in ((strong_transform(32), 32), (square_transform(24), 24)):
+    for transform, side in ((area_transform(32), 32), (square_transform(24), 24)):
         torch.manual_seed(0)
         first, mask = transform(image, None)
         assert mask is None and first.shape == (3, side, side) and first.dtype == torch.float32
         assert 0 <= first.min() and first.max() <= 1 and type(first) is torch.Tensor
     torch.manual_seed(1)
-    one, other = (strong_transform(32)(image, None)[0] for _ in range(2))
+    one, other = (area_transform(32)(image, None)[0] for _ in range(2))
     torch.manual_seed(1)
-    assert torch.equal(strong_transform(32)(image, None)[0], one) and not torch.equal(one, other)
+    assert torch.equal(area_transform(32)(image, None)[0], one) and not torch.equal(one, other)

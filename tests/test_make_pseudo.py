@@ -1,5 +1,6 @@
 """make_pseudo.py from CAM files to masks: hand-made worlds, real CAMs, interrupted runs, bad files."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import make_pseudo
-from clipwsss.cams.files import CamFile, check_cam, read_cam, write_cam
+from clipwsss.cams.files import CamFile, check_cam, read_cam, resize_cam, write_cam
+from clipwsss.datasets import build_dataset
+from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script
 from clipwsss.report.metrics import scores, threshold_confusions
@@ -18,6 +21,7 @@ from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Pa
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
 from clipwsss.refine.segments import write_segments
+from make_pseudo import TaggedCams, best_thresholds
 
 TINY = ["--backbone", "resnet_tiny", "--weights", "none", "--crop-size", "64", "--train-radius", "5",
         "--batch-size", "2", "--epochs", "2", "--device", "cpu"]
@@ -120,6 +124,21 @@ def test_auto_threshold_is_the_best_one(tmp_path):
         maps = refined_maps(Picture(name, image), file, Constant(0.0), [ColorWalk()])[1:].numpy()
         tables = tables + threshold_confusions(maps, file.keys, truth, THRESHOLDS, 3)
     assert refined["threshold"] == THRESHOLDS[int(scores(tables)["miou"].argmax())]
+
+
+def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
+    draw_world(tmp_path / "data")
+    inputs = TaggedCams(build_dataset("folder", tmp_path / "data", "train"), tmp_path / "data/cams")
+    jobs, chosen = ImageJobs(inputs.dataset.names), []
+    for scored in ({"im2"}, {"im0", "im1", "im2", "im3"}):
+        run_folder = tmp_path / f"of{len(scored)}"
+        run_folder.mkdir()
+        best_thresholds(SimpleNamespace(path=run_folder.joinpath), inputs, scored, [], jobs)
+        chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
+    file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))
+    table = threshold_confusions(resize_cam(file, truth.shape), file.keys, truth, THRESHOLDS, 3)
+    assert chosen[0]["miou"] == pytest.approx(scores(table)["miou"].max(), abs=0.01)
+    assert chosen[0] != chosen[1]
 
 
 def test_an_interrupted_run_leaves_no_half_file_and_goes_on(tmp_path, monkeypatch):

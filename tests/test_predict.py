@@ -30,6 +30,24 @@ def test_probabilities_are_the_mean_over_scales_and_mirrors():
     assert torch.allclose(probabilities(network, images[:1]), probabilities(network, images)[:1], atol=1e-5)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_maximum_of_logits_as_deeplabv2_is_tested(flip):
+    """deeplab-pytorch's MSC by hand: copies at 0.75 and 0.5, their logits at the first's size, the largest."""
+    network, images = built().network.eval(), torch.rand(2, 3, 25, 38)
+    shares = []
+    for mirrored in (False, True)[:1 + flip]:
+        view = images.flip(-1) if mirrored else images
+        first = network(view)
+        others = [F.interpolate(network(F.interpolate(view, scale_factor=scale, mode="bilinear")),
+                                first.shape[-2:], mode="bilinear") for scale in (0.75, 0.5)]
+        largest = torch.maximum(first, torch.maximum(*others))
+        share = F.interpolate(largest, (25, 38), mode="bilinear").softmax(1)
+        shares.append(share.flip(-1) if mirrored else share)
+    result = probabilities(network, images, (1.0, 0.75, 0.5), flip, "max")
+    assert torch.allclose(result, torch.stack(shares).mean(0), atol=1e-5)
+    assert not torch.allclose(result, probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
+
+
 def test_crf_removes_specks_and_keeps_edges_of_the_image():
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 200

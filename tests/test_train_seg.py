@@ -153,5 +153,4 @@ def test_submit_and_export(world, trained, tmp_path):
     pixels = np.array(Image.open(world / "images" / "scene05.png"))
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
     labels = np.array(Image.open(tmp_path / "predictions" / "scene05.png"))
-    flipped = program(image.flip(-1)).softmax(1).flip(-1)
-    assert np.array_equal((program(image).softmax(1) + flipped).argmax(1)[0].numpy(), labels)
+    assert np.array_equal(program(image).argmax(1)[0].numpy(), labels)

@@ -57,6 +57,17 @@ def test_mask_follows_image_when_resized():
             assert agree > 0.97 and set(label.unique().tolist()) == {0, 5, 255}
 
 
+def test_two_scales_are_a_range_and_more_are_drawn_from():
+    """deeplab-pytorch draws one of five; IRN and Mask2Former anything between two."""
+    image = Image.new("RGB", (100, 60))
+    torch.manual_seed(0)
+    widths = {scales: {train_transform(None, resize_long=None, scales=scales)(image, None)[0].shape[2]
+                       for _ in range(60)} for scales in ((0.5, 1.5), (0.5, 0.75, 1.0, 1.25, 1.5), (0.75,))}
+    between, five, one = widths.values()
+    assert len(between) > 20 and min(between) >= 50 and max(between) <= 150
+    assert five == {50, 75, 100, 125, 150} and one == {75}
+
+
 def test_long_side_is_drawn_from_both_ends():
     image, mask = striped(30, 60)
     transform = train_transform(None, resize_long=(20, 23))

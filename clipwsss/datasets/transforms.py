@@ -13,19 +13,21 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 IGNORE = 255
 # Padding is ImageNet's mean colour in 8 bits, so that it is zero after a network's normalisation, as in IRN.
 MEAN_COLOUR = [124, 116, 104]
+AUGMENTS = ("crop", "area", "strong")
 STRONG = 27  # of RandAugment's 30 steps: 9 of timm's 10
 Pair = tuple[Tensor, Tensor | None]
 Transform = Callable[[Image.Image, np.ndarray | None], Pair]
 
 
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
-                    scales: tuple[float, float] | None = None, flip: bool = True,
+                    scales: tuple[float, ...] | None = None, flip: bool = True,
                     brightness: float = 0.0) -> Transform:
     """As IRN and CLIMS: (PIL RGB, uint8 mask [H, W] or None) -> (float32 [3, h, w] in [0, 1], int64 or None).
 
-    resize_long draws the long side in pixels (both ends included), scales a factor instead: images bicubic
-    with antialiasing, masks nearest. A side below crop_size is padded by the mean colour (mask: 255), the
-    image at a random place; None does not crop. brightness b: times U(1 - b, 1 + b) plus U(-b, b) / 4.
+    resize_long draws the long side in pixels (both ends included), scales a factor instead, between two of
+    them or one of more: images bicubic with antialiasing, masks nearest. A side below crop_size is padded by
+    the mean colour (mask: 255), the image at a random place; None does not crop. brightness b: times
+    U(1 - b, 1 + b) plus U(-b, b) / 4.
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")
@@ -37,17 +39,21 @@ def eval_transform() -> Transform:
     return train_transform(None, resize_long=None, flip=False)
 
 
-def strong_transform(crop_size: int) -> Transform:
-    """As DeiT and WeakTr train, of the image alone: a crop of 8 to 100 % of its area, two strong changes
-    of RandAugment's (each left out half of the time), and at times a rectangle erased."""
+def area_transform(crop_size: int, strong: bool = True) -> Transform:
+    """As DeiT and WeakTr train, of the image alone: a crop of 8 to 100 % of its area, mirrored or not.
+
+    strong: also two strong changes of RandAugment's (each left out half of the time) and at times a rectangle
+    erased.
+    """
     change = v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)
-    colour = [value / 255 for value in MEAN_COLOUR]
-    return partial(_strong, v2.Compose([
+    erase = v2.RandomErasing(0.25, value=[value / 255 for value in MEAN_COLOUR])
+    return partial(_area, v2.Compose([
         v2.RandomResizedCrop(crop_size, interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
-        change, change, v2.ToDtype(torch.float32, scale=True), v2.RandomErasing(0.25, value=colour)]))
+        *([change, change] if strong else []), v2.ToDtype(torch.float32, scale=True),
+        *([erase] if strong else [])]))
 
 
-def _strong(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+def _area(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
     return steps(tv_tensors.Image(image)).as_subclass(Tensor), None
 
 
@@ -61,7 +67,7 @@ def _square(side: int, image: Image.Image, mask: np.ndarray | None = None) -> Pa
     return functional.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), None
 
 
-def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, float] | None,
+def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, ...] | None,
                flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
     parts = [tv_tensors.Image(image)]  # bytes until the last step, which is cheapest
     if mask is not None:
@@ -71,7 +77,8 @@ def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scale
         if resize_long:
             factor = int(torch.randint(resize_long[0], resize_long[1] + 1, ())) / max(size)
         else:
-            factor = scales[0] + (scales[1] - scales[0]) * float(torch.rand(()))
+            place, low, high = float(torch.rand(())), scales[0], scales[-1]
+            factor = low + (high - low) * place if len(scales) == 2 else scales[int(place * len(scales))]
         size = [max(1, round(side * factor)) for side in size]
         parts = [functional.resize(part, size, InterpolationMode.BICUBIC, antialias=True) for part in parts]
     if flip and torch.rand(()) < 0.5:

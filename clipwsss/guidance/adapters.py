@@ -11,7 +11,7 @@ class Adapter(nn.Module):
     """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, CLIP-Adapter).
 
     W1 has D/4 columns; r starts at 0.2. kind `fixed` keeps r that scalar, `learnable` learns one r per
-    dimension (the paper leaves its shape open), `none` returns x.
+    dimension (the vector of POLE sec. 3.4), `none` returns x.
     """
 
     def __init__(self, dim: int, kind: str):

@@ -135,14 +135,14 @@ def build(design: Design, n_labels: int, weights: str | Path = "none") -> DeepLa
     return DeepLabV3Plus(body, n_labels, rates, bool(design.multi_scale))
 
 
-def multi_scale_logits(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Logits of the images, of copies at scales 0.75 and 0.5, and the maximum of all at the first's size.
+def multi_scale_logits(network: nn.Module, images: Tensor,
+                       scales: Sequence[float] = (1.0, 0.75, 0.5)) -> list[Tensor]:
+    """Logits of copies of the images at each of the scales, and the maximum of all at the first's size.
 
     The published V2 trains on every item of this list (each with its own loss) and tests with the last.
     """
-    smaller = [F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-               for scale in (0.75, 0.5)]
-    outputs = [network(item) for item in (images, *smaller)]
+    outputs = [network(images if scale == 1 else F.interpolate(
+        images, scale_factor=scale, mode="bilinear", align_corners=False)) for scale in scales]
     size = outputs[0].shape[-2:]
     resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]

@@ -12,6 +12,8 @@ from ..distributed import gather
 from .metrics import scores, threshold_confusions
 from .scoring import THRESHOLDS
 
+NOTHING_KEPT = {"epoch": 0, "miou": -1.0, "weights": None}
+
 
 @torch.inference_mode()
 def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0) -> float:
@@ -41,7 +43,7 @@ class BestEpoch(nn.Module):
         super().__init__()
         self.watched = [generator]  # in a list: its weights are not this module's
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.kept: dict = {"epoch": 0, "miou": -1.0, "weights": None}
+        self.kept = dict(NOTHING_KEPT)
 
     def end_epoch(self, epoch: int) -> None:
         miou = cam_miou(self.watched[0], self.dataset, self.batch_size, self.workers)
@@ -50,10 +52,11 @@ class BestEpoch(nn.Module):
             self.kept = {"epoch": epoch + 1, "miou": miou, "weights": weights}
 
     def restore(self) -> None:
-        """Give the generator the kept weights and say so, and that masks chose them."""
+        """Give the generator the kept weights, say so and that masks chose them, and begin anew."""
         self.watched[0].load_state_dict(self.kept["weights"])
         print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was "
               "chosen by true masks, which a method that learns from tags alone does not see")
+        self.kept = dict(NOTHING_KEPT)
 
     def get_extra_state(self) -> dict:
         return self.kept

@@ -1,6 +1,6 @@
 """Label maps of whole images: probabilities over scales, the CRF's decision, files of many images."""
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from ..distributed import barrier
 from ..errors import InputError
 from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress
+from ..networks.deeplab import multi_scale_logits
 from ..networks.folding import folded
 from ..refine.crf import dense_crf, unary_from_probabilities
 from ..training import autocast
@@ -30,10 +31,11 @@ from .segmenter import Segmenter
 # deeplab-pytorch's for VOC 2012: (sxy, weight), (sxy, srgb, weight)
 CRF_KERNELS = ((1, 3), (67, 3, 4))
 LIKELY = 1e-3  # probability that a label needs somewhere in an image to take part in its CRF
+FUSIONS = ("mean", "max")  # of scales: mean of probabilities, maximum of logits
 
 
 class Prediction(NamedTuple):
-    """How to predict: the scales whose probabilities are averaged, mirror images too (flip), dense CRF.
+    """How to predict: the scales and how they are joined (one of FUSIONS), mirror images too, dense CRF.
 
     batch_size: images of one size per forward pass; workers: threads that decide and write, and processes
     that load.
@@ -44,29 +46,37 @@ class Prediction(NamedTuple):
     batch_size: int = 1
     workers: int = 0
     precision: str = "fp32"
+    fusion: str = "mean"
 
 
 @torch.inference_mode()
 def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,),
-                  flip: bool = False) -> Tensor:
-    """Mean class probabilities [B,n_labels,H,W] of images [B,3,H,W] over scales and mirror images.
+                  flip: bool = False, fusion: str = "mean") -> Tensor:
+    """Class probabilities [B,n_labels,H,W] of images [B,3,H,W] over scales, averaged over mirror images.
 
-    The largest scale comes first, and the others, added to the mean one by one, fit into the memory it took.
+    fusion `mean` averages the scales' probabilities; `max` takes the maximum of their logits at the size of
+    the first scale's, as DeepLabV2 is tested (deeplab-pytorch).
     """
-    size, total = images.shape[-2:], None
-    mirrors = (False, True) if flip else (False,)
-    for scale in sorted(scales, reverse=True):
-        scaled = images
-        if scale != 1:
-            target = [max(1, round(side * scale)) for side in size]
-            scaled = F.interpolate(images, target, mode="bilinear", align_corners=False)
-        for mirrored in mirrors:
-            logits = network(scaled.flip(-1) if mirrored else scaled).float()
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-            share = logits.softmax(1).div_(len(scales) * len(mirrors))
+    size, total, mirrors = images.shape[-2:], None, 2 if flip else 1
+    outputs = 1 if fusion == "max" else len(scales)
+    for mirrored in range(mirrors):
+        for logits in _logits(network, images.flip(-1) if mirrored else images, scales, fusion):
+            logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+            share = logits.softmax(1).div_(outputs * mirrors)
             share = share.flip(-1) if mirrored else share
             total = share if total is None else total.add_(share)
     return total
+
+
+def _logits(network: nn.Module, images: Tensor, scales: Sequence[float], fusion: str) -> Iterator[Tensor]:
+    """Each scale's logits, the largest first: the others fit into the memory it took; or their maximum."""
+    if fusion == "max":
+        yield multi_scale_logits(network, images, scales)[-1]
+        return
+    for scale in sorted(scales, reverse=True):
+        target = [max(1, round(side * scale)) for side in images.shape[-2:]]
+        yield network(images if scale == 1 else
+                      F.interpolate(images, target, mode="bilinear", align_corners=False))
 
 
 def decide(image: NDArray, likelihood: NDArray, crf: bool = False) -> NDArray:
@@ -108,7 +118,8 @@ def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, pre
         for batch in loader:
             with autocast(prediction.precision, device):
                 likelihoods = probabilities(network, batch.images.to(device, non_blocking=True),
-                                            prediction.scales, prediction.flip).cpu().numpy()
+                                            prediction.scales, prediction.flip,
+                                            prediction.fusion).cpu().numpy()
             pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
             waiting += [pool.submit(write, folder / f"{name}.png", *image)
                         for name, *image in zip(batch.names, pixels, likelihoods)]
