@@ -2,9 +2,10 @@
 
 The tables are assets/tables.json. A table has a `title` and `rows`; `reference` names the row that the
 others are compared with, `radar` one whose chosen words are counted, `through` the stage that rows are
-carried to. A row has a `name`, `flags`, flags of one data set by its name, `stage` (or train_prompt),
-`datasets` it is limited to, `against` (rows to compare it with), `paper` (its figure), `needs`: an earlier
-row, `{needs}` its folder in flags, `baseline`: a row of train_cam to start from.
+carried to, `papers` names and figures that the papers print and no row has. A row has a `name`, `flags`,
+flags of one data set by its name, `stage` (or train_prompt), `datasets` it is limited to, `against` (rows
+to compare it with), `paper` (its figure, or a list of its own, its masks' and its segmenter's), `needs`: an
+earlier row, `{needs}` its folder in flags, `baseline`: a row of train_cam to start from.
 """
 import argparse
 import json
@@ -52,7 +53,7 @@ class Row(NamedTuple):
     flags: tuple[str, ...] = ()
     starts: tuple["Row", ...] = ()
     against: tuple[str, ...] = ()
-    paper: str = ""
+    paper: tuple[str, ...] = ()  # its figure, its masks' and its segmenter's, as far as known
 
 
 BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
@@ -93,25 +94,23 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
                 flags += extra
                 starts = [rows.get(entry.get("baseline"), BASELINE)]
                 starts += [rows[entry["needs"]]] if "needs" in entry else []
-            against = entry.get("against", [table.get("reference", name)])
-            rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), entry.get("paper", ""))
+            against, paper = entry.get("against", [table.get("reference", name)]), entry.get("paper", ())
+            paper = (paper,) if isinstance(paper, str) else tuple(paper)
+            rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), paper)
     return rows
 
 
 def carried(rows: Sequence[Row], through: str, dataset: str, flags: Sequence[str] = ()) -> list[Row]:
-    """These rows and, of each train_prompt row, its pseudo masks (made with `flags`) and segmenter as far as
-    `through`."""
+    """These rows and, of each, its pseudo masks (made with `flags`) and segmenter as far as `through`."""
     followers = []
     for row in rows:
-        if row.stage == "train_prompt" and through != "train_prompt":
-            against = tuple(f"{name}, masks" for name in row.against)
-            masks = Row(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,), against)
-            followers.append(masks)
-            if through == "train_seg":  # the toy's segmenter starts from the generator
-                own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
-                start = ("--weights", own) if dataset == "toy" else ()
-                against = tuple(f"{name}, segmenter" for name in row.against)
-                followers.append(Row(f"{row.name}, segmenter", "train_seg", start, (masks, row), against))
+        own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
+        start = ("--weights", own) if dataset == "toy" else ()  # its segmenter starts from the generator
+        masks = Row(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,),
+                    tuple(f"{name}, masks" for name in row.against), row.paper[1:2])
+        segmenter = Row(f"{row.name}, segmenter", "train_seg", start, (masks, row),
+                        tuple(f"{name}, segmenter" for name in row.against), row.paper[2:])
+        followers += [masks, segmenter][:THROUGH.index(through)]
     return [*rows, *followers]
 
 
@@ -279,7 +278,7 @@ def main(argv: list[str] | None = None) -> int:
             f"seeds {seeds[0]} to {seeds[-1]}.")
     text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
     text += f" Worlds of {', '.join(unusual)}." if unusual else ""
-    text += f"\n\n{markdown(rows, values)}\n![{args.table}]({page.stem}.png)\n"
+    text += f"\n\n{markdown(rows, values, table.get('papers', ()))}\n![{args.table}]({page.stem}.png)\n"
     title = f"{args.table}, {args.dataset}: mIoU %, mean ± std, a dot for each seed"
     finite = [row[np.isfinite(row)] for row in values.values()]
     save(bars(list(values), finite, title), page.with_suffix(".png"))

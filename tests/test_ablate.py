@@ -90,11 +90,16 @@ def test_every_rows_flags_parse_and_its_references_exist(table, dataset):
         row = rows[entry["name"]]
         assert "seed" not in ablation.settings[row]
         assert [start.name for start in row.starts[1:]] == [entry[key] for key in ("needs",) if key in entry]
+        paper = entry.get("paper", "")
+        assert isinstance(paper, str) or 2 <= len(paper) <= 3 and all(isinstance(figure, str) for figure in paper)
+        assert rows.get(entry.get("baseline"), ablate.BASELINE).stage == "train_cam"
         known = {"name", "flags", "stage", "datasets", "against", "paper", "needs", "baseline", *DATASETS}
         assert set(entry) <= known and {*entry.get("against", ()), entry.get("needs", row.name),
                                              entry.get("baseline", row.name)} <= set(rows)
     names = list(rows)
     assert TABLES[table].get("reference", names[0]) in names and TABLES[table].get("radar", names[0]) in names
+    assert set(TABLES[table]) <= {"title", "rows", "reference", "radar", "through", "make_pseudo", "papers"}
+    assert all(isinstance(text, str) for name, figure in TABLES[table].get("papers", ()) for text in (name, figure))
 
 
 def test_a_script_answers_as_it_does_in_this_process(monkeypatch):
@@ -159,6 +164,31 @@ def test_semples5_takes_its_parts_away_at_equal_epochs():
     assert settings["match, prompt-I, refine"]["w_prompt_class"] == 0
 
 
+def test_semples5_runs_on_weaktr_on_voc_alone():
+    figures = {"CAM": "65.9 (WeakTr; its release: 69.4)", "match": "67.6", "match, refine with untrained prompts": "67.6",
+               "match, prompt-T, refine": "67.7", "match, prompt-I, refine": "67.9", "match, prompt-I, prompt-T, refine": "68.7"}
+    for dataset, generator in (("voc12", "weaktr"), ("toy", None), ("coco14", None), ("folder", None)):
+        rows, ablation = driver("semples5", dataset)
+        assert {row.name: row.paper[0] for row in rows.values() if row.paper} == figures
+        for row in (*rows.values(), *(row.starts[0] for row in rows.values() if row.starts)):
+            assert ablation.settings[row].get("generator") == generator
+    rows, ablation = driver("semples5", "voc12")
+    others, other = driver("semples4", "voc12")
+    whole, same = rows["match, prompt-I, prompt-T, refine"], others["SemPLeS on WeakTr"]
+    assert ablation.out(whole, 0) == other.out(same, 0)
+    command = ablation.command(whole, 0)
+    assert command[command.index("--init") + 1] == f"{other.out(others['WeakTr'], 0)}/generator.pt"
+
+
+def test_a_baseline_that_has_a_row_is_the_one_that_has_none():
+    """The toy's runs of SemPLeS' parts lie where a run that starts from the unnamed baseline lies."""
+    rows, ablation = driver("semples5")
+    unnamed, other = driver("main")
+    whole = "match, prompt-I, prompt-T, refine"
+    assert rows[whole].starts == (rows["CAM"],) != unnamed["SemPLeS"].starts == (ablate.BASELINE,)
+    assert ablation.out(rows[whole], 0) == other.out(unnamed["SemPLeS"], 0)
+
+
 def test_rows_run_once_and_need_comes_first(tmp_path, calls, capsys):
     argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1", "--only",
             "CLIMS + learned prompts beside its list", "--through", "train_prompt"]
@@ -216,13 +246,15 @@ def test_data_without_masks_has_no_table(tmp_path, calls, monkeypatch, capsys):
 
 
 def test_table_by_hand():
-    rows = [ablate.Row("a", "train_cam", against=("a",), paper="56.6"), ablate.Row("b", "train_cam", against=("a",)),
+    rows = [ablate.Row("a", "train_cam", against=("a",), paper=("56.6", "70.5")),
+            ablate.Row("b", "train_cam", against=("a",), paper=("", "74.2")),
             ablate.Row("c", "train_cam", against=("b", "a"))]
     values = {"a": np.array([50.0, 52.0]), "b": np.array([53.0, 53.0]), "c": np.array([np.nan, 60.0])}
     lines = charts.markdown(rows, values).splitlines()
     assert lines[2] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"
     assert lines[3] == "| b | 53.0 ± 0.0 | 53.0 53.0 | +2.0 ± 1.4 (a) |  |"
     assert lines[4] == "| c | 60.0 | - 60.0 | +7.0 (b); +8.0 (a) |  |"
+    assert charts.markdown(rows, values, [["PSA", "48.0"]]).splitlines() == [*lines, "| PSA | | | | 48.0 |"]
 
 
 def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
@@ -284,3 +316,57 @@ def test_rows_are_carried_to_masks_and_segmenter():
     command = ablation.command(whole[2], 0)
     assert command[command.index("--masks") + 1] == f"{ablation.out(whole[1], 0)}/masks"
     assert command[command.index("--weights") + 1] == f"{ablation.out(rows[0], 0)}/generator.pt"
+
+
+def by_stage(table, name, dataset="voc12"):
+    """The papers' figures beside a row's CAMs, masks and segmenter."""
+    rows = ablate.carried(list(ablate.rows_of(TABLES[table], dataset).values()), "train_seg", dataset)
+    return ["".join(row.paper[:1]) for row in rows if row.name in (name, f"{name}, masks", f"{name}, segmenter")]
+
+
+def test_the_papers_figures_stand_in_the_rows_of_their_stages():
+    voc = "71.5 (test 71.4)"
+    fma = "73.9 (test 73.8; masks by FMA-WSSS)"
+    assert by_stage("pole1", "POLE") == by_stage("pole4", "D: + learnable adapters") == ["59.0", "74.2", voc]
+    assert by_stage("pole1", "CoOp") == ["57.6", "73.1", ""] and by_stage("pole1", "DeFo") == ["56.6", "73.2", ""]
+    assert by_stage("pole1", "CLIMS") == by_stage("both", "CLIMS") == ["56.6", "70.5", "70.4 (test 70.0)"]
+    assert by_stage("pole4", "C: + fixed adapters") == ["", "73.8", ""]
+    assert by_stage("pole_fig3", "ChatGPT, 2 names") == ["", "72.2", ""]
+    assert by_stage("semples5", "match, prompt-I, refine") == ["67.9", "", ""]
+    assert by_stage("semples1", "SemPLeS") == ["68.7", "78.4 (by FMA-WSSS)", fma]
+    assert by_stage("semples4", "SemPLeS") == ["68.7 (on WeakTr)", "78.4 (by FMA-WSSS)", fma]
+    assert by_stage("semples4", "CLIMS + learned prompts beside its list") == ["", "", "71.0 (test 71.5)"]
+    assert by_stage("semples4", "WeakTr") == ["65.9 (its release: 69.4)", "74.2", "73.2 (test 74.0)"]
+    assert by_stage("semples4", "SemPLeS on WeakTr")[2] == "74.2 (test 74.8)"
+    plain = ablate.rows_of({"rows": [{"name": "a", "flags": [], "paper": "1.0"}]}, "toy")["a"]
+    assert [row.paper[:1] for row in ablate.carried([plain], "train_seg", "toy")] == [("1.0",), (), ()]
+
+
+def test_a_baselines_row_is_carried_too():
+    rows = ablate.rows_of(TABLES["semples4"], "toy")
+    whole = {row.name: row for row in ablate.carried(list(rows.values()), "train_seg", "toy")}
+    assert len(whole) == 3 * len(rows)
+    masks, segmenter = whole["WeakTr, masks"], whole["WeakTr, segmenter"]
+    assert masks.starts == (rows["WeakTr"],) and segmenter.starts == (masks, rows["WeakTr"])
+    assert segmenter.flags == ("--weights", "none")  # a transformer's weights are no start of DeepLab's
+    assert whole["SemPLeS on WeakTr, segmenter"].against == ("WeakTr, segmenter", "SemPLeS, segmenter")
+    ablation = ablate.Ablation(Path("base"), "toy", ablate.ask_all("toy", [segmenter]), Path("data"))
+    before = ablation.out(rows["WeakTr"], 0)
+    assert before.name.startswith("train_cam_") and f"{before}/cams" in ablation.command(masks, 0)
+    (cam,) = ablate.carried([ablate.BASELINE], "train_seg", "voc12")[2:]
+    assert (cam.name, cam.flags) == ("CAM, segmenter", ())
+
+
+def test_what_the_papers_alone_have_stands_below_the_rows(tmp_path, calls):
+    argv = ["--table", "semples4", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1", "--only", "WeakTr"]
+    assert ablate.main(argv) == 0
+    (page,) = (tmp_path / "toy" / "ablate").glob("*.md")
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert lines[1:] == ["| WeakTr | 41.0 | 41.0 |  | 65.9 (its release: 69.4) |",
+                         "| WeakTr, masks | 42.0 | 42.0 |  | 74.2 |",
+                         "| WeakTr, segmenter | 43.0 | 43.0 |  | 73.2 (test 74.0) |",
+                         "| FMA-WSSS, Mask2Former | | | | val 82.6 (test 81.6) |",
+                         "| SemPLeS by FMA-WSSS, Mask2Former | | | | val 83.4 (test 82.9) |"]
+    others = dict(TABLES["pole2"]["papers"])
+    assert others["ESOL, R50"] == "CAM 53.6, masks 68.7" and others["ESOL, V2-R101 on R50"] == "val 69.9 (test 69.3)"
+    assert dict(TABLES["semples1"]["papers"])["SemPLeS, COCO"] == "val 56.1"

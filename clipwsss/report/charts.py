@@ -19,10 +19,12 @@ def spread(values: Sequence[float], sign: str = "") -> str:
     return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def markdown(rows: Sequence[NamedTuple], values: dict[str, np.ndarray]) -> str:
+def markdown(rows: Sequence[NamedTuple], values: dict[str, np.ndarray],
+             papers: Sequence[tuple[str, str]] = ()) -> str:
     """The table: mean ± standard deviation, every seed, paired differences, the paper's figure.
 
-    A row has a `name`, the names of rows it is compared with (`against`), and the `paper`'s figure.
+    A row has a `name`, the names of rows it is compared with (`against`), and the `paper`'s figures, of which
+    the first is its own. papers: names and figures that the papers alone have; they come last.
     """
     lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
     for row in rows:
@@ -30,7 +32,8 @@ def markdown(rows: Sequence[NamedTuple], values: dict[str, np.ndarray]) -> str:
         seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in own)
         differences = "; ".join(f"{spread(own - values[other], '+')} ({other})" for other in row.against
                                 if other in values and other != row.name)
-        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {row.paper} |")
+        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {''.join(row.paper[:1])} |")
+    lines += [f"| {name} | | | | {figure} |" for name, figure in papers]
     return "\n".join(lines) + "\n"
 
 
