@@ -48,6 +48,13 @@ def test_the_maximum_of_logits_as_deeplabv2_is_tested(flip):
     assert not torch.allclose(result, probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [(1, 5), (2, 1), (3, 3)])
+def test_the_smallest_images_have_a_pixel_at_every_scale(size):
+    for fusion in ("mean", "max"):
+        result = probabilities(built().network.eval(), torch.rand(1, 3, *size), (1.0, 0.75, 0.1), True, fusion)
+        assert result.shape == (1, 3, *size) and torch.allclose(result.sum(1), torch.ones(1, *size))
+
+
 def test_crf_removes_specks_and_keeps_edges_of_the_image():
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 30:] = 200

@@ -141,8 +141,9 @@ def multi_scale_logits(network: nn.Module, images: Tensor,
 
     The published V2 trains on every item of this list (each with its own loss) and tests with the last.
     """
+    least = 1 / min(images.shape[-2:])  # leaves a pixel of the shorter side
     outputs = [network(images if scale == 1 else F.interpolate(
-        images, scale_factor=scale, mode="bilinear", align_corners=False)) for scale in scales]
+        images, scale_factor=max(scale, least), mode="bilinear", align_corners=False)) for scale in scales]
     size = outputs[0].shape[-2:]
     resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
