@@ -35,7 +35,7 @@ def test_a_split_without_masks_is_refused(tmp_path):
 
 
 def test_matching_hands_its_best_epoch_to_the_prompts(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
-    """As SemPLeS' release: stage (b) learns on stage (a)'s best checkpoint; a resumed run keeps the same."""
+    """As SemPLeS' release: stage (b) learns on stage (a)'s best checkpoint."""
     figures, weights = iter([70.0, 60.0, 50.0]), []
 
     def scored(generator, *_):

@@ -9,7 +9,7 @@ import train_cam
 import train_prompt
 from clipwsss.cams.files import list_cams, read_cam
 from clipwsss.cams.generator import GENERATORS
-from clipwsss.datasets.transforms import square_transform, area_transform
+from clipwsss.datasets.transforms import area_transform, square_transform
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
 from clipwsss.options import crops_of, parse
@@ -134,3 +134,12 @@ def test_strong_and_square_images():
     one, other = (area_transform(32)(image, None)[0] for _ in range(2))
     torch.manual_seed(1)
     assert torch.equal(area_transform(32)(image, None)[0], one) and not torch.equal(one, other)
+
+
+def test_plain_parts_of_an_image_keep_its_colours():
+    """What SemPLeS' prompts learn from: no change of colour, nothing erased."""
+    image, gray = Image.new("RGB", (70, 50), (90, 90, 90)), torch.full((3, 32, 32), 90 / 255)
+    torch.manual_seed(0)
+    plain, strong = ([torch.allclose(area_transform(32, kind)(image, None)[0], gray, atol=0.01)
+                      for _ in range(20)] for kind in (False, True))
+    assert all(plain) and not all(strong)

@@ -45,12 +45,13 @@ def area_transform(crop_size: int, strong: bool = True) -> Transform:
     strong: also two strong changes of RandAugment's (each left out half of the time) and at times a rectangle
     erased.
     """
-    change = v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)
-    erase = v2.RandomErasing(0.25, value=[value / 255 for value in MEAN_COLOUR])
+    changes, erasing = [], []
+    if strong:
+        changes = 2 * [v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)]
+        erasing = [v2.RandomErasing(0.25, value=[value / 255 for value in MEAN_COLOUR])]
     return partial(_area, v2.Compose([
         v2.RandomResizedCrop(crop_size, interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
-        *([change, change] if strong else []), v2.ToDtype(torch.float32, scale=True),
-        *([erase] if strong else [])]))
+        *changes, v2.ToDtype(torch.float32, scale=True), *erasing]))
 
 
 def _area(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:

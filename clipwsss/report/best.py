@@ -12,8 +12,6 @@ from ..distributed import gather
 from .metrics import scores, threshold_confusions
 from .scoring import THRESHOLDS
 
-NOTHING_KEPT = {"epoch": 0, "miou": -1.0, "weights": None}
-
 
 @torch.inference_mode()
 def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0) -> float:
@@ -43,7 +41,11 @@ class BestEpoch(nn.Module):
         super().__init__()
         self.watched = [generator]  # in a list: its weights are not this module's
         self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.kept = dict(NOTHING_KEPT)
+        self.begin()
+
+    def begin(self) -> None:
+        """Keep nothing yet."""
+        self.kept = {"epoch": 0, "miou": -1.0, "weights": None}
 
     def end_epoch(self, epoch: int) -> None:
         miou = cam_miou(self.watched[0], self.dataset, self.batch_size, self.workers)
@@ -56,7 +58,7 @@ class BestEpoch(nn.Module):
         self.watched[0].load_state_dict(self.kept["weights"])
         print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was "
               "chosen by true masks, which a method that learns from tags alone does not see")
-        self.kept = dict(NOTHING_KEPT)
+        self.begin()
 
     def get_extra_state(self) -> dict:
         return self.kept
