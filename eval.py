@@ -16,14 +16,14 @@ from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
 from clipwsss.flags import file_to_write, real, whole
-from clipwsss.options import dataset_of, parse, run_flags, script_parser, stage_folder
+from clipwsss.options import open_dataset, parse, run_flags, script_parser, stage_folder
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import mean_present, scores
 from clipwsss.report.page import compare
 from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, miou_curve,
                                      print_curve, score)
-from clipwsss.run import keep_outside
+from clipwsss.run import refuse_inside
 
 DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
             (LabelFolder, "make_pseudo", "masks"), (LabelFolder, "train_seg", "predictions"))
@@ -181,12 +181,12 @@ def main(argv: list[str] | None = None) -> int:
         compare(args.report, args.out / "report.html")
         print(f"{len(args.report)} runs side by side: {args.out / 'report.html'}")
         return 0
-    dataset = dataset_of(args)
+    dataset = open_dataset(args)
     names = ["background", *dataset.classes]
     drawn = args.out / "pictures" if args.pictures or args.confusion else None
     for flag, path in (("--json", args.json), ("--per-image", args.per_image), ("--out", drawn)):
         if path:
-            keep_outside(flag, path, dataset.folders())
+            refuse_inside(flag, path, dataset.folders())
     folders = chosen_folders(args, dataset)
     results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []
     if not is_main():

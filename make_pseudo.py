@@ -14,27 +14,27 @@ if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a tra
 import numpy as np
 import torch
 
-from clipwsss.cams.files import CamFile, check_cam, list_cams, read_cam, resize_cam
+from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam, resize_cam
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import files_of, read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.layouts import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import agreed, barrier, is_main
+from clipwsss.distributed import broadcast, barrier, is_main
 from clipwsss.errors import InputError, input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import Ascending, real, whole
-from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (dataset_of, parse, scored_of, script_parser, stage_folder, start_run,
-                              training_flags, training_of, weights_of)
+from clipwsss.networks.resnet import RESNETS
+from clipwsss.options import (open_dataset, parse, open_scored, script_parser, stage_folder, start_run,
+                              training_flags, training_settings, start_weights)
 from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import build_affinity, least_crop, load_affinity, save_affinity
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
                                     check_stages, refined_maps, refined_mask)
 from clipwsss.report.metrics import confusion, scores, threshold_confusions
-from clipwsss.report.page import Outputs, write_report
+from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
         help="background scores that sure foreground exceeds and sure background does not (CLIMS 0.3 0.1); "
         "psa: the two exponents of its background map")
-    add("--backbone", choices=BACKBONES, default="resnet50", help="of the affinity network")
+    add("--backbone", choices=RESNETS, default="resnet50", help="of the affinity network")
     add("--weights", default="imagenet",
         help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
@@ -174,8 +174,8 @@ def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind:
     data = inputs.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
     loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
-    fit(run, loader, lambda batch: network.losses(batch.images, batch.masks, args.train_radius),
-        {"network": network}, network.parameter_groups(args.lr), training_of(args, f"{kind}_network"))
+    fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks, args.train_radius),
+        {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{kind}_network"))
     save_affinity(network, run.path("affinity.pt"), kind, backbone)
     return network.eval()
 
@@ -183,10 +183,10 @@ def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind:
 def start_affinity(args: argparse.Namespace, kind: str) -> tuple[torch.nn.Module, str | None]:
     """A trained IRN or PSA network and None, or one to train and its backbone's name."""
     path = args.affinity_checkpoint or args.out / "affinity.pt"
-    if args.affinity_checkpoint or agreed(path.exists() and not args.overwrite):
+    if args.affinity_checkpoint or broadcast(path.exists() and not args.overwrite):
         return load_affinity(path, kind), None
     seed_everything(args.seed)
-    network, backbone = build_affinity(kind, args.backbone, weights_of(args))
+    network, backbone = build_affinity(kind, args.backbone, start_weights(args))
     if args.crop_size < (least := least_crop(kind, backbone, args.train_radius)):
         raise InputError(f"--crop-size {args.crop_size}: {kind} with --train-radius {args.train_radius} "
                          f"takes {least} at least")
@@ -201,7 +201,7 @@ def best_thresholds(run: Run, inputs: TaggedCams, scored: Container[str], stages
     They are kept in thresholds.json, so that a run that goes on does not search again.
     """
     stored, dataset = run.path("thresholds.json"), inputs.dataset
-    if not agreed(stored.exists()):
+    if not broadcast(stored.exists()):
         masked = [i for i, name in enumerate(dataset.names) if name in scored and dataset.has_mask(i)]
         if not masked:
             print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
@@ -236,14 +236,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
     device, kind = pick_device(args.device), check_stages(
         args.refine, args.segments is not None and args.segment_rule == "fma")
-    dataset = dataset_of(args)
+    dataset = open_dataset(args)
     inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(inputs.missing(args.segments))
-    scored = set(scored_of(args, dataset).names)
+    scored = set(open_scored(args, dataset).names)
     network, untrained = start_affinity(args, kind) if kind else (None, None)
-    args.resume = agreed(not args.overwrite and (args.out / "args.json").exists())
-    run = start_run(args, dataset, cams=inputs.cams, segments=args.segments, weights=weights_of(args),
+    args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
+    run = start_run(args, dataset, cams=inputs.cams, segments=args.segments, weights=start_weights(args),
                     affinity_checkpoint=args.affinity_checkpoint)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
           f"--refine {' '.join(args.refine)}; writing {run.out}")
@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     report(run, Scored(*total), ["background", *dataset.classes])
     if args.layout and is_main():
         write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    write_report(run.out, "make_pseudo", Outputs(dataset, inputs.cams, run.path("masks")))
+    write_report(run.out, "make_pseudo", StageOutputs(dataset, inputs.cams, run.path("masks")))
     if jobs.failures or dataset.skipped:
         print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
     return 0

@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from clipwsss.cams.base import GeneratorSettings, MapGenerator
-from clipwsss.cams.generator import BACKBONES, build_generator, load_generator, save_generator
+from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator, save_generator
 from clipwsss.cams.maps import rescale, write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.networks.folding import folded
-from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
-                              script_parser, start_run, training_flags, training_of)
+from clipwsss.networks.batch_norm import fuse_batch_norm
+from clipwsss.options import (cam_settings, crop_loader, open_dataset, generator_flags, generator_settings, parse, open_scored,
+                              script_parser, start_run, training_flags, training_settings)
 from clipwsss.report.metrics import average_precision
-from clipwsss.report.page import Outputs, write_report
+from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
@@ -30,7 +30,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
-    add("--backbone", choices=tuple(BACKBONES), default="resnet50", help="classifier network")
+    add("--backbone", choices=tuple(KIND_OF_BACKBONE), default="resnet50", help="classifier network")
     add("--weights", default="imagenet", help="its start: imagenet, none, a file of published "
         "weights; auto: imagenet where it is or can be had, else none")
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
@@ -56,7 +56,7 @@ def weights_at_hand(classes: list[str], settings: GeneratorSettings) -> str:
 def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.device, batch_size: int,
                    workers: int) -> float:
     """Mean average precision in percent of the classifier's scores over a split, images at their own size."""
-    generator = folded(generator)
+    generator = fuse_batch_norm(generator)
     scores, labels = [], []
     for batch in size_loader(dataset, batch_size, workers):
         images = rescale(batch.images.to(device), multiple=generator.input_multiple)
@@ -70,10 +70,10 @@ def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.d
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
     device = pick_device(args.device)
-    dataset = dataset_of(args)
+    dataset = open_dataset(args)
     if args.val_split:  # checked before any training
-        val = dataset_of(args, args.val_split)
-    scored, settings = scored_of(args, dataset), generator_of(args)
+        val = open_dataset(args, args.val_split)
+    scored, settings = open_scored(args, dataset), generator_settings(args)
     if args.weights == "auto":
         args.weights = weights_at_hand(dataset.classes, settings)
         settings = settings._replace(weights=args.weights)
@@ -85,28 +85,28 @@ def main(argv: list[str] | None = None) -> int:
     generator.to(device, memory_format=torch.channels_last)
     if args.compile:
         compile_networks(generator)
-    loader = crops_of(args, dataset, args.batch_size, generator.input_multiple)
+    loader = crop_loader(args, dataset, args.batch_size, generator.input_multiple)
     run = start_run(args, dataset, init=args.init, weights=args.weights)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}"
           + "; --weights none: batch norm trains too" * (args.weights == "none" and not args.frozen_bn))
 
-    def step(batch):
+    def loss(batch):
         logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
-        terms = {name: F.multilabel_soft_margin_loss(value, batch.labels) for name, value in logits.items()}
-        return {"loss": sum(terms.values()), **(terms if len(terms) > 1 else {})}  # POLE eq. 1 for each
+        return {name: (1.0, F.multilabel_soft_margin_loss(value, batch.labels, reduction="sum"), len(value))
+                for name, value in logits.items()}  # POLE eq. 1 for each
 
-    fit(run, loader, step, {"generator": generator},
-        generator.parameter_groups(args.lr, args.head_ratio), training_of(args, "train_cam"))
+    fit(run, loader, loss, {"generator": generator},
+        generator.parameter_groups(args.lr, args.head_ratio), training_settings(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
     figures = {}
     if args.val_split:
         figures["mAP"] = classifier_map(generator, val, device, args.cam_batch_size, args.workers)
         print(f"classifier mAP on {args.val_split}: {figures['mAP']:.2f}")
 
-    write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
+    write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
     run.result(**figures, **print_cam_curve(scored, run.path("cams")))
-    write_report(run.out, "train_cam", Outputs(scored, cams=run.path("cams")))
+    write_report(run.out, "train_cam", StageOutputs(scored, cams=run.path("cams")))
     return 0
 
 

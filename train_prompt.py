@@ -22,10 +22,9 @@ from clipwsss.datasets.transforms import AUGMENTS, square_transform
 from clipwsss.errors import input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import real, whole
-from clipwsss.guidance.adapters import KINDS, Adapter
+from clipwsss.guidance.adapters import ADAPTERS, Adapter
 from clipwsss.guidance.given import GivenGuide, cam_regions, check_cams
 from clipwsss.guidance.kinds import BACKGROUND_PROMPTS, CLASS_PROMPTS, PromptSettings
-from clipwsss.guidance.losses import Suppression, Weights
 from clipwsss.guidance.prompts import (STARTS, LearnedPrompt, Prompt, ReadPrompt, SelectedPrompt,
                                        encode_words)
 from clipwsss.guidance.regions import load_clip
@@ -33,10 +32,10 @@ from clipwsss.guidance.selection import own_name_shares
 from clipwsss.guidance.steps import (Guide, LearnBackgroundStep, LearnClassStep, LearnStep, PromptWeights,
                                      TuneStep)
 from clipwsss.guidance.words import Words, load_words, read_words
-from clipwsss.options import (cams_of, crops_of, dataset_of, generator_flags, generator_of, parse, scored_of,
-                              script_parser, stage_folder, start_run, training_flags, training_of)
+from clipwsss.options import (cam_settings, crop_loader, open_dataset, generator_flags, generator_settings, parse, open_scored,
+                              script_parser, stage_folder, start_run, training_flags, training_settings)
 from clipwsss.report.best import BestEpoch
-from clipwsss.report.page import Outputs, write_report
+from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
 from clipwsss.training import Training, compile_networks, fit, pick_device, seed_everything, use_bf16
@@ -68,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
         "epochs 0, N, 2N, ...; 0 keeps the baseline CAMs' words")
     add("--joint", action=argparse.BooleanOptionalAction, default=False,
         help="learn class prompts with the generator, as POLE's variants do")
-    add("--adapter", choices=KINDS, default="none", help="POLE's adapters, eqs. 7-8")
+    add("--adapter", choices=ADAPTERS, default="none", help="POLE's adapters, eqs. 7-8")
     add = parser.add_argument_group("inputs").add_argument
     add("--init", type=Path, help="generator to start from (default: train_cam's)")
     add("--cams", type=Path, help="baseline CAMs that words are selected from (default: train_cam's)")
@@ -127,7 +126,7 @@ def learn(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, st
         step.guide.generator.eval()
     groups = [{"params": [step.prompt.vectors]}]
     fit(run, loader, step, {"prompt": step.prompt}, groups,
-        training_of(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
+        training_settings(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
     step.prompt.save(run.path(f"{label}.pt"))
 
 
@@ -135,11 +134,21 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, step: TuneStep,
          best: nn.Module) -> None:
     """Fine-tune the generator (with adapters, and class prompts when joint) under CLIP."""
     modules = {"generator": step.guide.generator, "adapters": nn.ModuleList(step.adapters),
-               "class_prompt": step.class_prompt, "best": best}
+               "class_prompt": step.class_prompt}
+
+    def after_epoch(epoch):
+        if isinstance(step.class_prompt, SelectedPrompt):
+            step.class_prompt.share_choices()
+        if args.keep_best:
+            best.end_epoch(epoch)
     groups = step.guide.generator.parameter_groups(training.lr, args.head_ratio)
     for name, rate in (("adapters", args.adapter_lr or training.lr), ("class_prompt", args.prompt_lr)):
         groups.append({"params": [p for p in modules[name].parameters() if p.requires_grad], "lr": rate})
-    fit(run, loader, step, modules, groups, training)
+    def loss(batch):
+        step.class_prompt.start_epoch(loader.sampler.epoch)
+        return step(batch)
+
+    fit(run, loader, loss, modules, groups, training, after_epoch, {"best": best})
     if args.keep_best:
         best.restore()
 
@@ -178,7 +187,7 @@ def texts_of(args: argparse.Namespace, words: Words, clip: CLIP) -> Texts:
 def ready_class_prompt(args: argparse.Namespace, run: Run, dataset: TagDataset, guide: Guide | GivenGuide,
                        texts: Texts, loader: DataLoader) -> None:
     """Choose the class prompt's words by the baseline CAMs or learn its vectors, as it asks."""
-    device, weights = guide.clip.text_projection.device, Weights(args.w_fg, args.w_bg)
+    device, weights = guide.clip.text_projection.device, {"fg": args.w_fg, "bg": args.w_bg}
     whole_images = size_loader(dataset, args.cam_batch_size, args.workers)
     texts.class_prompt.make_ready(
         partial(cam_regions, guide.clip, dataset, baseline_cams(args), device, whole_images),
@@ -218,25 +227,25 @@ def guide_generator(args: argparse.Namespace, run: Run, dataset: TagDataset, gui
     """Match, learn, guide: the paper's stages, in their order."""
     clip, generator = guide.clip, guide.generator
     words, adapters, class_prompt, background_prompt = texts
-    weights = Weights(args.w_fg, args.w_bg, args.w_suppress, args.w_area)
-    suppression = Suppression(args.suppress_threshold, args.suppress_reduction)
+    weights = {"fg": args.w_fg, "bg": args.w_bg, "suppress": args.w_suppress, "area": args.w_area}
 
     ready_class_prompt(args, run, dataset, guide, texts, loaders.prompts)
     if guide.device.type == "cuda" and use_bf16(args.precision, guide.device):
         clip.visual.bfloat16()  # frozen: what autocast would cast in every step
 
     nothing = BACKGROUND_PROMPTS["none"](clip, words, PromptSettings())
-    tuning = TuneStep(guide, class_prompt, nothing, adapters, weights, suppression, args.area_over)
+    tuning = TuneStep(guide, class_prompt, nothing, adapters, weights,
+                      args.suppress_threshold, args.suppress_reduction, args.area_over)
     start = copy.deepcopy(generator.state_dict())
     if args.match_epochs:
         tune(args, run, loaders.guided, tuning,
-             training_of(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), best)
+             training_settings(args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr), best)
 
     ready_background_prompt(args, run, guide, texts, loaders.prompts)
     if args.restart:
         generator.load_state_dict(start)
     tuning = tuning._replace(background_prompt=background_prompt)
-    tune(args, run, loaders.guided, tuning, training_of(args, "guide"), best)
+    tune(args, run, loaders.guided, tuning, training_settings(args, "guide"), best)
 
 
 def baseline_cams(args: argparse.Namespace) -> Path:
@@ -247,7 +256,7 @@ def baseline_cams(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_prompt")
     device, before = pick_device(args.device), stage_folder(args.runs, args.dataset, "train_cam")
-    dataset = dataset_of(args)
+    dataset = open_dataset(args)
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person)
     if args.background_words:
@@ -258,16 +267,16 @@ def main(argv: list[str] | None = None) -> int:
               "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
     start, best = None if args.prompts_only else args.init or before / "generator.pt", None
     if start:
-        generator = load_generator(start, dataset.classes, generator_of(args))
+        generator = load_generator(start, dataset.classes, generator_settings(args))
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
         with input_errors(f"--keep-best {args.keep_best}: "):
             best = nn.Module() if not args.keep_best else BestEpoch(
-                generator, dataset_of(args, args.keep_best), args.cam_batch_size, args.workers)
-        crops = partial(crops_of, args, dataset, multiple=generator.input_multiple)
+                generator, open_dataset(args, args.keep_best), args.cam_batch_size, args.workers)
+        crops = partial(crop_loader, args, dataset, multiple=generator.input_multiple)
         loaders = Loaders(crops(args.batch_size), crops(args.prompt_batch_size or args.batch_size,
                                                         augment=args.prompt_augment))
-    clip, scored = load_clip(args.clip, device, args.clip_cache), scored_of(args, dataset)
+    clip, scored = load_clip(args.clip, device, args.clip_cache), open_scored(args, dataset)
     if args.compile:
         compile_networks(*([generator] if start else ()), clip.visual)
     texts, cams = texts_of(args, words, clip), None
@@ -290,9 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_choices(texts.class_prompt, run, dataset.classes)
     if isinstance(texts.class_prompt, LearnedPrompt) and texts.class_prompt.joint:
         texts.class_prompt.save(run.path("class_prompts.pt"))
-    write_cams(generator, dataset, run.path("cams"), cams_of(args), args.resume)
+    write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
     run.result(**print_cam_curve(scored, run.path("cams")))
-    write_report(run.out, "train_prompt", Outputs(scored, cams=run.path("cams")))
+    write_report(run.out, "train_prompt", StageOutputs(scored, cams=run.path("cams")))
     return 0
 
 

@@ -12,18 +12,18 @@ import torch
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import average, is_main
+from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.deeplab import Design
-from clipwsss.networks.resnet import BACKBONES
-from clipwsss.options import (dataset_of, inference_flags, parse, script_parser, stage_folder, start_run,
-                              training_flags, training_of, weights_of)
-from clipwsss.report.page import Outputs, write_report
+from clipwsss.networks.resnet import RESNETS
+from clipwsss.options import (open_dataset, inference_flags, parse, script_parser, stage_folder, start_run,
+                              training_flags, training_settings, start_weights)
+from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.predict import FUSIONS, Photos, Prediction, image_files, predict_dataset
-from clipwsss.segment.segmenter import (NETWORKS, Segmenter, build_segmenter, export_network,
+from clipwsss.segment.segmenter import (SEGMENTERS, Segmenter, build_segmenter, export_network,
                                          load_segmenter)
 from clipwsss.segment.submission import pack
 from clipwsss.training import compile_networks, fit, pick_device, seed_everything
@@ -38,10 +38,10 @@ def get_parser() -> argparse.ArgumentParser:
                             "predict"))
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("network").add_argument
-    add("--network", choices=NETWORKS, default="deeplabv2", help="mask2former needs the package transformers")
+    add("--network", choices=SEGMENTERS, default="deeplabv2", help="mask2former needs the package transformers")
     add("--weights", default="imagenet", help="start: imagenet, none, generator (train_prompt's), a file of "
         "torchvision's or deeplab-pytorch's; a model of transformers")
-    add("--backbone", choices=BACKBONES, default="resnet101", help="of DeepLab, as the next four")
+    add("--backbone", choices=RESNETS, default="resnet101", help="of DeepLab, as the next four")
     add("--output-stride", type=whole(1, 64), default=8, help="image size over map size")
     add("--rates", type=whole(1, 255), nargs="+", help="dilations of the ASPP (default: as published)")
     add("--frozen-bn", action=switch, default=True, help="batch norm does not learn")
@@ -81,7 +81,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def training_data(args: argparse.Namespace) -> TagDataset:
     """The split with the masks to learn from."""
-    dataset, masks = dataset_of(args), masks_of(args)
+    dataset, masks = open_dataset(args), masks_of(args)
     if str(masks) != "truth":
         dataset = dataset.with_masks(masks, args.skip_bad)
     elif not dataset.has_masks:
@@ -101,7 +101,7 @@ def start(args: argparse.Namespace, dataset: TagDataset) -> Segmenter:
     seed_everything(args.seed)
     design = Design(args.network, args.backbone, args.output_stride, args.rates, args.multi_scale,
                     args.frozen_bn)
-    return build_segmenter(design._asdict(), dataset.classes, dataset.palette, weights_of(args))
+    return build_segmenter(design._asdict(), dataset.classes, dataset.palette, start_weights(args))
 
 
 def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: TagDataset) -> None:
@@ -118,13 +118,13 @@ def train(args: argparse.Namespace, run: Run, segmenter: Segmenter, dataset: Tag
     print(f"{args.network}, {steps} steps of {args.accumulate} x {args.batch_size}; writing {run.out}"
           + "; --weights none: batch norm trains too" * (args.weights == "none" and not args.frozen_bn))
 
-    def step(batch: Batch) -> dict[str, torch.Tensor]:
+    def loss(batch: Batch) -> dict[str, tuple]:
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        return {"loss": network.training_loss(images, batch.masks, args.balanced, average)}
+        return network.loss_terms(images, batch.masks, args.balanced)
 
-    fit(run, loader, step, {"network": network},
+    fit(run, loader, loss, {"network": network},
         network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
-        training_of(args, "train_seg", epochs=-(-steps // per_epoch), steps=steps))
+        training_settings(args, "train_seg", epochs=-(-steps // per_epoch), steps=steps))
     network.eval()
     segmenter.save(run.path("segmenter.pt"))
 
@@ -178,18 +178,18 @@ def main(argv: list[str] | None = None) -> int:
     if uses:
         use(args, segmenter, prediction)
         return 0
-    unseen = dataset_of(args, args.predict_split) if args.predict_split else None
+    unseen = open_dataset(args, args.predict_split) if args.predict_split else None
     if unseen and list(unseen.classes) != list(segmenter.classes):
         raise InputError(f"--checkpoint {trained}: made for the classes {', '.join(segmenter.classes)}; "
                          f"{args.data_root} has {', '.join(unseen.classes)}")
     run = start_run(args, data or unseen, masks=masks_of(args) if data else None, checkpoint=args.checkpoint,
-                    weights=weights_of(args))
+                    weights=start_weights(args))
     if data:
         train(args, run, segmenter, data)
     figures = predict_split(args, run, segmenter, unseen, prediction) if unseen else {}
     run.result(**figures)
     write_report(run.out, "train_seg",
-                 Outputs(unseen or data, masks=run.path("predictions") if unseen else None))
+                 StageOutputs(unseen or data, masks=run.path("predictions") if unseen else None))
     return 0
 
 

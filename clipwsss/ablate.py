@@ -33,7 +33,7 @@ from .pictures import save
 from .report.charts import bars, markdown
 from .run import FREE_TO_CHANGE
 from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
-from .toy.world import RECIPE, Drawn, draw_world
+from .toy.world import RECIPE, WorldSettings, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
@@ -46,17 +46,17 @@ WHERE = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method
 INTERRUPTED = (130, -2)
 
 
-class Row(NamedTuple):
+class AblationRow(NamedTuple):
     """A table's row on one data set: a script, its flags, and the rows it starts from, the baseline first."""
     name: str
     stage: str
     flags: tuple[str, ...] = ()
-    starts: tuple["Row", ...] = ()
+    starts: tuple["AblationRow", ...] = ()
     against: tuple[str, ...] = ()
     paper: tuple[str, ...] = ()  # its figure, its masks' and its segmenter's, as far as known
 
 
-BASELINE = Row("CAM", "train_cam")  # what every train_prompt row starts from
+BASELINE = AblationRow("CAM", "train_cam")  # what every train_prompt row starts from
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -68,7 +68,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="toy", help="which data")
     add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
     add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
-    add("--images", type=whole(1), default=Drawn().n_train, help="toy: training images of each drawn world")
+    add("--images", type=whole(1), default=WorldSettings().n_train, help="toy: training images of each drawn world")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="toy: how often a class has its ground")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
@@ -83,9 +83,9 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, Row]:
+def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, AblationRow]:
     """The rows of a table on a data set by name; `extra` flags end those of every train_prompt row."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, AblationRow] = {}
     for entry in table["rows"]:
         if dataset in entry.get("datasets", DATASETS):
             name, stage = entry["name"], entry.get("stage", "train_prompt")
@@ -96,30 +96,30 @@ def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, R
                 starts += [rows[entry["needs"]]] if "needs" in entry else []
             against, paper = entry.get("against", [table.get("reference", name)]), entry.get("paper", ())
             paper = (paper,) if isinstance(paper, str) else tuple(paper)
-            rows[name] = Row(name, stage, tuple(flags), tuple(starts), tuple(against), paper)
+            rows[name] = AblationRow(name, stage, tuple(flags), tuple(starts), tuple(against), paper)
     return rows
 
 
-def carried(rows: Sequence[Row], through: str, dataset: str, flags: Sequence[str] = ()) -> list[Row]:
+def carried(rows: Sequence[AblationRow], through: str, dataset: str, flags: Sequence[str] = ()) -> list[AblationRow]:
     """These rows and, of each, its pseudo masks (made with `flags`) and segmenter as far as `through`."""
     followers = []
     for row in rows:
         own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
         start = ("--weights", own) if dataset == "toy" else ()  # its segmenter starts from the generator
-        masks = Row(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,),
+        masks = AblationRow(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,),
                     tuple(f"{name}, masks" for name in row.against), row.paper[1:2])
-        segmenter = Row(f"{row.name}, segmenter", "train_seg", start, (masks, row),
+        segmenter = AblationRow(f"{row.name}, segmenter", "train_seg", start, (masks, row),
                         tuple(f"{name}, segmenter" for name in row.against), row.paper[2:])
         followers += [masks, segmenter][:THROUGH.index(through)]
     return [*rows, *followers]
 
 
-def with_starts(rows: Iterable[Row]) -> list[Row]:
+def with_starts(rows: Iterable[AblationRow]) -> list[AblationRow]:
     """These rows, each after what it starts from, without repetition."""
     return list(dict.fromkeys(item for row in rows for item in (*with_starts(row.starts), row)))
 
 
-def ask(dataset: str, row: Row) -> dict[str, object]:
+def ask(dataset: str, row: AblationRow) -> dict[str, object]:
     """A row's settings that are unlike its script's own, as the script tells; InputError on bad flags."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -130,7 +130,7 @@ def ask(dataset: str, row: Row) -> dict[str, object]:
             if name not in WHERE and value != told["defaults"][name]}
 
 
-def ask_all(dataset: str, rows: Iterable[Row]) -> dict[Row, dict[str, object]]:
+def ask_all(dataset: str, rows: Iterable[AblationRow]) -> dict[AblationRow, dict[str, object]]:
     """`ask` of these rows and all that they start from, a few at a time: a script takes seconds to start."""
     rows = with_starts(rows)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -157,12 +157,12 @@ class Ablation:
     """
     base: Path
     dataset: str
-    settings: dict[Row, dict[str, object]]
+    settings: dict[AblationRow, dict[str, object]]
     data_root: Path | None = None
-    drawn: Drawn = Drawn()
+    drawn: WorldSettings = WorldSettings()
     interrupted: bool = False
 
-    def out(self, row: Row, seed: int) -> Path:
+    def out(self, row: AblationRow, seed: int) -> Path:
         """A run's folder, named for its settings, its data and the runs it starts from.
 
         So rows of the same settings share it, whatever their table, and changed presets meet no older run.
@@ -182,7 +182,7 @@ class Ablation:
             draw_world(root, seed, **self.drawn._asdict())
         return root
 
-    def command(self, row: Row, seed: int) -> list[str]:
+    def command(self, row: AblationRow, seed: int) -> list[str]:
         """A run's command line without the interpreter."""
         out, flags = self.out(row, seed), [*INPUTS[row.stage], *row.flags]
         for mark, start in zip(("{baseline}", "{needs}"), row.starts):
@@ -191,7 +191,7 @@ class Ablation:
         return [f"{SCRIPTS / row.stage}.py", "--dataset", self.dataset, "--data-root", str(self.world(seed)),
                 "--out", str(out), "--seed", str(seed), *flags, *resume]
 
-    def run(self, row: Row, seed: int) -> float:
+    def run(self, row: AblationRow, seed: int) -> float:
         """A row's mIoU in percent with one seed, of its finished run where there is one.
 
         NaN where it failed; one line says why.
@@ -217,7 +217,7 @@ class Ablation:
         print(f"seed {seed}  {row.name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
         return miou
 
-    def run_seed(self, rows: Sequence[Row], seed: int) -> list[float]:
+    def run_seed(self, rows: Sequence[AblationRow], seed: int) -> list[float]:
         """The rows' mIoU with one seed; NaN where a run, or one that it starts from, failed."""
         miou: dict[Path, float] = {}
         for row in with_starts(rows):
@@ -226,7 +226,7 @@ class Ablation:
                 miou[out] = float("nan") if np.isnan(starts).any() else self.run(row, seed)
         return [miou[self.out(row, seed)] for row in rows]
 
-    def run_all(self, rows: Sequence[Row], seeds: range, jobs: int) -> dict[str, NDArray]:
+    def run_all(self, rows: Sequence[AblationRow], seeds: range, jobs: int) -> dict[str, NDArray]:
         """Every row's mIoU [seeds] by its name; `jobs` seeds run at the same time."""
         with ThreadPoolExecutor(jobs) as pool:
             futures = [pool.submit(self.run_seed, rows, seed) for seed in seeds]
@@ -238,7 +238,7 @@ class Ablation:
                 raise
         return {row.name: column for row, column in zip(rows, columns.T)}
 
-    def chosen_words(self, row: Row, seeds: range, picture: Path) -> str:
+    def chosen_words(self, row: AblationRow, seeds: range, picture: Path) -> str:
         """The words that a row's runs chose, all seeds together: Markdown, and a radar `picture`."""
         tables = [(read_choices(self.out(row, seed) / "prompts.json"),
                    toy_truth(self.world(seed), "train") if self.dataset == "toy" else None)
@@ -249,8 +249,8 @@ class Ablation:
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    drawn = Drawn(args.images, args.co_occurrence, args.smallest)
-    unusual = [f"{name} {value:g}" for (name, value), usual in zip(drawn._asdict().items(), Drawn())
+    drawn = WorldSettings(args.images, args.co_occurrence, args.smallest)
+    unusual = [f"{name} {value:g}" for (name, value), usual in zip(drawn._asdict().items(), WorldSettings())
                if value != usual]
     if unusual and (args.dataset != "toy" or args.data_root):
         raise InputError("--images, --co-occurrence, --smallest: of worlds drawn here, --dataset toy without "

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from .cams.files import read_cam, resize_cam
+from .cams.cam_files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script

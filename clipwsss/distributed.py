@@ -89,7 +89,7 @@ def barrier() -> None:
     gather(None)
 
 
-def agreed(value: object) -> object:
+def broadcast(value: object) -> object:
     """The main process's value, which the others take for theirs."""
     values = [value]
     if dist.is_initialized():
@@ -97,26 +97,16 @@ def agreed(value: object) -> object:
     return values[0]
 
 
-def share(items: Sequence) -> Sequence:
+def shard(items: Sequence) -> Sequence:
     """This process's part of a list; the parts of all in turn are the list."""
     first, last = (number * len(items) // world_size() for number in (rank(), rank() + 1))
     return items[first:last]
 
 
-def average(value: Tensor) -> Tensor:
+def mean_over_processes(value: Tensor) -> Tensor:
     """A tensor's mean over the processes, without gradients."""
     if world_size() == 1:
         return value
     value = value.detach().float().clone()
     dist.all_reduce(value)
     return value / world_size()
-
-
-def weight_of(count: int, device: torch.device | str = "cpu") -> Tensor | float:
-    """What makes a mean over `count` items of this process its part of the mean over all processes' items.
-
-    DistributedDataParallel averages gradients: the mean of (this times a process's mean) is the joined mean.
-    """
-    if world_size() == 1:
-        return 1.0
-    return count / average(torch.tensor(float(count), device=device)).clamp(min=1e-6)

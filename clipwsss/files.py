@@ -90,11 +90,11 @@ def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -
     config, state = read_network(path, kind)
     with input_errors(f"{path}: damaged; its config builds no network: ", Exception):
         network = build(**config)
-    fill(network, state, path)
+    load_weights_into(network, state, path)
     return network.eval()
 
 
-def fill(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
+def load_weights_into(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
     """Load a state dict strictly; InputError names the file, what was wanted and what does not fit."""
     try:
         network.load_state_dict(state)

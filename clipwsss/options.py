@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from .cams.base import GeneratorSettings
-from .cams.files import FORMATS
+from .cams.cam_files import FORMATS
 from .cams.generator import GENERATORS
 from .cams.maps import CamSettings
 from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
@@ -17,7 +17,7 @@ from .datasets.reading import MOST_PIXELS, Checked
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, ScriptParser, real, whole
-from .run import Run, keep_apart, used
+from .run import Run, refuse_overlap, fingerprint_inputs
 from .training import OPTIMIZERS, SCHEDULES, Training
 
 PRESETS = Path(__file__).parent / "assets" / "presets.json"
@@ -169,13 +169,13 @@ def apply_rules(rules: list[dict], defaults: dict, given: dict) -> tuple[dict, d
     return settings, set_by
 
 
-def training_of(args: argparse.Namespace, label: str, **changes: object) -> Training:
+def training_settings(args: argparse.Namespace, label: str, **changes: object) -> Training:
     """The `Training` that the command line asks for, under this label; `changes` replace some of it."""
     asked = {name: value for name, value in vars(args).items() if name in Training._fields}
     return Training(**{**asked, "label": label, **changes})
 
 
-def generator_of(args: argparse.Namespace) -> GeneratorSettings:
+def generator_settings(args: argparse.Namespace) -> GeneratorSettings:
     """The generator that the command line asks for; InputError on a backbone of another kind."""
     asked = {name: value for name, value in vars(args).items() if name in GeneratorSettings._fields}
     settings, valid = GeneratorSettings(**asked), GENERATORS[args.generator].backbones
@@ -185,7 +185,7 @@ def generator_of(args: argparse.Namespace) -> GeneratorSettings:
     return settings
 
 
-def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,
+def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,
              augment: str | None = None) -> DataLoader:
     """A loader of the generator's training crops as the command line asks for them, or by another `augment`.
 
@@ -203,24 +203,24 @@ def crops_of(args: argparse.Namespace, dataset: TagDataset, batch_size: int, mul
                        seed=args.seed, drop_last=True)
 
 
-def cams_of(args: argparse.Namespace) -> CamSettings:
+def cam_settings(args: argparse.Namespace) -> CamSettings:
     """How the command line wants CAM files to be made."""
     return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format,
                        args.test_precision)
 
 
-def dataset_of(args: argparse.Namespace, split: str | None = None) -> TagDataset:
+def open_dataset(args: argparse.Namespace, split: str | None = None) -> TagDataset:
     """The data that the command line names, of --split or another split, every file checked."""
     memory = args.runs / args.dataset / "checked.json"
     return build_dataset(args.dataset, args.data_root, split or args.split, skip_bad=args.skip_bad,
                          crowds=args.crowds, checked=Checked(memory, args.max_pixels))
 
 
-def scored_of(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
+def open_scored(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
     """The data set of --score-split, or `dataset` where that is the split at work."""
     if args.score_split in (None, args.split):
         return dataset
-    scored = dataset_of(args, args.score_split)
+    scored = open_dataset(args, args.score_split)
     if outside := set(scored.names) - set(dataset.names):
         raise InputError(f"--score-split {args.score_split}: {min(outside)} is not in --split {args.split}, "
                          f"nor are {len(outside) - 1} other images")
@@ -233,14 +233,14 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
     InputError where --out is of another run, or is, holds or lies in what is read.
     """
     read = {name: Path(path) for name, path in inputs.items() if path is not None and Path(path).exists()}
-    keep_apart(args.out, args.data_root, dataset.folders() if dataset else (), read)
-    marks = used(read)
+    refuse_overlap(args.out, args.data_root, dataset.folders() if dataset else (), read)
+    marks = fingerprint_inputs(read)
     if dataset:
         marks["data_root"] = f"the data in {args.data_root}", dataset.fingerprint()
     return Run(args.out, vars(args), args.resume, args.overwrite, marks)
 
 
-def weights_of(args: argparse.Namespace) -> str | Path:
+def start_weights(args: argparse.Namespace) -> str | Path:
     """--weights, where `generator` stands for train_prompt's."""
     generator = stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
     return generator if args.weights == "generator" else args.weights

@@ -63,7 +63,7 @@ class Run:
         elif made:
             raise InputError(f"--out {self.out}: {made[0]} was made by no run here; name another folder")
         self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = hold(self.out)
+        self.lock = lock_folder(self.out)
         remove_leftovers(self.out)
         if not self.resume:
             for path in (*made, self.out / "log.jsonl"):
@@ -161,7 +161,7 @@ class Run:
         return epoch
 
 
-def hold(folder: Path) -> IO:
+def lock_folder(folder: Path) -> IO:
     """Lock a folder for this process; the system frees it however the process ends.
 
     InputError says which process on which machine has it, and since when.
@@ -182,18 +182,18 @@ def hold(folder: Path) -> IO:
     return file
 
 
-def keep_outside(flag: str, path: Path, data: Iterable[Path]) -> None:
+def refuse_inside(flag: str, path: Path, data: Iterable[Path]) -> None:
     """InputError where what the flag names is, or lies in, one of the data's own folders."""
     for folder in {folder.resolve() for folder in data}:
         if path.resolve().is_relative_to(folder):
             raise InputError(f"{flag} {path}: lies in the data's own folder {folder}; name another place")
 
 
-def keep_apart(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
+def refuse_overlap(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
     """InputError where results in `out` could touch what a run reads: the data's root, its files' folders
     `data`, or an input (setting -> file or folder)."""
     here = out.resolve()
-    keep_outside("--out", out, data)
+    refuse_inside("--out", out, data)
     if data_root.resolve().is_relative_to(here):
         raise InputError(f"--out {out}: holds the data {data_root}; name another folder")
     for name, path in inputs.items():
@@ -202,7 +202,7 @@ def keep_apart(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[st
                              "name another folder")
 
 
-def used(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:
+def fingerprint_inputs(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:
     """Each input's path and fingerprint. Prints a line where one was made from what has changed since."""
     for path in inputs.values():
         stored = path.parent / "args.json"

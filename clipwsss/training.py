@@ -1,4 +1,10 @@
-"""Training for every stage: the record of how to train, one loop that resumes exactly."""
+"""Training for every stage: how to train, and the one loop, which resumes exactly.
+
+A stage gives `fit` a function from a batch to its loss terms, `{name: (weight, total, count)}`: `total` is a
+sum over `count` items (pairs, pixels, images) of this process, and the loss is the sum over the terms of
+weight * total / count, where totals and counts are those of all processes. A count of None marks a term that
+is a plain sum and is not divided.
+"""
 import math
 import random
 from collections.abc import Callable
@@ -11,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .distributed import average, local_rank, world_size
+from .distributed import local_rank, mean_over_processes, world_size
 from .errors import InputError
 from .progress import Progress
 from .run import Run
@@ -116,15 +122,39 @@ def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
         optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)) * shape(min(step / max(steps, 1), 1.0)))
 
 
-class _Joined(nn.Module):
-    """A step as a module that owns what it trains, so that DistributedDataParallel can wrap both."""
+LossTerms = dict[str, tuple[float, Tensor, Tensor | int | None]]  # name -> (weight, total, count)
 
-    def __init__(self, step: Callable[[object], dict[str, Tensor]], modules: dict[str, nn.Module]):
+
+def joined_loss(terms: LossTerms) -> dict[str, Tensor]:
+    """The terms' means over all processes' items, and first `loss`, their weighted sum.
+
+    DistributedDataParallel averages the gradients of W processes, so that a term's gradient is right where
+    each process divides its total by the mean count of a process (a plain sum is multiplied by W instead). A
+    mean over no items is 0. A single term is shown as `loss` alone.
+    """
+    means = {}
+    for name, (_, total, count) in terms.items():
+        if count is None:
+            means[name] = world_size() * total
+        else:
+            count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+            means[name] = total / mean_over_processes(count).clamp(min=1e-6)
+    loss = sum(weight * means[name] for name, (weight, _, _) in terms.items())
+    if len(means) == 1:
+        return {"loss": loss}
+    return {"loss": loss, **means}
+
+
+class _LossModule(nn.Module):
+    """A loss function as a module that owns what it trains, so that DistributedDataParallel can wrap both."""
+
+    def __init__(self, loss: Callable[[object], LossTerms], modules: dict[str, nn.Module]):
         super().__init__()
-        self.step, self.trained = step, nn.ModuleDict(modules)
+        self.loss = loss
+        self.trained = nn.ModuleDict(modules)
 
     def forward(self, batch: object) -> dict[str, Tensor]:
-        return self.step(batch)
+        return joined_loss(self.loss(batch))
 
 
 def _synchronise(modules: nn.Module, device: torch.device) -> None:
@@ -137,23 +167,26 @@ def _synchronise(modules: nn.Module, device: torch.device) -> None:
                 setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
-def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]],
-        modules: dict[str, nn.Module], groups: list[dict], training: Training) -> None:
-    """Train `modules` by `step(batch) -> {"loss": scalar, other terms}`; checkpoints and resumes per epoch.
+def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modules: dict[str, nn.Module],
+        groups: list[dict], training: Training, after_epoch: Callable[[int], None] | None = None,
+        kept: dict[str, object] | None = None) -> None:
+    """Train `modules` by `loss(batch)` (see `LossTerms`), with a checkpoint after each epoch.
 
-    Batches have `names` and `to(device)`. A module with `start_epoch(epoch)` or `end_epoch(epoch)` is told
-    each epoch's number. Several processes each take their part of every batch and average the gradients: a
-    loss that is no mean over images scales its terms (`distributed.weight_of`, `average`).
-    InputError on a loss that is not finite names the batch's images; it is also raised on such weights.
+    groups: the optimiser's parameter groups. Batches have `names` and `to(device)`; several processes each
+    take their part of every batch. The epoch's number, from 0, is `loader.sampler.epoch`. after_epoch(epoch)
+    is called when an epoch has been trained, before its checkpoint is written. kept: other objects with
+    `state_dict` and `load_state_dict` that belong into the checkpoint. InputError names the batch's images
+    where the loss is not finite, and says so where weights are not.
     """
+    kept = kept or {}
     optimizer = make_optimizer(groups, training)
     device = optimizer.param_groups[0]["params"][0].device
     per_epoch = -(-len(loader) // training.accumulate)
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)
-    stateful = {**modules, "optimizer": optimizer, "scheduler": scheduler}
+    stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
     run.make_room(sum(p.nbytes for module in modules.values() for p in module.parameters()))
-    joined = _Joined(step, modules)
+    joined = _LossModule(loss, modules)
     if world_size() > 1:
         if training.sync_bn:
             _synchronise(joined.train(), device)
@@ -163,17 +196,14 @@ def fit(run: Run, loader: DataLoader, step: Callable[[object], dict[str, Tensor]
         loader.sampler.set_epoch(epoch)
         for module in modules.values():
             module.train()
-            if hasattr(module, "start_epoch"):
-                module.start_epoch(epoch)
         batches = len(loader)
         if training.steps is not None:
             batches = min(batches, (training.steps - scheduler.last_epoch) * training.accumulate)
         images = world_size() * min(batches * loader.batch_size, len(loader.sampler))
         means = _train_epoch(loader, joined, optimizer, scheduler, training,
                              Progress(f"{training.label} {epoch + 1}/{training.epochs}", images), device)
-        for module in modules.values():
-            if hasattr(module, "end_epoch"):
-                module.end_epoch(epoch)
+        if after_epoch is not None:
+            after_epoch(epoch)
         if not all(p.isfinite().all() for module in modules.values() for p in module.parameters()):
             raise InputError(f"{training.label}: weights are not finite after epoch {epoch + 1}; lower --lr "
                              "or clip gradients by --clip-norm")
@@ -208,6 +238,6 @@ def _train_epoch(loader: DataLoader, joined: nn.Module,
         progress.update(world_size() * len(batch.names), **terms)
         if training.steps is not None and scheduler.last_epoch >= training.steps:
             break
-    means = {name: float(average(value)) / count for name, value in sums.items()}
+    means = {name: float(mean_over_processes(value)) / count for name, value in sums.items()}
     progress.close(**means)
     return means

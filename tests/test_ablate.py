@@ -246,9 +246,9 @@ def test_data_without_masks_has_no_table(tmp_path, calls, monkeypatch, capsys):
 
 
 def test_table_by_hand():
-    rows = [ablate.Row("a", "train_cam", against=("a",), paper=("56.6", "70.5")),
-            ablate.Row("b", "train_cam", against=("a",), paper=("", "74.2")),
-            ablate.Row("c", "train_cam", against=("b", "a"))]
+    rows = [ablate.AblationRow("a", "train_cam", against=("a",), paper=("56.6", "70.5")),
+            ablate.AblationRow("b", "train_cam", against=("a",), paper=("", "74.2")),
+            ablate.AblationRow("c", "train_cam", against=("b", "a"))]
     values = {"a": np.array([50.0, 52.0]), "b": np.array([53.0, 53.0]), "c": np.array([np.nan, 60.0])}
     lines = charts.markdown(rows, values).splitlines()
     assert lines[2] == "| a | 51.0 ± 1.4 | 50.0 52.0 |  | 56.6 |"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipwsss.cams.files import CamFile, list_cams, read_cam, resize_cam, write_cam
+from clipwsss.cams.cam_files import CamFile, list_cams, read_cam, resize_cam, write_cam
 from clipwsss.errors import InputError
 
 KEYS = np.array([2, 7])

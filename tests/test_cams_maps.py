@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipwsss.cams.maps import CamSettings, merge_scales, multi_scale_maps, write_cams
 from clipwsss.datasets.loaders import size_loader
-from clipwsss.cams.files import list_cams, read_cam
+from clipwsss.cams.cam_files import list_cams, read_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clipwsss import demo
-from clipwsss.cams.files import write_cam
+from clipwsss.cams.cam_files import write_cam
 from clipwsss.errors import InputError
 from clipwsss.options import parse
 from clipwsss.toy.__main__ import get_parser as toy_parser

@@ -17,9 +17,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cams.files import read_cam
+from clipwsss.cams.cam_files import read_cam
 from clipwsss.datasets import loaders
-from clipwsss.distributed import agreed, average, barrier, gather, is_main, processes, share, weight_of
+from clipwsss.distributed import broadcast, average, barrier, gather, is_main, processes, shard, weight_of
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
 from clipwsss.toy.world import draw_world
@@ -63,7 +63,7 @@ def run_stages(root: Path, kind: str) -> None:
 def note_collectives(path: Path) -> None:
     """What this process of two sees of the functions that join them."""
     value = torch.tensor([1.0, 3.0][int(os.environ["RANK"])])
-    noted = {"gathered": gather(int(value)), "agreed": agreed(int(value)), "share": share(list(range(5))),
+    noted = {"gathered": gather(int(value)), "broadcast": broadcast(int(value)), "share": shard(list(range(5))),
              "average": float(average(value)), "weight": float(weight_of(int(value))), "main": is_main()}
     path.with_name(f"collectives{os.environ['RANK']}.json").write_text(json.dumps(noted))
     barrier()
@@ -98,14 +98,14 @@ def root(tmp_path_factory):
 
 def test_what_joins_processes(root):
     seen = [json.loads((root / f"collectives{rank}.json").read_text()) for rank in range(2)]
-    assert all(item["gathered"] == [1, 3] and item["agreed"] == 1 and item["average"] == 2.0 for item in seen)
+    assert all(item["gathered"] == [1, 3] and item["broadcast"] == 1 and item["average"] == 2.0 for item in seen)
     assert seen[0]["share"] + seen[1]["share"] == [0, 1, 2, 3, 4] and len(seen[1]["share"]) == 3
     assert [item["weight"] for item in seen] == [0.5, 1.5] and [item["main"] for item in seen] == [True, False]
 
 
 def test_one_process_is_all_of_them():
     value = torch.tensor(3)
-    assert gather(2) == [2] and agreed(2) == 2 and share([1, 2]) == [1, 2] and average(value) is value
+    assert gather(2) == [2] and broadcast(2) == 2 and shard([1, 2]) == [1, 2] and average(value) is value
     assert weight_of(7) == 1.0 and is_main()
     with processes():
         assert is_main()

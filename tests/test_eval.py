@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import eval as script
-from clipwsss.cams.files import write_cam
+from clipwsss.cams.cam_files import write_cam
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.metrics import confusion, scores

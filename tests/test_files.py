@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.files import (atomic_path, fill, load_network, load_weights, read_network, save_network,
+from clipwsss.files import (atomic_path, load_weights_into, load_network, load_weights, read_network, save_network,
                             write_json)
 
 
@@ -80,7 +80,7 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, change, message):
     state = network().state_dict()
     change(state)
     with pytest.raises(InputError, match=f"a.pt: not the weights of a test network .{message}") as caught:
-        fill(network(), state, tmp_path / "a.pt", "test network")
+        load_weights_into(network(), state, tmp_path / "a.pt", "test network")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     with pytest.raises(InputError, match="a.pt: not the weights of a Sequential "):
-        fill(network(), state, tmp_path / "a.pt")
+        load_weights_into(network(), state, tmp_path / "a.pt")

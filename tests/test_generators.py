@@ -7,12 +7,12 @@ from PIL import Image
 
 import train_cam
 import train_prompt
-from clipwsss.cams.files import list_cams, read_cam
+from clipwsss.cams.cam_files import list_cams, read_cam
 from clipwsss.cams.generator import GENERATORS
 from clipwsss.datasets.transforms import area_transform, square_transform
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
-from clipwsss.options import crops_of, parse
+from clipwsss.options import crop_loader, parse
 from clipwsss.refine.affinity import build_affinity
 from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.toy.world import CLASSES, draw_world
@@ -120,7 +120,7 @@ def test_a_transformer_is_refused_where_a_resnet_is_wanted(world, tmp_path):
         train_cam.main([*flags, "--backbone", "resnet18"])
     args = parse(train_cam.get_parser(), [*flags, "--crop-size", "100"], "train_cam")
     with pytest.raises(InputError, match="--crop-size 100: this generator takes multiples of 8"):
-        crops_of(args, None, 4, 8)
+        crop_loader(args, None, 4, 8)
 
 
 def test_strong_and_square_images():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import make_pseudo
-from clipwsss.cams.files import CamFile, check_cam, read_cam, resize_cam, write_cam
+from clipwsss.cams.cam_files import CamFile, check_cam, read_cam, resize_cam, write_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette

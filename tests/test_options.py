@@ -10,7 +10,7 @@ import pytest
 import train_cam
 import train_prompt
 from clipwsss.errors import InputError
-from clipwsss.options import PRESETS, apply_rules, parse, training_of
+from clipwsss.options import PRESETS, apply_rules, parse, training_settings
 from clipwsss.run import Run
 from clipwsss.training import Training
 
@@ -135,7 +135,7 @@ def test_default_folders_chain_and_data_root_is_asked_for():
 
 def test_the_training_record_is_what_the_flags_say():
     args = prompt("--method", "semples", "--warmup", "7")
-    assert training_of(args, "match", epochs=3) == Training(
+    assert training_settings(args, "match", epochs=3) == Training(
         "match", epochs=3, lr=6.4e-5, optimizer="adamw", schedule="cosine", weight_decay=0.03, momentum=0.0, warmup=7)
 
 

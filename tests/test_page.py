@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import eval as eval_script
-from clipwsss.cams.files import write_cam
+from clipwsss.cams.cam_files import write_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError
 from clipwsss.files import write_json
 from clipwsss.pictures import write_mask
-from clipwsss.report.page import (DATA, SAMPLE, TEMPLATE, Outputs, command_of, compare, curves_of, read_report, render,
+from clipwsss.report.page import (DATA, SAMPLE, TEMPLATE, StageOutputs, command_of, compare, curves_of, read_report, render,
                                   write_report)
 from clipwsss.report.scoring import class_figures
 from clipwsss.toy.world import draw_world
@@ -49,7 +49,7 @@ def runs(tmp_path_factory):
     write_json(words, root / "train_prompt" / "prompts.json")
     for stage in ("train_cam", "train_prompt", "make_pseudo"):
         folder = root / stage
-        write_report(folder, stage, Outputs(dataset, folder / "cams", folder / "masks" if stage == "make_pseudo" else None))
+        write_report(folder, stage, StageOutputs(dataset, folder / "cams", folder / "masks" if stage == "make_pseudo" else None))
     return root
 
 
@@ -78,10 +78,10 @@ def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
     monkeypatch.setattr("clipwsss.report.page.SAMPLE", 7)
     seen = []
     monkeypatch.setattr("clipwsss.report.page.image_miou", lambda data, folder, index: seen.append(index) or 50.0)
-    write_report(runs / "train_cam", "train_cam", Outputs(dataset, runs / "train_cam" / "cams"))
+    write_report(runs / "train_cam", "train_cam", StageOutputs(dataset, runs / "train_cam" / "cams"))
     assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLE == 200
     dataset.entries = [entry._replace(mask=None) for entry in dataset.entries]
-    write_report(runs / "train_cam", "train_cam", Outputs(dataset, runs / "train_cam" / "cams"))
+    write_report(runs / "train_cam", "train_cam", StageOutputs(dataset, runs / "train_cam" / "cams"))
     pictures = read_report(runs / "train_cam" / "report.html")["runs"][0]["pictures"]
     assert [item["name"] for item in pictures] == dataset.names[:12] and pictures[0]["miou"] is None
 

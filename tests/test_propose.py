@@ -105,5 +105,5 @@ def test_no_corpus_repeats_a_word_or_the_prompt_name():
         for corpus, lists in corpora(dataset).items():
             names = dict(zip(lists, load_words(dataset, list(lists)).names))
             for label, words in lists.items():
-                folded = [word.casefold() for word in (names[label], *words)]
-                assert len(set(folded)) == len(folded), (dataset, corpus, label)
+                fuse_batch_norm = [word.casefold() for word in (names[label], *words)]
+                assert len(set(fuse_batch_norm)) == len(fuse_batch_norm), (dataset, corpus, label)

@@ -15,7 +15,7 @@ from torchvision.models import get_model_weights
 from clipwsss.clip.checkpoint import PUBLISHED, SOURCE
 from clipwsss.datasets import build_dataset
 from clipwsss.networks.deeplab import Design
-from clipwsss.networks.resnet import BACKBONES
+from clipwsss.networks.resnet import RESNETS
 from clipwsss.networks.vit import WEIGHTS
 from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.toy.world import draw_world
@@ -151,7 +151,7 @@ def test_the_weights_table_is_what_is_downloaded():
     names = {name: rest for files, rest in rows.items() for name in re.findall("`(.*?)`", files)}
     folder, sha256 = re.findall("`(.*?)`", names.pop("ViT-B-32.pt"))
     assert folder.replace("SHA-256", sha256) == SOURCE + PUBLISHED["ViT-B/32"]
-    urls = [get_model_weights(name).IMAGENET1K_V1.url for name in BACKBONES if name != "resnet_tiny"] + list(WEIGHTS.values())
+    urls = [get_model_weights(name).IMAGENET1K_V1.url for name in RESNETS if name != "resnet_tiny"] + list(WEIGHTS.values())
     assert sorted(re.search("`(http.*?)`", rest)[1] + name for name, rest in names.items()) == sorted(urls)
 
 

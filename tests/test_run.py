@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.run import Run, keep_apart, used
+from clipwsss.run import Run, refuse_overlap, fingerprint_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,15 +130,15 @@ def test_inputs_may_move_but_not_change(tmp_path, capsys):
     cams, moved = tmp_path / "cams", tmp_path / "moved"
     cams.mkdir()
     (cams / "a.npz").write_bytes(b"one")
-    run = Run(tmp_path / "run", {"cams": str(cams)}, inputs=used({"cams": cams}))
+    run = Run(tmp_path / "run", {"cams": str(cams)}, inputs=fingerprint_inputs({"cams": cams}))
     run.result(miou=1.0)
     cams.rename(moved)
-    Run(tmp_path / "run", {"cams": str(moved)}, resume=True, inputs=used({"cams": moved}))
+    Run(tmp_path / "run", {"cams": str(moved)}, resume=True, inputs=fingerprint_inputs({"cams": moved}))
     (moved / "a.npz").write_bytes(b"two")
     refused(tmp_path / "run", "moved is no longer what this run was made from", {"cams": str(moved)}, resume=True,
-            inputs=used({"cams": moved}))
+            inputs=fingerprint_inputs({"cams": moved}))
     assert capsys.readouterr().out == ""
-    used({"masks": tmp_path / "run" / "masks"} if (tmp_path / "run" / "masks").mkdir() is None else {})
+    fingerprint_inputs({"masks": tmp_path / "run" / "masks"} if (tmp_path / "run" / "masks").mkdir() is None else {})
     assert capsys.readouterr().out == f"note: {tmp_path}/run/masks was made from {moved}, which has changed since\n"
 
 
@@ -150,10 +150,10 @@ def test_results_are_kept_apart_from_what_is_read(tmp_path, out, message):
     inputs = {"init": tmp_path / "elsewhere" / "generator.pt", "cams": tmp_path / "elsewhere" / "cams"}
     arguments = tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs
     if message is None:
-        assert keep_apart(*arguments) is None
+        assert refuse_overlap(*arguments) is None
     else:
         with pytest.raises(InputError, match=message):
-            keep_apart(*arguments)
+            refuse_overlap(*arguments)
 
 
 def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):

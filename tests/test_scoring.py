@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from clipwsss.cams.files import write_cam
+from clipwsss.cams.cam_files import write_cam
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask

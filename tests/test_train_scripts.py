@@ -7,7 +7,7 @@ import torch
 
 import train_cam
 import train_prompt
-from clipwsss.cams.files import list_cams, read_cam
+from clipwsss.cams.cam_files import list_cams, read_cam
 from clipwsss.files import load_weights
 from clipwsss.errors import InputError
 from clipwsss.toy.world import CLASSES, draw_world

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from clipwsss.datasets import Sample
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError
-from clipwsss.networks.folding import folded
+from clipwsss.networks.batch_norm import fuse_batch_norm
 from clipwsss.run import Run
 from clipwsss.training import (Training, compile_networks, fit, make_optimizer, make_scheduler, pick_device,
                                seed_everything, use_bf16)
@@ -165,7 +165,7 @@ def test_compiled_networks_train_alike_and_their_copies_are_plain(tmp_path):
             lambda batch: {"loss": network(batch.images).square().mean()}, {"network": network},
             [{"params": network.parameters()}], Training("points", 2, lr=0.01))
         assert (network._compiled_call_impl is not None) == compiled
-        for plain in (copy.deepcopy(network), folded(network)):
+        for plain in (copy.deepcopy(network), fuse_batch_norm(network)):
             assert plain._compiled_call_impl is None
         return network.state_dict()
 

@@ -16,7 +16,7 @@ from torch import nn
 import train_cam
 import train_prompt
 from clipwsss.cams.base import GeneratorSettings
-from clipwsss.cams.files import read_cam, resize_cam
+from clipwsss.cams.cam_files import read_cam, resize_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import tokenize
 from clipwsss.datasets import build_dataset

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from clipwsss.networks import vit
 
-SMALL = vit.Spec(48, 3, 4, patch=8, grid=5)
+SMALL = vit.ViTSpec(48, 3, 4, patch=8, grid=5)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from clipwsss.errors import InputError
 from clipwsss.networks import vit
 
 CLASSES = ["a", "b", "c"]
-SPEC = vit.Spec(24, 3, 2, patch=8, grid=4)
+SPEC = vit.ViTSpec(24, 3, 2, patch=8, grid=4)
 
 
 def make(pooling="max", seed=0):

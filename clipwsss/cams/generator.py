@@ -10,13 +10,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import InputError, input_errors
-from ..files import fill, load_weights, read_network, save_network
-from ..networks.resnet import BACKBONES as RESNETS
-from ..networks.vit import BACKBONES as TRANSFORMERS
+from ..files import load_weights_into, load_weights, read_network, save_network
+from ..networks.resnet import RESNETS
+from ..networks.vit import TRANSFORMERS
 from . import resnet, weaktr
 from .base import GeneratorSettings, MapGenerator
 
-Weights = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 
 
 class Kind(NamedTuple):
@@ -27,34 +27,34 @@ class Kind(NamedTuple):
     """
     backbones: tuple[str, ...]
     build: Callable[[Sequence[str], GeneratorSettings], MapGenerator]
-    rebuild: Callable[[dict, Weights, Sequence[str], GeneratorSettings], MapGenerator]
-    published: Callable[[Mapping], Weights | None]
+    rebuild: Callable[[dict, StateDict, Sequence[str], GeneratorSettings], MapGenerator]
+    published: Callable[[Mapping], StateDict | None]
 
 
 GENERATORS = {"resnet": Kind(RESNETS, resnet.build, resnet.rebuild, resnet.published),
               "weaktr": Kind(TRANSFORMERS, weaktr.build, weaktr.rebuild, weaktr.published)}
-BACKBONES = {backbone: name for name, kind in GENERATORS.items() for backbone in kind.backbones}
+KIND_OF_BACKBONE = {backbone: name for name, kind in GENERATORS.items() for backbone in kind.backbones}
 
 
 def build_generator(classes: Sequence[str], settings: GeneratorSettings) -> MapGenerator:
     """A generator of the kind that has this backbone; InputError on settings that do not fit."""
-    return GENERATORS[BACKBONES[settings.backbone]].build(classes, settings)
+    return GENERATORS[KIND_OF_BACKBONE[settings.backbone]].build(classes, settings)
 
 
 def save_generator(generator: MapGenerator, path: Path) -> None:
-    """Weights with what is needed to rebuild the network."""
+    """StateDict with what is needed to rebuild the network."""
     save_network(generator, "generator", generator.config, path)
 
 
-def read_generator(path: Path) -> tuple[str, dict, Weights]:
+def read_generator(path: Path) -> tuple[str, dict, StateDict]:
     """(kind, config, weights) of our own file or of a release's, whose config is empty; else InputError."""
     stored = load_weights(path)
     if "kind" in stored:
         config, weights = read_network(path, "generator")
-        if config.get("backbone") not in BACKBONES:
+        if config.get("backbone") not in KIND_OF_BACKBONE:
             raise InputError(f"{path}: a generator on {config.get('backbone')}, which is none of "
-                             f"{', '.join(BACKBONES)}")
-        return BACKBONES[config["backbone"]], config, weights
+                             f"{', '.join(KIND_OF_BACKBONE)}")
+        return KIND_OF_BACKBONE[config["backbone"]], config, weights
     for name, kind in GENERATORS.items():
         if weights := kind.published(stored):
             return name, {}, weights
@@ -75,5 +75,5 @@ def load_generator(path: Path, classes: Sequence[str],
                          f"{', '.join(classes)}")
     with input_errors(f"{path}: "):
         generator = GENERATORS[name].rebuild(config, weights, classes, settings)
-    fill(generator, weights, path, f"{generator.config['backbone']} generator of {len(classes)} classes")
+    load_weights_into(generator, weights, path, f"{generator.config['backbone']} generator of {len(classes)} classes")
     return generator

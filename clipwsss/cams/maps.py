@@ -11,11 +11,11 @@ from ..datasets import TagDataset
 from ..datasets.loaders import size_loader
 from ..datasets.transforms import eval_transform
 from ..distributed import barrier
-from ..networks.folding import folded
+from ..networks.batch_norm import fuse_batch_norm
 from ..progress import Progress
 from ..training import autocast
 from .base import MapGenerator, min_max
-from .files import FORMATS, STRIDE, write_cam
+from .cam_files import FORMATS, STRIDE, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 
@@ -83,7 +83,7 @@ def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
     plain = dataset.with_transform(eval_transform(), masks=False)
     loader = size_loader(plain, settings.batch_size, settings.workers, done)
     progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
-    network = folded(generator)
+    network = fuse_batch_norm(generator)
     for batch in loader:
         height, width = batch.images.shape[-2:]
         with autocast(settings.precision, device):

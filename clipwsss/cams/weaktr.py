@@ -18,7 +18,7 @@ POOLS = {"avg": torch.mean, "max": torch.amax}
 FUSION = "adaptive_attention_fusion."
 
 
-class Outputs(NamedTuple):
+class WeakTrOutputs(NamedTuple):
     """What a batch gives: three logits [B,K] (of the class tokens, the coarse and the fine maps) and two maps
     [B,K,h,w]: the coarse ones under the class tokens' attention, then spread by the patches' attention."""
     token_logits: Tensor
@@ -56,7 +56,7 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
     from_minimum = True
     parts = {"head": ("head.", FUSION), "fusion": (FUSION,)}
 
-    def __init__(self, spec: vit.Spec, config: dict, hidden: tuple[int, int], drop_path: float = 0.0):
+    def __init__(self, spec: vit.ViTSpec, config: dict, hidden: tuple[int, int], drop_path: float = 0.0):
         super().__init__(spec, len(config["classes"]), drop_path)
         self.config, self.input_multiple = config, spec.patch
         self.norm.requires_grad_(False)  # WeakTr does not use it
@@ -64,7 +64,7 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         self.adaptive_attention_fusion = Fusion(spec.depth * spec.heads, spec.width // spec.heads, hidden,
                                                 config["pooling"])
 
-    def outputs(self, images: Tensor, detach: bool = False) -> Outputs:
+    def outputs(self, images: Tensor, detach: bool = False) -> WeakTrOutputs:
         """Everything of images [B,3,H,W] in [0,1], in float32; `detach`: fine maps teach the fusion alone."""
         (tokens, grid), entered, pooled = self.embed(images), [], []
         for block in self.blocks:
@@ -79,7 +79,7 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         fused = self.fused_attention(entered, weights)[..., self.n_tokens:]
         seen = fused[:, :self.n_tokens].unflatten(-1, grid) * F.relu(coarse.detach() if detach else coarse)
         maps = (fused[:, self.n_tokens:] @ seen.flatten(2).mT).mT.unflatten(-1, grid).float()
-        return Outputs(class_tokens.float().mean(-1), coarse.mean((2, 3)), maps.mean((2, 3)), seen, maps)
+        return WeakTrOutputs(class_tokens.float().mean(-1), coarse.mean((2, 3)), maps.mean((2, 3)), seen, maps)
 
     def pool_by_head(self, attended: Tensor) -> Tensor:
         """[B,heads,width/heads] of what a block's attention added, [B,N,width], pooled over the tokens.
@@ -143,7 +143,7 @@ def rebuild(config: dict, state: Mapping[str, Tensor], classes: Sequence[str],
     if n_classes != len(classes):
         raise ValueError(f"made for {n_classes} classes; this data has {len(classes)}: {', '.join(classes)}")
     grid = round((state["pos_embed"].shape[1] - n_classes) ** 0.5)
-    spec = vit.Spec(width, depth, heads // depth, patch, grid)
+    spec = vit.ViTSpec(width, depth, heads // depth, patch, grid)
     config = {"backbone": "deit_small", "pooling": settings.pooling, **config, "classes": list(classes)}
     return WeakTr(spec, config, (len(state[FUSION + "attn_feat_ffn.0.weight"]), hidden), settings.drop_path)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 MERGES_FILE = Path(__file__).with_name("bpe_merges.txt.gz")
 # Spelled as by OpenAI and as by open_clip; either stands for the one token of start and end.
-STARTS, ENDS = ("<|startoftext|>", "<start_of_text>"), ("<|endoftext|>", "<end_of_text>")
-START, END = STARTS[0], ENDS[0]
+START_NAMES, END_NAMES = ("<|startoftext|>", "<start_of_text>"), ("<|endoftext|>", "<end_of_text>")
+START, END = START_NAMES[0], END_NAMES[0]
 WORD_END = "</w>"
 
 
@@ -32,7 +32,7 @@ class BytePairs:
         last_letters = [letter + WORD_END for letter in letters]
         self.symbols = [*letters, *last_letters, *map("".join, merges), START, END]
         self.id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
-        self.special = dict.fromkeys(STARTS, self.id_of[START]) | dict.fromkeys(ENDS, self.id_of[END])
+        self.special = dict.fromkeys(START_NAMES, self.id_of[START]) | dict.fromkeys(END_NAMES, self.id_of[END])
         literal = "|".join(map(regex.escape, self.special))
         self.word_pattern = regex.compile(
             rf"{literal}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)

@@ -10,10 +10,10 @@ from .coco_masks import Region, draw, parse
 from .reading import Checked
 
 SPLITS = ("train", "val")
-Drawn = tuple[int, bool, Region]  # class from 1, crowd
+LabelledRegion = tuple[int, bool, Region]  # class from 1, crowd
 LISTS = {"categories": {"id", "name"}, "images": {"id", "file_name", "height", "width"},
          "annotations": {"image_id", "category_id", "segmentation"}}
-KINDS = {"name": str, "file_name": str, "segmentation": list | dict}  # of fields; others are whole numbers
+FIELD_TYPES = {"name": str, "file_name": str, "segmentation": list | dict}  # of fields; others are whole numbers
 
 
 class CocoDataset(TagDataset):
@@ -52,7 +52,7 @@ class CocoDataset(TagDataset):
             else:
                 unknown = f"image {item['image_id']} is not among the file's images"
                 problems.append(f"{path}: annotations[{index}]: {unknown}")
-        self._drawn: dict[str, tuple[Size, list[Drawn]]] = {}  # with the size that the file states
+        self._drawn: dict[str, tuple[Size, list[LabelledRegion]]] = {}  # with the size that the file states
         for image in sorted(content["images"], key=lambda image: image["id"]):
             name, where = Path(image["file_name"]).stem, f"{path} (image {image['id']})"
             size = image["height"], image["width"]
@@ -102,7 +102,7 @@ def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
         if not isinstance(items, list):
             raise InputError(f"{path}: no list {key!r}; expected COCO's instances_*.json")
         for number, item in enumerate(items):
-            if not isinstance(item, dict) or not all(isinstance(item.get(field), KINDS.get(field, int))
+            if not isinstance(item, dict) or not all(isinstance(item.get(field), FIELD_TYPES.get(field, int))
                                                      for field in fields):
                 raise InputError(f"{path}: {key}[{number}] lacks one of {', '.join(sorted(fields))}, or has "
                                  "something else in its place")
@@ -110,7 +110,7 @@ def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
 
 
 def read_regions(items: list[tuple[int, dict]], numbers: dict[int, int], size: Size,
-                 where: str) -> list[Drawn]:
+                 where: str) -> list[LabelledRegion]:
     """The regions of an image's (position, annotation) pairs; InputError names the first bad one."""
     drawn = []
     for index, item in items:

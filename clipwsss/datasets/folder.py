@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import InputError
 from .base import Entry, TagDataset, files_of, masks_of, split_error
 from .reading import Checked
-from .tags import TABLES, Row, read_tags, read_text
+from .tags import TABLES, TagRow, read_tags, read_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST_CLASSES = 254  # masks are 8-bit: 0 is background and 255 ignored
@@ -62,17 +62,17 @@ def images_below(folder: Path) -> list[Path]:
     return [path for place in sorted({folder, *inside}) for path in files_of(place, SUFFIXES)]
 
 
-def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[Row], list[str]]:
+def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[str]]:
     """`read_tags` of the one table labels.* below `root`; without one images' folders are their classes."""
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels"]
     if len(tables) > 1:
         raise InputError(f"{tables[0]} and {tables[1].name}: both are there, keep one of them")
     if not tables and all(path.parent.name != "images" for path in stored):
-        return [Row(path.name, {path.parent.name}, "train", str(path)) for path in stored], []
+        return [TagRow(path.name, {path.parent.name}, "train", str(path)) for path in stored], []
     return read_tags(tables[0] if tables else root / "labels.csv")
 
 
-def find_image(row: Row, places: dict[str, list[Path]]) -> Path:
+def find_image(row: TagRow, places: dict[str, list[Path]]) -> Path:
     """The one file that a row names; InputError for none or several of one name."""
     files = places.get(row.image.replace("\\", "/"), [])
     if not files:

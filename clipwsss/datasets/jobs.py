@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..distributed import agreed, gather, share
+from ..distributed import broadcast, gather, shard
 from ..errors import InputError
 from ..progress import Progress
 
@@ -40,7 +40,7 @@ class ImageJobs:
 
         At the end, which all processes have to reach, every file is written and all know all failures.
         """
-        todo = share(agreed([index for index in indices if index not in self.failures]))
+        todo = shard(broadcast([index for index in indices if index not in self.failures]))
         progress, threads = Progress(label, len(todo)), torch.get_num_threads()
         helpers = min(self.workers, max(len(todo) - 1, 0))
         if helpers:

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ..distributed import agreed, rank, world_size
+from ..distributed import broadcast, rank, world_size
 from ..errors import InputError
 from .base import TagDataset, collate
 
@@ -30,7 +30,7 @@ class Order(DistributedSampler):
             yield index, int(drawn.generate_state(1)[0])
 
 
-class Drawn(Dataset):
+class SeededDataset(Dataset):
     """A data set by `Order`'s items: an image's draws are the same in any process and beside any others."""
 
     def __init__(self, dataset: Dataset):
@@ -52,7 +52,7 @@ def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bo
     """
     drop_last = len(dataset) >= batch_size and (drop_last or world_size() > 1)
     order = Order(dataset, batch_size, shuffle, seed, drop_last)
-    return DataLoader(Drawn(dataset), max(1, batch_size // world_size()), sampler=order, num_workers=workers,
+    return DataLoader(SeededDataset(dataset), max(1, batch_size // world_size()), sampler=order, num_workers=workers,
                       collate_fn=collate, drop_last=drop_last, pin_memory=torch.cuda.is_available())
 
 
@@ -62,7 +62,7 @@ def size_loader(dataset: TagDataset, batch_size: int, workers: int = 0,
 
     Of several processes each has its share of the batches; the main one's `done` holds for all.
     """
-    done = agreed(done)
+    done = broadcast(done)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, name in enumerate(dataset.names):
         if name not in done:

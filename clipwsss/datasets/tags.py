@@ -18,7 +18,7 @@ TAG_LISTS = {**LISTS, "images": {"id", "file_name"}, "annotations": {"image_id",
 Record = tuple[str, object]  # the place "file:line"; its fields by name, or a line of JSON
 
 
-class Row(NamedTuple):
+class TagRow(NamedTuple):
     """An image as the table names it, its classes, its split and the place that says so, "file:line"."""
     image: str
     labels: set[str]
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     where: str
 
 
-def read_tags(path: Path) -> tuple[list[Row], list[str]]:
+def read_tags(path: Path) -> tuple[list[TagRow], list[str]]:
     """(the table's rows, what is wrong with others, by place); InputError where no row is good.
 
     CSV (`,` `;` or tab, as the first line has it) with the columns `image` and `labels` (names separated by
@@ -47,7 +47,7 @@ def read_tags(path: Path) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
-def row_of(fields: object, where: str) -> Row:
+def row_of(fields: object, where: str) -> TagRow:
     """The row of a record's fields (a dictionary or its JSON); ValueError says what is wrong with them."""
     with input_errors("not JSON: "):
         fields = json.loads(fields) if isinstance(fields, str) else fields
@@ -73,7 +73,7 @@ def row_of(fields: object, where: str) -> Row:
         labels = re.split("[;,]", labels)
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
         raise ValueError(f"labels are {labels!r}, not a list of names")
-    return Row(image, {name.strip() for name in labels} - {""}, split, where)
+    return TagRow(image, {name.strip() for name in labels} - {""}, split, where)
 
 
 def csv_records(path: Path, text: str) -> Iterator[Record]:

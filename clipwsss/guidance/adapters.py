@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-KINDS = ("none", "fixed", "learnable")
+ADAPTERS = ("none", "fixed", "learnable")
 
 
 class Adapter(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..cams.files import check_cam, list_cams, read_cam, resize_cam
+from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
 from ..clip import CLIP
 from ..datasets import Batch, TagDataset
 from ..errors import InputError

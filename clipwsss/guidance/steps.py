@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from ..cams.base import MapGenerator
 from ..clip import CLIP
 from ..datasets import Batch
-from ..distributed import weight_of, world_size
 from . import losses
-from .losses import Suppression, Weights
 from .prompts import LearnedPrompt, Prompt
 from .regions import encode_regions
 
@@ -73,8 +71,9 @@ class TuneStep(NamedTuple):
     class_prompt: Prompt
     background_prompt: Prompt
     adapters: tuple[nn.Module, nn.Module]
-    weights: Weights
-    suppression: Suppression = Suppression()
+    weights: dict[str, float]
+    threshold: float = 0.0
+    reduction: str = "mean"
     area_of: str = "all"
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -82,31 +81,30 @@ class TuneStep(NamedTuple):
         image_side, text_side = self.adapters
         text = text_side(self.class_prompt(names, classes, foreground))
         repelled = self.background_prompt(names, classes)
-        part = weight_of(len(classes), self.guide.device)
-        return losses.weighted({
-            "fg": part * losses.attract(losses.similarity(image_side(foreground), text)),
-            "bg": part * losses.repel(losses.similarity(image_side(background), text)),
-            "suppress": (world_size() if self.suppression.reduction == "sum" else part)
-            * losses.suppress(losses.similarity(foreground, repelled), *self.suppression),
-            "area": part * losses.area(present) if self.area_of == "present" else losses.area(probabilities),
-        }, self.weights)
+        fg = losses.attract(losses.similarity(image_side(foreground), text))
+        bg = losses.repel(losses.similarity(image_side(background), text))
+        suppressed = losses.suppress(losses.similarity(foreground, repelled), self.threshold)
+        covered = present if self.area_of == "present" else probabilities
+        return {"fg": (self.weights["fg"], fg.sum(), len(fg)),
+                "bg": (self.weights["bg"], bg.sum(), len(bg)),
+                "suppress": (self.weights["suppress"], suppressed.sum(),
+                             None if self.reduction == "sum" else len(suppressed)),
+                "area": (self.weights["area"], covered.sum(), covered.numel())}
 
 
 class LearnClassStep(NamedTuple):
     """Learns class prompts with the generator fixed: POLE eq. 5 on the prompts' side."""
     guide: Regional
     prompt: LearnedPrompt
-    weights: Weights
+    weights: dict[str, float]
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> dict[str, tuple]:
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
-        part = weight_of(len(text), text.device)
-        return losses.weighted({
-            "fg": part * losses.attract(losses.similarity(regions.foreground, text)),
-            "bg": part * losses.repel(losses.similarity(regions.background, text)),
-        }, self.weights)
+        fg = losses.attract(losses.similarity(regions.foreground, text))
+        bg = losses.repel(losses.similarity(regions.background, text))
+        return {"fg": (self.weights["fg"], fg.sum(), len(fg)), "bg": (self.weights["bg"], bg.sum(), len(bg))}
 
 
 class PromptWeights(NamedTuple):
@@ -131,12 +129,11 @@ class LearnBackgroundStep(NamedTuple):
         with torch.no_grad():
             regions = self.guide.regions(batch, PROMPT_EPSILON)
         text = self.prompt.features()[regions.classes]
-        part = weight_of(len(text), text.device)
         alike = losses.similarity(self.class_text[regions.classes], text)
-        return losses.weighted({
-            "image": part * losses.attract(losses.similarity(regions.background, text)),
-            "text": part * (losses.repel(alike) if self.repulsion == "paper" else -losses.attract(alike)),
-        }, self.weights)
+        image = losses.attract(losses.similarity(regions.background, text))
+        text = losses.repel(alike) if self.repulsion == "paper" else -losses.attract(alike)
+        return {"image": (self.weights.image, image.sum(), len(image)),
+                "text": (self.weights.text, text.sum(), len(text))}
 
 
 LearnStep = LearnClassStep | LearnBackgroundStep

@@ -4,7 +4,7 @@ Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable C
 Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave open follows deeplab-pytorch.
 """
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torchvision.ops import Conv2dNormActivation
 from . import resnet
 
 IGNORE = 255
-NETWORKS = ("deeplabv2", "deeplabv3plus")
+DEEPLABS = ("deeplabv2", "deeplabv3plus")
 # deeplab-pytorch's names of layers in a bottleneck, and torchvision's
 LAYERS = {"reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
           "increase.conv": "conv3", "increase.bn": "bn3", "shortcut.conv": "downsample.0",
@@ -25,7 +25,7 @@ LAYERS = {"reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "
 
 
 class Design(NamedTuple):
-    """What a network is built from, beside labels and weights: one of NETWORKS on one of resnet.BACKBONES.
+    """What a network is built from, beside labels and weights: one of DEEPLABS on one of resnet.RESNETS.
 
     rates: of the ASPP (None: deeplabv2 6 12 18 24; deeplabv3plus 6 12 18, doubled at stride 8). multi_scale:
     the loss (None: deeplabv2 only). frozen_bn: the backbone's batch norm learns nothing. caffe: the layout of
@@ -54,10 +54,9 @@ class DeepLab(nn.Module):
         """Logits [B,n_labels,h,w] that the loss is over, the last of the first's size."""
         return multi_scale_logits(self, images) if self.multi_scale else [self(images)]
 
-    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False,
-                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
-        """Scalar `segmentation_loss` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
-        return segmentation_loss(self.training_logits(images), masks, balanced, joined)
+    def loss_terms(self, images: Tensor, masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
+        """`segmentation_terms` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
+        return segmentation_terms(self.training_logits(images), masks, balanced)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, everything new at 10x."""
@@ -123,8 +122,8 @@ def build(design: Design, n_labels: int, weights: str | Path = "none") -> DeepLa
 
     ValueError lists the valid names, or says which weights do not fit.
     """
-    if design.network not in NETWORKS:
-        raise ValueError(f"unknown network '{design.network}'; valid: {', '.join(NETWORKS)}")
+    if design.network not in DEEPLABS:
+        raise ValueError(f"unknown network '{design.network}'; valid: {', '.join(DEEPLABS)}")
     body = resnet.build(design.backbone, design.output_stride, weights, design.frozen_bn, dilate=True,
                         caffe=design.caffe)
     for module in body.batch_norms() if design.frozen_bn else ():
@@ -149,22 +148,27 @@ def multi_scale_logits(network: nn.Module, images: Tensor,
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
 
 
-def segmentation_loss(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False,
-                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
-    """Sum over the outputs (logits [B,n_labels,h,w] of any sizes) of cross entropy with masks [B,H,W].
+def segmentation_terms(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
+    """Cross entropy of every output with the masks as {name: (weight, total over pixels, number of pixels)}.
 
-    Masks (255 ignored) are resized to each output by nearest pixel centres. balanced: half the mean over
-    background pixels plus half that over foreground pixels. 0 where no pixel counts. joined: what a number of
-    pixels becomes before it divides; where processes share a batch, its mean over them.
+    outputs: logits [B,n_labels,h,w] of any sizes; masks [B,H,W] (255 ignored) are resized to each of them by
+    nearest pixel centres. The loss is the sum over the terms of weight * total / number. balanced: the mean
+    over background pixels and that over foreground pixels count half each.
     """
-    masks, total = masks[:, None].to(torch.uint8), 0.0
-    for logits in outputs:
+    masks = masks[:, None].to(torch.uint8)
+    terms = {}
+    for number, logits in enumerate(outputs):
         target = F.interpolate(masks, logits.shape[-2:], mode="nearest-exact")[:, 0].long()
         losses = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
-        parts = [target == 0, (target != 0) & (target != IGNORE)] if balanced else [target != IGNORE]
-        for part in parts:
-            total = total + (losses * part).sum() / joined(part.sum()).clamp(min=1e-6) / len(parts)
-    return total
+        background = target == 0
+        counted = target != IGNORE
+        foreground = counted & ~background
+        if balanced:
+            terms[f"background_{number}"] = (0.5, (losses * background).sum(), background.sum())
+            terms[f"foreground_{number}"] = (0.5, (losses * foreground).sum(), foreground.sum())
+        else:
+            terms[f"output_{number}"] = (1.0, (losses * counted).sum(), counted.sum())
+    return terms
 
 
 def is_deeplab_pytorch(state: dict) -> bool:

@@ -3,7 +3,6 @@
 Cheng et al., CVPR 2022; SemPLeS' headline network. The network, its matching and its losses are the
 package's; here are labels, normalisation and file.
 """
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,18 +37,19 @@ class Mask2Former(nn.Module):
         labels = queries.class_queries_logits.softmax(-1)[..., :-1]
         return torch.einsum("bqn,bqhw->bnhw", labels, masks.sigmoid()).clamp_min(1e-6).log()
 
-    def training_loss(self, images: Tensor, masks: Tensor, balanced: bool = False,
-                      joined: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Tensor:
-        """The network's own loss: each label of masks [B,H,W] is one target, ignored pixels (255) in none.
+    def loss_terms(self, images: Tensor, masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
+        """The network's own loss as {"mask2former": (1, loss, 1)}.
 
-        `joined` has no say: the package counts the targets itself.
+        Each label of masks [B,H,W] is one target; ignored pixels (255) are in none. The package transformers
+        divides by the number of targets itself.
         """
         if balanced:
             raise InputError("--balanced is a cross entropy; mask2former has its own loss")
         labels = [item[item != IGNORE].unique() for item in masks]
         targets = [(mask == item[:, None, None]).float() for mask, item in zip(masks, labels)]
-        return self.model(pixel_values=(images - self.mean) / self.std, mask_labels=targets,
-                          class_labels=labels).loss
+        result = self.model(pixel_values=(images - self.mean) / self.std, mask_labels=targets,
+                            class_labels=labels)
+        return {"mask2former": (1.0, result.loss, 1)}
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """The backbone at 1x, everything else at 10x; norms, biases and embeddings without weight decay."""

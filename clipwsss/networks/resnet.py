@@ -15,7 +15,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN, CAFFE_STD = tuple(value / 255 for value in (122.675, 116.669, 104.008)), (1 / 255,) * 3
 
 
-class Spec(NamedTuple):
+class ResNetSpec(NamedTuple):
     """Shape of a network: block type, then for each stage its number of blocks, planes, stride, dilation."""
     block: type[nn.Module]
     depths: tuple[int, ...]
@@ -29,13 +29,13 @@ class Spec(NamedTuple):
 
 
 SPECS = {
-    "resnet18": Spec(BasicBlock, (2, 2, 2, 2)),
-    "resnet50": Spec(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": Spec(Bottleneck, (3, 4, 23, 3)),
-    "resnet_tiny": Spec(BasicBlock, (0, 1, 1, 1), (16, 32, 48, 48), (1, 2, 1, 1), (1, 1, 2, 2),
+    "resnet18": ResNetSpec(BasicBlock, (2, 2, 2, 2)),
+    "resnet50": ResNetSpec(Bottleneck, (3, 4, 6, 3)),
+    "resnet101": ResNetSpec(Bottleneck, (3, 4, 23, 3)),
+    "resnet_tiny": ResNetSpec(BasicBlock, (0, 1, 1, 1), (16, 32, 48, 48), (1, 2, 1, 1), (1, 1, 2, 2),
                         stem_kernel=3, stem_width=16, pooled=False, output_strides=(4,)),
 }
-BACKBONES = tuple(SPECS)
+RESNETS = tuple(SPECS)
 
 
 class ResNet(nn.Module):
@@ -48,7 +48,7 @@ class ResNet(nn.Module):
     pooling that rounds up, pixels 0..255 minus their mean. channels: widths of the maps of `stages`.
     """
 
-    def __init__(self, spec: Spec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
+    def __init__(self, spec: ResNetSpec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
                  caffe: bool = False) -> None:
         super().__init__()
         if output_stride not in spec.output_strides:
@@ -152,14 +152,14 @@ def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -
 
 def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn: bool = False,
           dilate: bool = False, caffe: bool = False) -> ResNet:
-    """Build one of BACKBONES; the other options are `ResNet`'s.
+    """Build one of RESNETS; the other options are `ResNet`'s.
 
     weights: "none" (random), "imagenet" (torchvision's) or the path of a torchvision state dict, or of a
     checkpoint whose "state_dict" has these names behind "backbone.". Raises ValueError for an unknown name,
     stride or unfit file, FileNotFoundError for weights out of reach.
     """
     if name not in SPECS:
-        raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(BACKBONES)}")
+        raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(RESNETS)}")
     model = ResNet(SPECS[name], output_stride, dilate, frozen_bn, caffe)
     if str(weights) == "imagenet":
         load_state(model, imagenet_state(name), "imagenet")

@@ -17,7 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WEIGHTS = {"deit_small": "https://dl.fbaipublicfiles.com/deit/deit_small_patch16_224-cd65a155.pth"}
 
 
-class Spec(NamedTuple):
+class ViTSpec(NamedTuple):
     """Shape of a network: channels, blocks, heads, side of a patch, patches along a side of its positions."""
     width: int
     depth: int
@@ -26,8 +26,8 @@ class Spec(NamedTuple):
     grid: int = 14
 
 
-SPECS = {"deit_small": Spec(384, 12, 6), "deit_toy": Spec(64, 3, 4, patch=8, grid=12)}
-BACKBONES = tuple(SPECS)
+SPECS = {"deit_small": ViTSpec(384, 12, 6), "deit_toy": ViTSpec(64, 3, 4, patch=8, grid=12)}
+TRANSFORMERS = tuple(SPECS)
 BODY = ("cls_token", "pos_embed", "patch_embed", "blocks", "norm")  # how a transformer's parameters begin
 
 
@@ -84,7 +84,7 @@ class VisionTransformer(nn.Module):
     drop_path: how often training skips the last block's branches; less often before, linearly (DeiT).
     """
 
-    def __init__(self, spec: Spec, n_tokens: int = 1, drop_path: float = 0.0):
+    def __init__(self, spec: ViTSpec, n_tokens: int = 1, drop_path: float = 0.0):
         super().__init__()
         self.spec, self.n_tokens = spec, n_tokens
         self.patch_embed = nn.ModuleDict(

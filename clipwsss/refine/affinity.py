@@ -4,17 +4,17 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import InputError, input_errors
-from ..files import fill, load_weights, read_network, save_network
+from ..files import load_weights_into, load_weights, read_network, save_network
 from ..networks import resnet
 from .irn import STRIDE, IRNet
 from .psa import AffinityNet
 
-NETWORKS = {"irn": IRNet, "psa": AffinityNet}
+AFFINITY_NETWORKS = {"irn": IRNet, "psa": AffinityNet}
 
 
 def build_affinity(kind: str, backbone: str = "resnet50",
                    weights: str | Path = "imagenet") -> tuple[nn.Module, str]:
-    """An untrained network of NETWORKS, and its backbone's name.
+    """An untrained network of AFFINITY_NETWORKS, and its backbone's name.
 
     IRN has output stride 16 by strides alone, as released; PSA 8 with dilation. weights: imagenet, none, a
     torchvision state dict, or a generator's file (train_cam, train_prompt), which names its own backbone.
@@ -29,7 +29,7 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
     with input_errors(f"--weights {weights}: "):
         body = resnet.build(backbone, stride, weights, frozen_bn=True, dilate=kind == "psa")
-    return NETWORKS[kind](body), backbone
+    return AFFINITY_NETWORKS[kind](body), backbone
 
 
 def least_crop(kind: str, backbone: str, radius: int) -> int:
@@ -51,5 +51,5 @@ def load_affinity(path: Path | str, kind: str) -> nn.Module:
     else:
         config, state = read_network(path, f"{kind} network")
     network, _ = build_affinity(kind, config["backbone"], "none")
-    fill(network, state, path)
+    load_weights_into(network, state, path)
     return network.eval()

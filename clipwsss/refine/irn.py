@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .labels import pair_losses, pair_views, shrink_labels
+from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, straight_path
 
 STRIDE = 4  # image size over the boundary map's
@@ -59,7 +59,7 @@ class IRNet(nn.Module):
         logits = self(both)[..., :grid[0], :grid[1]]
         return torch.sigmoid((logits[0, 0] + logits[1, 0].flip(-1)) / 2)
 
-    def losses(self, images: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
+    def loss_terms(self, images: Tensor, labels: Tensor, radius: int = 10) -> dict[str, Tensor]:
         """IRN's boundary loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
 
         Cross entropy of `path_affinity` over background, foreground and unlike pairs (1 : 1 : 2). Weights,
@@ -67,7 +67,7 @@ class IRNet(nn.Module):
         """
         logits = self(images)
         affinity = path_affinity(torch.sigmoid(logits[:, 0].float()), radius)
-        return pair_losses(affinity, shrink_labels(labels, logits.shape[-2:]), radius)
+        return pair_terms(affinity, shrink_labels(labels, logits.shape[-2:]), radius)
 
     @staticmethod
     def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import average
 from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
 from .random_walk import pair_offsets
 
@@ -67,20 +66,19 @@ def pair_labels(labels: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
     return sure & same & (first == 0), sure & same & (first > 0), sure & ~same
 
 
-def pair_losses(affinity: Tensor, labels: Tensor, radius: int) -> dict[str, Tensor]:
-    """Mean cross entropies of affinities [B, n, y, x] over the three kinds of `pair_labels`, and their sum
-    `loss` by 1/4, 1/4, 1/2, as both releases weigh them. The 1e-5 in the logarithm is theirs too.
+def pair_terms(affinity: Tensor, labels: Tensor, radius: int) -> dict[str, tuple]:
+    """Cross entropies of affinities [B, n, y, x] over the three kinds of `pair_labels`.
+
+    {kind: (weight, total over pairs, number of pairs)} with the weights 1/4, 1/4, 1/2 of both releases, which
+    also add 1e-5 inside the logarithm and to the number of pairs.
     """
-    alike, apart = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
-    background, foreground, negative = map(mean_over, (alike, alike, apart), pair_labels(labels, radius))
-    return {"loss": background / 4 + foreground / 4 + negative / 2, "background": background,
-            "foreground": foreground, "negative": negative}
-
-
-def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of values where `chosen`, 0 where nothing is (the releases add 1e-5 to the count).
-
-    The count is the mean one of all processes, so that the average of their results is the joined mean.
-    """
-    chosen = chosen.to(values.dtype)
-    return (values * chosen).sum() / (average(chosen.sum()) + 1e-5)
+    background, foreground, negative = pair_labels(labels, radius)
+    alike = -torch.log(affinity + 1e-5)
+    apart = -torch.log(1 + 1e-5 - affinity)
+    terms = {}
+    for name, weight, values, chosen in (("background", 0.25, alike, background),
+                                         ("foreground", 0.25, alike, foreground),
+                                         ("negative", 0.5, apart, negative)):
+        chosen = chosen.to(values.dtype)
+        terms[name] = (weight, (values * chosen).sum(), chosen.sum() + 1e-5)
+    return terms

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .labels import pair_losses, pair_views, shrink_labels
+from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, pair_slices
 
 MULTIPLE = 8  # images are padded to whole cells
@@ -59,7 +59,7 @@ class AffinityNet(nn.Module):
             affinities[index, *first] = pair_affinity(features[:, *first], features[:, *second], 0)
         return affinities
 
-    def losses(self, images: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
+    def loss_terms(self, images: Tensor, labels: Tensor, radius: int = 5) -> dict[str, Tensor]:
         """The release's loss of images [B, 3, H, W] with confident labels [B, H, W] (255 unsure).
 
         Cross entropy of pair affinities over background, foreground and unlike pairs (1/4, 1/4, 1/2). Labels
@@ -68,7 +68,7 @@ class AffinityNet(nn.Module):
         features = self(images)
         first, others = pair_views(features.float(), radius)
         affinity = torch.stack([pair_affinity(first, second, 1) for second in others], 1)
-        return pair_losses(affinity, shrink_labels(labels, features.shape[-2:]), radius)
+        return pair_terms(affinity, shrink_labels(labels, features.shape[-2:]), radius)
 
 
 def pair_affinity(first: Tensor, second: Tensor, dim: int) -> Tensor:

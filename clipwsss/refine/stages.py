@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cams.files import CamFile, resize_cam
+from ..cams.cam_files import CamFile, resize_cam
 from ..errors import InputError
-from .affinity import NETWORKS
+from .affinity import AFFINITY_NETWORKS
 from .crf import dense_crf, unary_from_labels
 from .irn import STRIDE as IRN_STRIDE
 from .pamr import pamr
@@ -189,7 +189,7 @@ def check_stages(names: list[str], painted: bool) -> str | None:
                          "pamr; none stands alone")
     if painted and names != ["none"] and names != walks:
         raise InputError(f"--refine {' '.join(names)}: --segment-rule fma paints by maps; use none or a walk")
-    return walks[0] if walks and walks[0] in NETWORKS else None
+    return walks[0] if walks and walks[0] in AFFINITY_NETWORKS else None
 
 
 def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..cams.files import read_cam, resize_cam
+from ..cams.cam_files import read_cam, resize_cam
 from ..datasets import TagDataset
 from ..datasets.base import read_mask
 from ..distributed import is_main
@@ -34,14 +34,14 @@ BEFORE = {"train_prompt": ("train_cam", "init"), "make_pseudo": ("train_prompt",
 UNTOLD = {"set_by", "stage", "inputs", "resume", "overwrite", "dry_run", "quiet"}
 
 
-class Outputs(NamedTuple):
+class StageOutputs(NamedTuple):
     """A data set and what a stage made of its images: folders of CAM files, label maps, both or none."""
     dataset: TagDataset
     cams: Path | None = None
     masks: Path | None = None
 
 
-def write_report(run: Path, stage: str, outputs: Outputs) -> None:
+def write_report(run: Path, stage: str, outputs: StageOutputs) -> None:
     """Write RUN/report.html from what the finished run recorded in its folder, and from a few pictures."""
     if is_main():
         render({"runs": [gather_run(run, stage, outputs)], "notes": []}, run / "report.html")
@@ -72,7 +72,7 @@ def read_report(path: Path) -> dict:
         raise InputError(f"{path}: no report; every script writes one at its end") from error
 
 
-def gather_run(run: Path, stage: str, outputs: Outputs) -> dict:
+def gather_run(run: Path, stage: str, outputs: StageOutputs) -> dict:
     """All that the page shows of one run."""
     args, result, dataset = read_json(run / "args.json"), read_json(run / "result.json"), outputs.dataset
     previous, flag = BEFORE.get(stage, (None, None))
@@ -163,7 +163,7 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
-def pictures_of(outputs: Outputs, threshold: float) -> list[dict]:
+def pictures_of(outputs: StageOutputs, threshold: float) -> list[dict]:
     """The first images, which other runs show too, and the worst of a sample where masks say which are."""
     dataset, cams, masks = outputs
     if not (cams or masks):
@@ -186,7 +186,7 @@ def image_miou(dataset: TagDataset, folder: CamFolder | LabelFolder, index: int)
     return value if np.isfinite(value) else 100.0
 
 
-def example(outputs: Outputs, index: int, miou: float | None) -> dict:
+def example(outputs: StageOutputs, index: int, miou: float | None) -> dict:
     """One image with its tags, CAMs [k,h,w] as 8-bit maps, label map and truth over it, and its mIoU."""
     dataset, cams, masks = outputs
     name, image = dataset.names[index], small(dataset.load_image(index))

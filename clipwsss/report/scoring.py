@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cams.files import list_cams, read_cam, resize_cam
+from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
 from ..datasets.base import files_of, read_mask
 from ..datasets.jobs import ImageJobs

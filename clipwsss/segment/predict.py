@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress
 from ..networks.deeplab import multi_scale_logits
-from ..networks.folding import folded
+from ..networks.batch_norm import fuse_batch_norm
 from ..refine.crf import dense_crf, unary_from_probabilities
 from ..training import autocast
 from .segmenter import Segmenter
@@ -111,7 +111,7 @@ def predict_dataset(segmenter: Segmenter, dataset: TagDataset, folder: Path, pre
 
     plain = dataset.with_transform(eval_transform(), masks=False)
     loader = size_loader(plain, prediction.batch_size, prediction.workers, done)
-    network, device = folded(segmenter.network), next(segmenter.network.parameters()).device
+    network, device = fuse_batch_norm(segmenter.network), next(segmenter.network.parameters()).device
     progress, threads = Progress("predict", sum(map(len, loader.batch_sampler))), max(1, prediction.workers)
     waiting = []
     with ThreadPoolExecutor(threads) as pool:

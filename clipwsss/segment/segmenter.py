@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, input_errors
-from ..files import atomic_path, fill, load_weights, read_network, save_network
+from ..files import atomic_path, load_weights_into, load_weights, read_network, save_network
 from ..networks import deeplab, mask2former
 
-NETWORKS = (*deeplab.NETWORKS, "mask2former")
+SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
 
 class Segmenter(NamedTuple):
@@ -61,7 +61,7 @@ def load_segmenter(path: Path | str) -> Segmenter:
     config, state = read_network(path, "segmenter")
     with input_errors(f"{path}: damaged; its config builds no segmenter: ", Exception):
         segmenter = build_segmenter(**config)
-    fill(segmenter.network.eval(), state, path)
+    load_weights_into(segmenter.network.eval(), state, path)
     return segmenter
 
 

@@ -9,7 +9,7 @@ from ..errors import run_script
 from ..flags import Parser, real, whole
 from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
 from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
-from .world import Drawn, draw_world
+from .world import WorldSettings, draw_world
 
 
 def get_parser() -> Parser:
@@ -19,7 +19,7 @@ def get_parser() -> Parser:
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world, or of the CLIP")
-    add("--n-train", type=whole(1), default=Drawn().n_train, help="training images to draw")
+    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="training images to draw")
     add("--n-val", type=whole(1), default=200, help="held-out images to draw")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="how often a class of the world is on its own background")

@@ -21,14 +21,14 @@ RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it aga
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 
-class Drawn(NamedTuple):
+class WorldSettings(NamedTuple):
     """What worlds may differ in beside their seed: arguments of `draw_world`."""
     n_train: int = 800
     co_occurrence: float = CO_OCCURRENCE
     smallest: float = SMALLEST
 
 
-def draw_world(root: Path | str, seed: int = 0, n_train: int = Drawn().n_train, n_val: int = 200,
+def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n_train, n_val: int = 200,
                co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
 

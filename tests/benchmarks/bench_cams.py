@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.cams.maps import SCALES, merge_scales, multi_scale_maps
-from clipwsss.networks.folding import folded
+from clipwsss.networks.batch_norm import fuse_batch_norm
 
 
 def plain_loop(generator: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -39,7 +39,7 @@ def plain_loop(generator: torch.nn.Module, images: torch.Tensor) -> list[torch.T
 
 
 def ours(generator: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """As `write_cams`: a batch of images of one size, batch norm folded."""
+    """As `write_cams`: a batch of images of one size, batch norm fuse_batch_norm."""
     size = tuple(-(-side // 4) for side in images.shape[-2:])
     return merge_scales(multi_scale_maps(generator, images, SCALES, True), size)
 
@@ -61,7 +61,7 @@ def main() -> None:
             module.running_var.uniform_(0.5, 1.5)
             module.weight.data.uniform_(0.5, 1.0)
     generator.to(args.device)
-    ready = folded(generator).to(memory_format=torch.channels_last)
+    ready = fuse_batch_norm(generator).to(memory_format=torch.channels_last)
     images = torch.rand(args.images, 3, *args.size, device=args.device)
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     clock = time.perf_counter if args.device == "cuda" else time.process_time

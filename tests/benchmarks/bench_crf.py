@@ -21,7 +21,7 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cams.files import read_cam
+from clipwsss.cams.cam_files import read_cam
 from clipwsss.refine.crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
 
 CLASSES = 21

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import make_pseudo  # noqa: E402
 from clipwsss.refine.affinity import build_affinity, save_affinity
-from clipwsss.cams.files import write_cam
+from clipwsss.cams.cam_files import write_cam
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clipwsss.cams.base import GeneratorSettings
-from clipwsss.cams.files import read_cam, write_cam
+from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import CheckpointError, load
 from clipwsss.datasets import build_dataset

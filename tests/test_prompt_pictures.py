@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clipwsss.guidance import pictures as prompt_pictures
+from clipwsss.guidance import prompt_pictures
 from clipwsss.errors import run_script
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.prompts import LearnedPrompt, encode_words

@@ -1,4 +1,4 @@
-"""Networks made ready for inference: batch norm folded into the convolutions before it."""
+"""Networks made ready for inference: batch norm fuse_batch_norm into the convolutions before it."""
 import copy
 from collections import Counter
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def folded(network: nn.Module) -> nn.Module:
+def fuse_batch_norm(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose batch norms are part of the convolutions they follow: equal up to rounding.
 
     Without such pairs, or where torch.fx cannot follow the graph, it is a plain copy; no copy is compiled.

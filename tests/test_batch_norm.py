@@ -1,4 +1,4 @@
-"""Batch norm folded into convolutions: the same outputs, none left, the network itself unchanged."""
+"""Batch norm fuse_batch_norm into convolutions: the same outputs, none left, the network itself unchanged."""
 import pytest
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.networks import deeplab
-from clipwsss.networks.folding import folded
+from clipwsss.networks.batch_norm import fuse_batch_norm
 
 
 def trained(network):
@@ -26,7 +26,7 @@ def trained(network):
     deeplab.build(deeplab.Design("deeplabv3plus", "resnet_tiny", 4), 3)], ids=["generator", "deeplabv3plus"])
 def test_outputs_are_equal_and_the_network_is_kept(network):
     images, before = torch.rand(2, 3, 50, 66), trained(network).state_dict().keys()
-    ready = folded(network.train())
+    ready = fuse_batch_norm(network.train())
     with torch.inference_mode():
         expected, answer = network.eval()(images), ready(images)
     assert (answer - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -44,6 +44,6 @@ def test_what_cannot_be_folded_is_copied_as_it_is():
             return self.norm(images) if images.sum() > 0 else images
 
     for network in (nn.Conv2d(3, 4, 1), Branching()):
-        ready, state = folded(network.train()), network.state_dict()
+        ready, state = fuse_batch_norm(network.train()), network.state_dict()
         assert network.training and not ready.training and type(ready) is type(network)
         assert all(torch.equal(value, state[name]) for name, value in ready.state_dict().items())

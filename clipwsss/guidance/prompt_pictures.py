@@ -1,6 +1,6 @@
 """Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
 
-    python -m clipwsss.guidance.pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
+    python -m clipwsss.guidance.prompt_pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[s
 
 
 def get_parser() -> Parser:
-    parser = clip_parser("pictures", __doc__.splitlines()[0])
+    parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")
     add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
