@@ -74,8 +74,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="pack the split's predictions for the VOC server (.tgz) or as COCO's results (.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="write the segmenter as .pt2 (torch.export) or .onnx")
-    training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,
-                   momentum=0.9, crop_size=321)
+    training_flags(parser)
     return parser
 
 
