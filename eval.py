@@ -67,7 +67,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[Path], list[Path]]:
-    """The folders of --cams and of --masks; without both, the stages' outputs that hold images of the split."""
+    """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
     if args.cams or args.masks:
         return args.cams, args.masks
     outputs = {stage: stage_folder(args.runs, args.dataset, stage)
