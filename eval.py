@@ -1,4 +1,4 @@
-"""Score folders of CAMs, pseudo masks or predictions against true masks; compare them; draw pictures."""
+"""Score CAMs, pseudo masks or predictions against true masks, compare folders and draw pictures."""
 import argparse
 import csv
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ def get_parser() -> argparse.ArgumentParser:
                            ("cams", "masks", "report", "json", "per_image", "confusion", "pictures"))
     add = parser.add_argument_group("folders to score (default: those outputs of the stages in RUNS/DATASET "
                                     "that hold images of the split)").add_argument
-    add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
+    add("--cams", type=Path, nargs="+", metavar="DIR",
         help="folders of CAM files, written by this library, by IRN or by PSA")
-    add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
+    add("--masks", type=Path, nargs="+", metavar="DIR",
         help="folders of label maps NAME.png: pseudo masks or predictions")
     add("--thresholds", type=real(0, 1), nargs="+", default=THRESHOLDS, metavar="T",
         help="background thresholds to score CAMs at; the best one is reported in detail")
@@ -69,7 +69,7 @@ def get_parser() -> argparse.ArgumentParser:
 def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[Path], list[Path]]:
     """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
     if args.cams or args.masks:
-        return args.cams, args.masks
+        return args.cams or [], args.masks or []
     outputs = {stage: stage_folder(args.runs, args.dataset, stage)
                for stage in ("train_cam", "train_prompt", "make_pseudo", "train_seg")}
     cams = [outputs["train_cam"] / "cams", outputs["train_prompt"] / "cams"]
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     for result in results:
         print_result(result, names)
     if not results:
-        print(f"{args.data_root}, split {args.split}: no masks, so no mIoU")
+        print(f"{args.data_root}, split {args.split}: there are no masks, so no mIoU is computed")
     if len(results) > 1:
         print_comparison(results, names)
     if args.json:

@@ -140,7 +140,7 @@ def test_data_without_masks_reports_no_miou(own_data, tmp_path, capsys):
     run(own_data, "--masks", tmp_path / "shifted", "--json", tmp_path / "scores.json", "--pictures", 1)
     assert json.loads((tmp_path / "scores.json").read_text())["best"] is None
     output = capsys.readouterr().out
-    assert "no masks, so no mIoU" in output and "accuracy" not in output
+    assert "no masks, so no mIoU is computed" in output and "accuracy" not in output
     sheet = Image.open(tmp_path / "out" / "pictures" / "photo0.png")
     assert sheet.width == 2 * (320 + 4) + 4  # the image and its overlay, no truth
 

@@ -171,7 +171,7 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
     Returns the best threshold with its mIoU and `class_figures`; {} for a data set without masks.
     """
     if not dataset.has_masks:
-        print("no masks: no mIoU")
+        print("there are no masks, so no mIoU is computed")
         return {}
     names = ["background", *dataset.classes]
     tables, images = score_cams(dataset, cams, ImageJobs(dataset.names), THRESHOLDS)
@@ -190,7 +190,7 @@ def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int 
     Returns its `class_figures`; {} for a data set without masks.
     """
     if not dataset.has_masks:
-        print(f"no masks: no mIoU of the {what}")
+        print(f"there are no masks, so no mIoU of the {what} is computed")
         return {}
     table, image_scores = score_label_maps(dataset, folder, ImageJobs(dataset.names, workers))
     figures = scores(table)
