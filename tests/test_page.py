@@ -11,7 +11,7 @@ from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError
 from clipwsss.files import write_json
 from clipwsss.pictures import write_mask
-from clipwsss.report.page import (DATA, SAMPLE, TEMPLATE, command_of, compare, curves_of, files_in, read_report,
+from clipwsss.report.page import (DATA_ELEMENT, SAMPLED_IMAGES, PAGE_TEMPLATE, command_of, compare, curves_of, files_in, read_report,
                                   render, write_report)
 from clipwsss.toy.world import draw_world
 
@@ -76,11 +76,11 @@ def test_the_worst_pictures_come_first_and_the_first_images_follow(runs):
 
 def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
     dataset = build_dataset("toy", runs / "data", "train")
-    monkeypatch.setattr("clipwsss.report.page.SAMPLE", 7)
+    monkeypatch.setattr("clipwsss.report.page.SAMPLED_IMAGES", 7)
     seen = []
     monkeypatch.setattr("clipwsss.report.page.image_miou", lambda data, index, *_: seen.append(index) or 50.0)
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
-    assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLE == 200
+    assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLED_IMAGES == 200
     dataset.entries = [entry._replace(mask=None) for entry in dataset.entries]
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
     pictures = read_report(runs / "train_cam" / "report.html")["runs"][0]["pictures"]
@@ -89,8 +89,8 @@ def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
 
 def test_no_text_ends_the_script_and_nothing_is_asked_for(runs):
     page = (runs / "train_prompt" / "report.html").read_text()
-    assert EVIL not in page and page.count("</script>") == TEMPLATE.read_text().count("</script>") == 2
-    assert "default-src 'none'" in page and "http" not in DATA.sub("", page).replace("http://www.w3.org/2000/svg", "").replace(
+    assert EVIL not in page and page.count("</script>") == PAGE_TEMPLATE.read_text().count("</script>") == 2
+    assert "default-src 'none'" in page and "http" not in DATA_ELEMENT.sub("", page).replace("http://www.w3.org/2000/svg", "").replace(
         "http-equiv", "")
     assert "innerHTML" not in page and len(page) < 3_000_000
 

@@ -26,17 +26,17 @@ from ..pictures import overlay
 from .metrics import confusion, scores
 from .scoring import CAM_THRESHOLD, list_label_maps, read_labels
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
-DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(</script>)', re.DOTALL)
-FIRST = 4  # so many images of the data set, the first ones, are shown in the page of every run
-WORST = 8  # beside them, so many images of the lowest mIoU
-SAMPLE = 200  # among about so many images, which are scored for it
-PICTURE_SIDE = 320  # the longer side of a picture in pixels
-WORD_PICTURE_SIDE = 96
-WORDS = 4  # words shown of each class
+PAGE_TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
+DATA_ELEMENT = re.compile(r'(<script type="application/json" id="data">)(.*?)(</script>)', re.DOTALL)
+FIRST_IMAGES = 4  # images shown from the beginning of the data set; the pages of all runs share them
+WORST_IMAGES = 8  # images shown because of their low mIoU
+SAMPLED_IMAGES = 200  # images scored, approximately, to find those
+PICTURE_SIDE = 320  # the longer side of an image's pictures in pixels
+WORD_PICTURE_SIDE = 96  # the longer side of a word's picture
+WORDS_SHOWN = 4  # words shown of each class
 # For each stage, the stage before it and the flag that names what it reads of that stage.
-BEFORE = {"train_prompt": ("train_cam", "init"), "make_pseudo": ("train_prompt", "cams"),
-          "train_seg": ("make_pseudo", "masks")}
+STAGE_BEFORE = {"train_prompt": ("train_cam", "init"), "make_pseudo": ("train_prompt", "cams"),
+                "train_seg": ("make_pseudo", "masks")}
 NOT_SETTINGS = {"set_by", "stage", "inputs", "resume", "overwrite", "dry_run", "quiet"}
 
 
@@ -68,7 +68,7 @@ def compare(runs: Sequence[Path], path: Path, notes: Sequence[str] = ()) -> None
 def render(page: dict, path: Path) -> None:
     """Write a page {"runs": [...], "notes": [...]} as HTML; an interruption leaves no partial file."""
     text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # no text can end the script element
-    html = DATA.sub(lambda parts: parts[1] + text + parts[3], TEMPLATE.read_text())
+    html = DATA_ELEMENT.sub(lambda parts: parts[1] + text + parts[3], PAGE_TEMPLATE.read_text())
     with atomic_path(path) as temporary:
         temporary.write_text(html)
 
@@ -76,7 +76,7 @@ def render(page: dict, path: Path) -> None:
 def read_report(path: Path) -> dict:
     """The page that `render` wrote; InputError where the file is missing or is no such page."""
     try:
-        return json.loads(DATA.search(path.read_text())[2])
+        return json.loads(DATA_ELEMENT.search(path.read_text())[2])
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: no report; every script writes one when it has finished") from error
 
@@ -131,9 +131,9 @@ def settings_of(args: dict) -> list[list]:
 
 def result_before(run: Path, stage: str, args: dict) -> dict:
     """The folder of the stage before and its result, as far as there are any."""
-    if stage not in BEFORE:
+    if stage not in STAGE_BEFORE:
         return {}
-    previous, flag = BEFORE[stage]
+    previous, flag = STAGE_BEFORE[stage]
     folder = Path(args[flag]).parent if args.get(flag) else run.parent / previous
     result = folder / "result.json"
     return {"folder": str(folder), **(read_json(result) if result.is_file() else {})}
@@ -189,7 +189,7 @@ def words_of(prompts: Path, dataset: TagDataset) -> dict[str, list]:
     words = {}
     for label in sorted(counts):
         words[label] = []
-        for word, count in counts[label].most_common(WORDS):
+        for word, count in counts[label].most_common(WORDS_SHOWN):
             picture = ""
             if (label, word) in examples:
                 image = dataset.load_image(examples[label, word])
@@ -214,14 +214,14 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
         return []
     present = [index for index, name in enumerate(dataset.names) if name in have_file]
     with_truth = [index for index in present if dataset.has_mask(index)]
-    step = max(1, len(with_truth) // SAMPLE)
+    step = max(1, len(with_truth) // SAMPLED_IMAGES)
     mious = {}
     for index in with_truth[::step]:
         mious[index] = image_miou(dataset, index, masks or cams, None if masks else threshold)
-    first = present[:FIRST]
-    worst = sorted((index for index in mious if index not in first), key=mious.get)[:WORST]
+    first = present[:FIRST_IMAGES]
+    worst = sorted((index for index in mious if index not in first), key=mious.get)[:WORST_IMAGES]
     if not worst:
-        first = present[:FIRST + WORST]
+        first = present[:FIRST_IMAGES + WORST_IMAGES]
     return [example(dataset, index, cams, masks, mious.get(index)) for index in [*worst, *first]]
 
 
