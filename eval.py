@@ -28,11 +28,11 @@ CELL = 320  # side in pixels of a picture of --pictures
 
 
 class FolderScores(NamedTuple):
-    """How one folder agrees with the true masks.
+    """How well one folder agrees with the true masks.
 
-    threshold: the best background threshold of a folder of CAMs, None for a folder of label maps. confusion:
-    int64 [n,n], of CAMs at that threshold. image_scores: of each image, [] where they are not asked for.
-    report: the folder's figures for JSON, in percent.
+    threshold: the background threshold of best mIoU for a folder of CAMs, None for a folder of label maps.
+    confusion: int64 [n,n], for CAMs at that threshold. image_scores: the scores of each image; empty for CAMs
+    without --per-image. report: the folder's figures for JSON, in percent.
     """
     folder: Path
     threshold: float | None
@@ -70,16 +70,16 @@ def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[
     """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
     if args.cams or args.masks:
         return args.cams or [], args.masks or []
-    outputs = {stage: stage_folder(args.runs, args.dataset, stage)
-               for stage in ("train_cam", "train_prompt", "make_pseudo", "train_seg")}
-    cams = [outputs["train_cam"] / "cams", outputs["train_prompt"] / "cams"]
-    masks = [outputs["make_pseudo"] / "masks", outputs["train_seg"] / "predictions"]
+    cams = [stage_folder(args.runs, args.dataset, "train_cam") / "cams",
+            stage_folder(args.runs, args.dataset, "train_prompt") / "cams"]
+    masks = [stage_folder(args.runs, args.dataset, "make_pseudo") / "masks",
+             stage_folder(args.runs, args.dataset, "train_seg") / "predictions"]
     split = set(dataset.names)
     cams_found = [folder for folder in cams if folder.is_dir() and split.intersection(list_cams(folder))]
     masks_found = [folder for folder in masks
                    if folder.is_dir() and split.intersection(list_label_maps(folder))]
     if not cams_found and not masks_found:
-        raise InputError(f"no files of split {args.split} in {', '.join(map(str, [*cams, *masks]))}: "
+        raise InputError(f"no CAMs or masks of split {args.split} in {', '.join(map(str, [*cams, *masks]))}; "
                          "give --cams or --masks")
     return cams_found, masks_found
 
