@@ -11,9 +11,8 @@ from .cams.base import GeneratorSettings
 from .cams.cam_files import FORMATS
 from .cams.generator import GENERATORS
 from .cams.maps import CamSettings
-from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
+from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
 from .datasets.loaders import make_loader
-from .datasets.reading import MOST_PIXELS, Checked
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, ScriptParser, real, whole
@@ -210,10 +209,9 @@ def cam_settings(args: argparse.Namespace) -> CamSettings:
 
 
 def open_dataset(args: argparse.Namespace, split: str | None = None) -> TagDataset:
-    """The data that the command line names, of --split or another split, every file checked."""
-    memory = args.runs / args.dataset / "checked.json"
-    return build_dataset(args.dataset, args.data_root, split or args.split, skip_bad=args.skip_bad,
-                         crowds=args.crowds, checked=Checked(memory, args.max_pixels))
+    """The data set that the command line names, of --split or another split, with its files checked."""
+    return build_dataset(args.dataset, args.data_root, split or args.split, args.skip_bad, args.crowds,
+                         args.max_pixels)
 
 
 def open_scored(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
