@@ -87,13 +87,13 @@ def advise_on_classes(splits: dict[str, FolderDataset]) -> list[str]:
             lines.append(f"{name} is in {count} of {len(labels)} images: add some images without it")
         for other, both in enumerate(together[number]):
             if other != number and count >= SEVERAL and both >= OFTEN * count:
-                lines.append(f"{name}: {both} of its {count} images also show {classes[other]}, so the two cannot "
-                             f"be told apart: add images of {name} alone")
+                lines.append(f"{name}: {both} of its {count} images also show {classes[other]}, so the two "
+                             f"cannot be told apart: add images of {name} alone")
         if count < FEW:
             few.append(f"{name} ({count})")
     if few:
-        lines.append(f"{shorten_list(few)}: fewer than {FEW} images, too few for good maps: add images or drop "
-                     "the class")
+        lines.append(f"{shorten_list(few)}: fewer than {FEW} images, too few for good maps: add images or "
+                     "drop the class")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What all data sets share: samples, batches, reading image and mask files, and the check of a split's files."""
+"""What all data sets share: samples, batches, reading of image and mask files, the check of these files."""
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,9 +84,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 def whole_image(image: Image.Image, mask: np.ndarray | None = None) -> tuple[Tensor, Tensor | None]:
     """An RGB image at its own size as float32 [3, H, W] in [0, 1], and its mask as int64 [H, W] or None."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    # Times 1 / 255 as torchvision's to_dtype computes it: division by 255 may differ in the last bit.
-    scaled = pixels.to(torch.float32).mul_(1.0 / 255).contiguous()
-    return scaled, None if mask is None else torch.from_numpy(mask).long()
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    pixels.mul_(1.0 / 255)  # as torchvision's to_dtype does; a division by 255 may differ in the last bit
+    return pixels, None if mask is None else torch.from_numpy(mask).long()
 
 
 def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
@@ -124,7 +124,8 @@ def file_errors(path: Path, kind: str) -> Iterator[None]:
 def check_pixel_count(file: Image.Image, max_pixels: int) -> None:
     """ValueError if an opened image has more pixels than allowed."""
     if file.height * file.width > max_pixels:
-        raise ValueError(f"{file.height} x {file.width} pixels (H x W) are more than --max-pixels {max_pixels}")
+        raise ValueError(f"{file.height} x {file.width} pixels (H x W) are more than --max-pixels "
+                         f"{max_pixels}")
 
 
 def check_image_header(file: Image.Image, max_pixels: int) -> None:
@@ -139,7 +140,8 @@ def check_image_header(file: Image.Image, max_pixels: int) -> None:
 def check_mask_mode(file: Image.Image, path: Path) -> None:
     """InputError if an opened mask is not a palette or 8-bit grey image."""
     if file.mode not in ("P", "L"):
-        raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is {file.mode}")
+        raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is "
+                         f"{file.mode}")
 
 
 def exif_orientation(file: Image.Image) -> int:
@@ -253,7 +255,7 @@ class TagDataset(Dataset):
         return {path.parent for entry in self.entries for path in (entry.image, entry.mask) if path}
 
     def fingerprint(self) -> str:
-        """Digest of the images' names, tags and sizes in pixels and bytes, and of the masks' sizes in bytes."""
+        """Digest of the images' names, tags and sizes in pixels and bytes, and the masks' sizes in bytes."""
         return digest((entry.name, entry.tags, entry.size,
                        *(path.stat().st_size for path in (entry.image, entry.mask) if path))
                       for entry in self.entries)
@@ -301,8 +303,10 @@ class TagDataset(Dataset):
         progress = Progress("check files", len(listed)) if len(listed) >= LONG_CHECK else None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             # Pillow decodes outside the interpreter's lock; headers are read faster without threads.
-            outcomes = (pool.map(self._decode_entry, listed.values()) if skip_bad else
-                        map(self._check_entry, listed.values()))
+            if skip_bad:
+                outcomes = pool.map(lambda entry: self._check_entry(entry, decode=True), listed.values())
+            else:
+                outcomes = map(self._check_entry, listed.values())
             for entry, problem in outcomes:
                 if problem:
                     problems.append(problem)
@@ -317,7 +321,8 @@ class TagDataset(Dataset):
             raise InputError(f"{problems[0]} ({more}--skip-bad leaves bad images out)")
         if not self.entries:
             first = problems[0] if problems else "; ".join(self.notes) or "no image is listed"
-            raise InputError(f"no usable image is left of {len(problems)}; the first problem: {first}", problems)
+            raise InputError(f"no usable image is left of {len(problems)}; the first problem: {first}",
+                             problems)
         self.skipped = problems
         self.names = [entry.name for entry in self.entries]
         self.has_masks = any(entry.mask is not None for entry in self.entries)
@@ -325,12 +330,11 @@ class TagDataset(Dataset):
         for row, entry in enumerate(self.entries):
             self.labels[row, list(entry.tags or ())] = 1
 
-    def _decode_entry(self, entry: Entry) -> tuple[Entry, str | None]:
-        """As `_check_entry`, but every byte of the files is read."""
-        return self._check_entry(entry, decode=True)
-
     def _check_entry(self, entry: Entry, decode: bool = False) -> tuple[Entry, str | None]:
-        """(the entry with the size of its image, the first problem of its files or None)."""
+        """(the entry with the size of its image, the first problem of its files or None).
+
+        With `decode` all bytes of the files are read, else their headers.
+        """
         try:
             size = read_image_size(entry.image, self.oriented, self.max_pixels, decode)
         except InputError as error:
@@ -347,7 +351,7 @@ class TagDataset(Dataset):
         return entry, None
 
     def _check_mask(self, path: Path, image_size: Size, decode: bool) -> None:
-        """InputError if the mask does not fit its image or, with `decode`, is damaged or has a wrong value."""
+        """InputError if a mask does not fit its image or, with `decode`, is damaged or has a wrong value."""
         size = read_mask_size(path, self.max_pixels)
         if size != image_size:
             raise InputError(f"{path}: mask is {size[0]} x {size[1]} (H x W), its image "
@@ -361,6 +365,6 @@ class TagDataset(Dataset):
         n_classes = len(self.classes)
         wrong = mask[(mask > n_classes) & (mask != IGNORE)]
         if wrong.size:
-            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), 1..{n_classes} "
-                             f"and {IGNORE} (ignore)")
+            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "
+                             f"1..{n_classes} and {IGNORE} (ignore)")
         return mask

@@ -61,7 +61,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[str]]:
-    """`read_tags` of the one table labels.* in `root`; if there is none, images' folders are their classes."""
+    """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes."""
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels"]
     if len(tables) > 1:
         raise InputError(f"{tables[0]} and {tables[1].name}: both are there, keep one of them")
@@ -74,7 +74,7 @@ def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[s
 
 
 def read_classes_of(root: Path, rows: Sequence[TagRow]) -> dict[str, list[str]]:
-    """`read_classes` of classes.txt in `root`; the error for a missing file lists the classes of the table."""
+    """`read_classes` of classes.txt in `root`; the error for a missing file lists the table's classes."""
     path = root / "classes.txt"
     if not path.is_file():
         names = sorted(set().union(*(row.labels for row in rows)))

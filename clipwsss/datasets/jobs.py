@@ -76,8 +76,8 @@ class ImageJobs:
         size = min(CHUNK, 1 + len(todo) // (ROUNDS * turns))
         chunks = [todo[start:start + size] for start in range(0, len(todo), size)]
         helpers_chunks = [chunk for number, chunk in enumerate(chunks) if number % turns != 0]
-        arriving = iter(DataLoader(attempts, batch_sampler=helpers_chunks, num_workers=helpers, collate_fn=list,
-                                   prefetch_factor=4 if helpers else None,
+        arriving = iter(DataLoader(attempts, batch_sampler=helpers_chunks, num_workers=helpers,
+                                   collate_fn=list, prefetch_factor=4 if helpers else None,
                                    multiprocessing_context=self.context if helpers else None))
         for number, chunk in enumerate(chunks):
             if number % turns == 0:

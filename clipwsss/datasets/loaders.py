@@ -25,8 +25,9 @@ class SeededSampler(DistributedSampler):
         processes = self.num_replicas
         images = len(self.dataset)
         if processes > 1 and (self.batch_size % processes or self.batch_size > images):
-            raise InputError(f"--batch-size {self.batch_size}: {processes} processes share a batch, so its size "
-                             f"must be a multiple of {processes} and at most the number of images, {images}")
+            raise InputError(f"--batch-size {self.batch_size}: {processes} processes share a batch, so its "
+                             f"size must be a multiple of {processes} and at most the number of images, "
+                             f"{images}")
         for step, index in enumerate(super().__iter__()):
             sequence = np.random.SeedSequence((self.seed, self.epoch, step * processes + self.rank))
             yield index, int(sequence.generate_state(1)[0])

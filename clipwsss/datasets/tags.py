@@ -94,8 +94,8 @@ def marked_classes(fields: dict[str, object]) -> list[str]:
     for name, value in fields.items():
         mark = str(value).strip().lower()
         if mark not in MARKS:
-            raise ValueError(f"{name} is {value!r}; the column of a class holds 1 or 0, and a column of names "
-                             "must be called labels")
+            raise ValueError(f"{name} is {value!r}; the column of a class holds 1 or 0, and a column of "
+                             "names must be called labels")
         if MARKS[mark]:
             labels.append(name)
     return labels
@@ -110,7 +110,8 @@ def csv_records(path: Path, text: str) -> Iterator[Record]:
         raise InputError(f"{path}:1: the first line must be `image,labels`, `image,labels,split` or `image` "
                          f"and a column for each class, it is {first.strip()!r}")
     header = None if "image" in names else ["image"]  # a single column may lack its name
-    reader = csv.DictReader(text.splitlines(keepends=True), header, delimiter=delimiter, skipinitialspace=True)
+    lines = text.splitlines(keepends=True)
+    reader = csv.DictReader(lines, header, delimiter=delimiter, skipinitialspace=True)
     with input_errors(f"{path}: ", csv.Error):
         for fields in reader:
             if any(fields.values()):

@@ -104,7 +104,7 @@ def _draw_factor(scales: tuple[float, ...]) -> float:
 
 
 def _crop(parts: list[Tensor], crop_size: int) -> list[Tensor]:
-    """The same random square of an image [3, H, W] and, if there is one, its mask [H, W], padded if need be."""
+    """The same random square of an image [3, H, W] and perhaps its mask [H, W], padded if it is smaller."""
     height, width = parts[0].shape[-2:]
     top, above = _draw_offset(height, crop_size)
     left, before = _draw_offset(width, crop_size)
@@ -113,7 +113,8 @@ def _crop(parts: list[Tensor], crop_size: int) -> list[Tensor]:
     parts = [functional.crop(part, top, left, rows, columns) for part in parts]
     if (rows, columns) == (crop_size, crop_size):
         return parts
-    padding = [before, above, crop_size - columns - before, crop_size - rows - above]  # left, top, right, bottom
+    # To the left, above, to the right, below.
+    padding = [before, above, crop_size - columns - before, crop_size - rows - above]
     return [functional.pad(part, padding, fill=fill) for part, fill in zip(parts, (MEAN_COLOUR, IGNORE))]
 
 

@@ -106,6 +106,6 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
 
 
 def read_ids(path: Path) -> list[tuple[str, str]]:
-    """(image id, "file:line") of each line of a split file, which is an id or begins with the image's path."""
+    """(image id, "file:line") of the lines of a split file; each is an id or begins with the image's path."""
     numbered = enumerate(path.read_text().splitlines(), 1)
     return [(Path(line.split()[0]).stem, f"{path}:{number}") for number, line in numbered if line.strip()]
