@@ -111,37 +111,31 @@ def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
 
 
 @contextmanager
-def file_errors(path: Path, kind: str) -> Iterator[None]:
-    """Inside the block, whatever a missing or damaged file raises becomes an InputError that names it."""
+def open_file(path: Path, kind: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file, opened and not yet decoded; kind: `image` or `mask`.
+
+    Whatever a missing, damaged or unsuitable file raises, here or inside the block, becomes an InputError of
+    one line that names the file.
+    """
     try:
-        yield
+        with Image.open(path) as file:
+            size = f"{file.height} x {file.width} pixels (H x W)"
+            if file.height * file.width > max_pixels:
+                raise ValueError(f"{size} are more than --max-pixels {max_pixels}")
+            if kind == "image" and min(file.size) < SMALLEST:
+                raise ValueError(f"{size}; each side needs at least {SMALLEST}")
+            if kind == "image" and file.mode.startswith(("I", "F")):
+                raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
+            if kind == "mask" and file.mode not in ("P", "L"):
+                raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is "
+                                 f"{file.mode}")
+            yield file
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such {kind}") from None
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable {kind} ({one_line(error) or 'out of memory'})") from error
-
-
-def check_pixel_count(file: Image.Image, max_pixels: int) -> None:
-    """ValueError if an opened image has more pixels than allowed."""
-    if file.height * file.width > max_pixels:
-        raise ValueError(f"{file.height} x {file.width} pixels (H x W) are more than --max-pixels "
-                         f"{max_pixels}")
-
-
-def check_image_header(file: Image.Image, max_pixels: int) -> None:
-    """ValueError if an opened image is too small, too large or has more than 8 bits a channel."""
-    if min(file.size) < SMALLEST:
-        raise ValueError(f"{file.height} x {file.width} pixels (H x W); each side needs at least {SMALLEST}")
-    check_pixel_count(file, max_pixels)
-    if file.mode.startswith(("I", "F")):
-        raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
-
-
-def check_mask_mode(file: Image.Image, path: Path) -> None:
-    """InputError if an opened mask is not a palette or 8-bit grey image."""
-    if file.mode not in ("P", "L"):
-        raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is "
-                         f"{file.mode}")
 
 
 def exif_orientation(file: Image.Image) -> int:
@@ -152,17 +146,16 @@ def exif_orientation(file: Image.Image) -> int:
 
 def read_image(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """An image file as RGB; `oriented` turns it as its EXIF tag says. InputError names an unreadable file."""
-    with file_errors(path, "image"), Image.open(path) as file:
-        check_image_header(file, max_pixels)
-        upright = not oriented or exif_orientation(file) == 1
-        return (file if upright else ImageOps.exif_transpose(file)).convert("RGB")
+    with open_file(path, "image", max_pixels) as file:
+        if oriented and exif_orientation(file) > 1:
+            return ImageOps.exif_transpose(file).convert("RGB")
+        return file.convert("RGB")
 
 
 def read_image_size(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS,
                     decode: bool = False) -> Size:
     """(H, W) of an image file, from its header; `decode` also reads all of its bytes. InputError as above."""
-    with file_errors(path, "image"), Image.open(path) as file:
-        check_image_header(file, max_pixels)
+    with open_file(path, "image", max_pixels) as file:
         width, height = file.size
         sideways = oriented and exif_orientation(file) >= 5
         if decode:
@@ -173,21 +166,8 @@ def read_image_size(path: Path, oriented: bool = False, max_pixels: int = MOST_P
 
 def read_mask(path: Path, max_pixels: int = MOST_PIXELS) -> np.ndarray:
     """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
-    with file_errors(path, "mask"):
-        with Image.open(path) as file:
-            check_pixel_count(file, max_pixels)
-            mask = np.array(file)
-    check_mask_mode(file, path)
-    return mask
-
-
-def read_mask_size(path: Path, max_pixels: int = MOST_PIXELS) -> Size:
-    """(H, W) of a mask file, from its header; InputError as for `read_mask`."""
-    with file_errors(path, "mask"):
-        with Image.open(path) as file:
-            check_pixel_count(file, max_pixels)
-    check_mask_mode(file, path)
-    return file.height, file.width
+    with open_file(path, "mask", max_pixels) as file:
+        return np.array(file)
 
 
 class TagDataset(Dataset):
@@ -339,25 +319,23 @@ class TagDataset(Dataset):
             size = read_image_size(entry.image, self.oriented, self.max_pixels, decode)
         except InputError as error:
             return entry, f"{error}, listed in {entry.where}"
+        entry = entry._replace(size=size)
+        found = f"{size[0]} x {size[1]}"
         if entry.stated_size not in (None, size):
             stated = f"{entry.stated_size[0]} x {entry.stated_size[1]}"
-            return entry, f"{entry.image}: {size[0]} x {size[1]} (H x W), but {entry.where} says {stated}"
-        entry = entry._replace(size=size)
+            return entry, f"{entry.image}: {found} (H x W), but {entry.where} says {stated}"
+        if entry.mask is None:
+            return entry, None
         try:
-            if entry.mask is not None:
-                self._check_mask(entry.mask, size, decode)
+            with open_file(entry.mask, "mask", self.max_pixels) as file:
+                if (file.height, file.width) != size:
+                    raise InputError(f"{entry.mask}: mask is {file.height} x {file.width} (H x W), its image "
+                                     f"{found}")
+            if decode:
+                self._read_valid_mask(entry.mask)
         except InputError as error:
             return entry, str(error)
         return entry, None
-
-    def _check_mask(self, path: Path, image_size: Size, decode: bool) -> None:
-        """InputError if a mask does not fit its image or, with `decode`, is damaged or has a wrong value."""
-        size = read_mask_size(path, self.max_pixels)
-        if size != image_size:
-            raise InputError(f"{path}: mask is {size[0]} x {size[1]} (H x W), its image "
-                             f"{image_size[0]} x {image_size[1]}")
-        if decode:
-            self._read_valid_mask(path)
 
     def _read_valid_mask(self, path: Path) -> np.ndarray:
         """The mask of a file, uint8 [H, W]; InputError names a value that is no class."""
