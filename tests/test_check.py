@@ -56,7 +56,8 @@ def test_what_stops_scripts_or_costs_time(mydata, capsys):
     for expected in (
             "boat is in 31 of 31 images: add some images without it",
             "water (8), car (0): fewer than 20 images, too few for good maps: add images or drop the class",
-            "other0.jpg, other1.jpg, other2.jpg, other3.jpg, other4.jpg and 2 more: not used, because no good row of the table names it",
+            "other0.jpg, other1.jpg, other2.jpg, other3.jpg, other4.jpg and 2 more: not used, because no row of the "
+            "table names the image or one of its files is bad",
             "i5: in more than one split", "i7: the long side has over 1000 pixels; smaller copies are much faster and give masks as good",
             "no split is called train: name the split to train on by --split"):
         assert expected in lines

@@ -38,11 +38,10 @@ def describe(splits: dict[str, FolderDataset]) -> list[str]:
     lines = []
     for split, data in splits.items():
         masks = sum(data.has_mask(index) for index in range(len(data)))
-        sizes = sorted((entry.size for entry in data.entries), key=max)
-        smallest, median, largest = (f"{height} x {width}" for height, width in
-                                     (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-        lines.append(f"{split}: {len(data)} images, {masks} with masks; sizes (H x W): smallest {smallest}, "
-                     f"median {median}, largest {largest}")
+        sizes = [f"{height} x {width}"
+                 for height, width in sorted((entry.size for entry in data.entries), key=max)]
+        lines.append(f"{split}: {len(data)} images, {masks} with masks; sizes (H x W): smallest {sizes[0]}, "
+                     f"median {sizes[len(sizes) // 2]}, largest {sizes[-1]}")
     classes = next(iter(splits.values())).classes
     wide = max(len(name) for name in ("images of", *classes))
     lines.append(f"{'images of':<{wide}}" + "".join(f"{split:>10}" for split in splits))
@@ -60,7 +59,8 @@ def advise(root: Path, splits: dict[str, FolderDataset]) -> list[str]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     large = [entry.name for data in splits.values() for entry in data.entries if max(entry.size) > LARGE]
     if unused:
-        lines.append(f"{shorten_list(unused)}: not used, because no good row of the table names it")
+        lines.append(f"{shorten_list(unused)}: not used, because no row of the table names the image or "
+                     "one of its files is bad")
     if twice:
         lines.append(f"{shorten_list(twice)}: in more than one split")
     if large:
