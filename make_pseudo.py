@@ -31,7 +31,7 @@ from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.segments import paint, read_segments
 from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, constant_background, crf_labels,
                                     irn_walk, label_map, psa_walk)
-from clipwsss.report.metrics import confusion, scores, threshold_confusions
+from clipwsss.report import metrics
 from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
 from clipwsss.run import Run
@@ -112,7 +112,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[str]]:
-    """(name of the walk, names of the deciders) of --refine and --segments; InputError where they do not fit."""
+    """Names of the walk and of the deciders of --refine and --segments; InputError where they do not fit."""
     asked = f"--refine {' '.join(refine)}"
     if "none" in refine and len(refine) > 1:
         raise InputError(f"{asked}: `none` cannot be combined with other stages")
@@ -123,7 +123,7 @@ def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[st
         walk = "none"
         deciders = list(refine)
     if any(name in WALKS for name in deciders):
-        raise InputError(f"{asked}: at most one walk (color, irn or psa) is possible, and it comes before crf")
+        raise InputError(f"{asked}: at most one walk (color, irn or psa) is possible, before crf")
     if segments is not None:
         if deciders:
             raise InputError(f"{asked}: --segments cannot be combined with crf")
@@ -186,8 +186,8 @@ def new_affinity_network(args: argparse.Namespace, walk: str) -> tuple[nn.Module
     network, backbone = build_affinity(walk, args.backbone, start_weights(args))
     smallest = smallest_crop(walk, backbone, args.train_radius)
     if args.crop_size < smallest:
-        raise InputError(f"--crop-size {args.crop_size}: {walk} with --train-radius {args.train_radius} needs "
-                         f"crops of at least {smallest} pixels")
+        raise InputError(f"--crop-size {args.crop_size}: {walk} with --train-radius {args.train_radius} "
+                         f"needs crops of at least {smallest} pixels")
     return network, backbone
 
 
@@ -209,15 +209,18 @@ def walk_maps(args: argparse.Namespace, network: nn.Module | None, device: torch
 
 def refine_image(args: argparse.Namespace, network: nn.Module | None, device: torch.device, name: str,
                  pixels: np.ndarray, file: CamFile, threshold: float | None) -> np.ndarray:
-    """Label map uint8 [H, W] of one image: CAM file -> walk -> background score -> deciders -> label map."""
+    """Label map uint8 [H, W] of one image: CAM file -> walk -> background score -> deciders -> label map.
+
+    threshold: score of the background; None with --threshold alpha, whose background map is there already.
+    """
     _, deciders = split_stages(args.refine, args.segments)
     with torch.inference_mode():
-        scores_of_labels = walk_maps(args, network, device, pixels, file)
+        scores = walk_maps(args, network, device, pixels, file)
         if args.threshold != "alpha":
-            scores_of_labels = constant_background(scores_of_labels, threshold)
-        labels = scores_of_labels.argmax(0)
+            scores = constant_background(scores, threshold)
+        labels = scores.argmax(0)
         for decider in deciders:
-            labels = DECIDERS[decider](args, name, pixels, scores_of_labels, labels)
+            labels = DECIDERS[decider](args, name, pixels, scores, labels)
         return label_map(labels, file.keys)
 
 
@@ -227,10 +230,10 @@ def unrefined_image(args: argparse.Namespace, file: CamFile, size: tuple[int, in
     with torch.inference_mode():
         maps = cam_maps(file, size)
         if args.threshold == "alpha":
-            scores_of_labels = alpha_background(maps, args.alpha)
+            scores = alpha_background(maps, args.alpha)
         else:
-            scores_of_labels = constant_background(maps, threshold)
-        return label_map(scores_of_labels.argmax(0), file.keys)
+            scores = constant_background(maps, threshold)
+        return label_map(scores.argmax(0), file.keys)
 
 
 def threshold_tables(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
@@ -242,14 +245,14 @@ def threshold_tables(args: argparse.Namespace, dataset: TagDataset, cams: Path, 
     with torch.inference_mode():
         walked = walk_maps(args, network, device, pixels, file).numpy()
     unrefined = cam_maps(file, pixels.shape[:2]).numpy()
-    return (threshold_confusions(walked, file.keys, truth, THRESHOLDS, n),
-            threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
+    return (metrics.threshold_confusions(walked, file.keys, truth, THRESHOLDS, n),
+            metrics.threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
 
 
 def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path,
                     network: nn.Module | None, device: torch.device, scored: Container[str],
                     jobs: ImageJobs) -> tuple[float, float]:
-    """Background thresholds of highest mIoU after the walk and of the CAMs alone, on images that are `scored`.
+    """Background thresholds of highest mIoU on the `scored` images: after the walk, and of the CAMs alone.
 
     They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
     the paper's threshold.
@@ -298,7 +301,7 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
     if truth is None:
         return 1, mask.size, changed, 0, 0, 0
     n = len(dataset.classes) + 1
-    return 1, mask.size, changed, 1, confusion(mask, truth, n), confusion(unrefined, truth, n)
+    return 1, mask.size, changed, 1, metrics.confusion(mask, truth, n), metrics.confusion(unrefined, truth, n)
 
 
 def report(run: Run, totals: list, names: list[str]) -> None:
@@ -311,8 +314,8 @@ def report(run: Run, totals: list, names: list[str]) -> None:
     figures = {"images": images, "changed": share}
     print(f"{images} masks in {run.path('masks')}; refinement changed {share:.2f} % of the pixels")
     if with_truth:
-        refined = scores(refined_table)
-        unrefined = scores(unrefined_table)
+        refined = metrics.scores(refined_table)
+        unrefined = metrics.scores(unrefined_table)
         figures.update(class_figures(refined_table, names))
         figures["cam_miou"] = float(unrefined["miou"])
         print(f"mIoU {refined['miou']:.2f} (CAMs alone {unrefined['miou']:.2f}) over {refined['classes']} "

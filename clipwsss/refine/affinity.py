@@ -206,7 +206,7 @@ def build_affinity(kind: str, backbone: str = "resnet50",
                    weights: str | Path = "imagenet") -> tuple[nn.Module, str]:
     """An untrained network of AFFINITY_NETWORKS and the name of its backbone.
 
-    IRN's backbone has output stride 16 without dilation, as released; PSA's has output stride 8 with dilation.
+    IRN's backbone has output stride 16 without dilation, as released; PSA's has 8 with dilation.
     weights: "imagenet", "none", the file of a torchvision state dict, or the file of a generator of train_cam
     or train_prompt, which names its own backbone. InputError where the weights do not fit.
     """

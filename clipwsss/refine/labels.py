@@ -14,9 +14,9 @@ def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, fore
                      background: float, kind: str = "irn") -> np.ndarray:
     """Pixels that are surely a class or surely background: a label map uint8 [H, W], 255 where unsure.
 
-    image: uint8 [H, W, 3]; cams: float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. A CRF labels the
-    image twice. Beside a strong background what is left is sure foreground; beside a weak one what is
-    background is sure background.
+    image: uint8 [H, W, 3]; cams: float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. A CRF labels
+    the image twice. A pixel that is foreground beside a strong background is sure foreground; one that is
+    background even beside a weak background is sure background.
     kind "irn" (release): `foreground` and `background` are the two scores of the background (0.30 and 0.05),
     and the CRF starts from labels. kind "psa" (CVPR 2018, equation 2): they are exponents a of the background
     (1 - max cam)^a (4 and 32), and the CRF starts from scores.

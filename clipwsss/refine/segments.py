@@ -29,11 +29,11 @@ class Segment(NamedTuple):
 def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> np.ndarray:
     """Labels uint8 [H, W] painted segment by segment: 0 for the background, or 1..k for one of k maps.
 
-    maps: float32 [k, H, W]. A segment scores the mean of each map with negative values cut to zero. The scores
-    of each map are scaled over the image's segments by (x - min) / (max - min), and the background scores
-    (1 - largest score)^power. A segment's label has the highest score. Segments are painted by rising level
-    and then by rising score; pixels of no segment are background. Source: FMA-WSSS (arXiv 2312.03585;
-    gather_norm_bg_argmax in its release).
+    maps: float32 [k, H, W]. A segment's score of a map is the mean of the map, with negative values cut to
+    zero. The scores of each map are scaled over the image's segments by (x - min) / (max - min), and the
+    background scores (1 - largest score)^power. A segment's label has the highest score. Segments are painted
+    by rising level and then by rising score; pixels of no segment are background. Source: FMA-WSSS (arXiv
+    2312.03585; gather_norm_bg_argmax in its release).
     """
     painted = np.zeros(maps.shape[1:], np.uint8)
     segments = [segment for segment in segments if segment.mask.any()]
@@ -57,10 +57,10 @@ def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> 
 def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[Segment]:
     """The segments of one image of this size (H, W), from FOLDER/NAME.png or FOLDER/NAME.json.
 
-    PNG: a label map of 8 or 16 bits, in which every value but 0 is a segment. JSON: a list of regions (in
-    SA-1B it stands under "annotations"), each with COCO's "segmentation" (run lengths or polygons) and perhaps
-    with FMA-WSSS' "level". Without levels, a segment's level is the number of segments that lie in it.
-    InputError names a bad file.
+    PNG: a label map of 8 or 16 bits, in which every value but 0 is a segment. JSON: a list of regions, or a
+    dictionary with this list under "annotations" (SA-1B). A region has COCO's "segmentation" (run lengths or
+    polygons) and perhaps FMA-WSSS' "level". Without levels, a segment's level is the number of segments that
+    lie in it. InputError names a bad file.
     """
     png = Path(folder) / f"{name}.png"
     regions = Path(folder) / f"{name}.json"
@@ -100,7 +100,8 @@ def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
             mask = decode(region["segmentation"], size)
             segments.append(Segment(mask, int(region.get("level", -1))))
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: region {len(segments) + 1} is no segment of this image ({error})") from error
+        number = len(segments) + 1
+        raise InputError(f"{path}: region {number} is no segment of this image ({error})") from error
     if any(segment.level < 0 for segment in segments):
         return nest(segments)
     return segments

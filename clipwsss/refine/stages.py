@@ -111,7 +111,7 @@ def crf_labels(pixels: np.ndarray, labels: Tensor, n_labels: int) -> Tensor:
 def label_map(labels: Tensor, keys: np.ndarray) -> np.ndarray:
     """Labels [H, W] in 0..k as a label map uint8 [H, W] of the data set.
 
-    keys: 0-based classes [k]. Label i > 0 becomes keys[i - 1] + 1: with the keys [4, 19], 0 1 2 become 0 5 20.
+    keys: 0-based classes [k]. Label i > 0 becomes keys[i - 1] + 1: keys [4, 19] make 0 1 2 into 0 5 20.
     """
     numbers = np.append(0, keys + 1).astype(np.uint8)
     return numbers[labels.numpy()]
