@@ -81,16 +81,17 @@ def get_parser() -> argparse.ArgumentParser:
         help="score of the background; auto: the threshold of highest mIoU on the scored images, before CRF "
         "and segments; alpha: PSA's background map, which takes part in the walk")
     add("--alpha", type=real(0), default=16.0, help="exponent of PSA's background map (1 - max CAM)^alpha")
-    add("--radius", type=whole(2, 64), default=5, help="the walk joins pixels that are closer than this")
+    add("--radius", type=whole(2, 64), default=5, 
+        help="two cells of the walk's grid have an affinity where they are closer than this")
     add("--beta", type=real(0), default=10.0, help="exponent of the affinities of the walk")
     add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="2**N steps of the walk")
     add("--color-stride", type=whole(1, 64), default=4,
-        help="side in pixels of a cell of the grid on which the color walk is made")
-    add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON); the "
-        "masks are painted from them as in FMA-WSSS; cannot be combined with crf")
+        help="side in pixels of a cell of the color walk's grid")
+    add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON) from "
+        "which the masks are painted, as in FMA-WSSS; --segments cannot be combined with crf")
     add("--segment-power", type=real(0), default=0.6,
         help="exponent of the background's score of a segment, (1 - largest class score)^power")
-    add("--score-split", help="split whose masks are scored (default: the value of --split)")
+    add("--score-split", help="split whose pseudo masks are scored; without it, that of --split")
     add("--layout", choices=tuple(LAYOUTS), help="also write the masks in the folder layout of other "
         "libraries, to OUT/voc or OUT/mmseg")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
@@ -103,9 +104,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
         "(the one of train_prompt.py), or a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
-        help="range of the random scale of training images")
+        help="range of the random factor by which training images are scaled")
     add("--train-radius", type=whole(2, 64), default=10,
-        help="training looks at pairs of cells that are closer than this")
+        help="training uses the pairs of cells of the network's grid that are closer than this")
     training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
                    weight_decay=1e-4, momentum=0.0, crop_size=512)
     return parser
