@@ -305,7 +305,7 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
     return 1, mask.size, changed, 1, metrics.confusion(mask, truth, n), metrics.confusion(unrefined, truth, n)
 
 
-def report(run: Run, totals: list, names: list[str]) -> None:
+def report_scores(run: Run, totals: list, names: list[str]) -> None:
     """Print the mIoU before and after refinement and the share of changed pixels; write result.json.
 
     totals: the sums of what `write_pseudo_mask` returns; names: of the classes, the background first.
@@ -370,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     totals = jobs.total("pseudo masks", work, range(len(dataset)))
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
-    report(run, totals, ["background", *dataset.classes])
+    report_scores(run, totals, ["background", *dataset.classes])
     if args.layout and is_main():
         write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
     write_report(run.out, "make_pseudo", StageOutputs(dataset, cams, run.path("masks")))
