@@ -209,15 +209,15 @@ def walk_maps(args: argparse.Namespace, network: nn.Module | None, device: torch
 
 
 def refine_image(args: argparse.Namespace, network: nn.Module | None, device: torch.device, name: str,
-                 pixels: np.ndarray, file: CamFile, threshold: float | None) -> np.ndarray:
+                 pixels: np.ndarray, file: CamFile, threshold: float | str) -> np.ndarray:
     """Label map uint8 [H, W] of one image: CAM file -> walk -> background score -> deciders -> label map.
 
-    threshold: score of the background; None with --threshold alpha, whose background map is there already.
+    threshold: score of the background, or "alpha" for PSA's background map, which has walked with the maps.
     """
     _, deciders = split_stages(args.refine, args.segments)
     with torch.inference_mode():
         scores = walk_maps(args, network, device, pixels, file)
-        if args.threshold != "alpha":
+        if threshold != "alpha":
             scores = constant_background(scores, threshold)
         labels = scores.argmax(0)
         for decider in deciders:
@@ -226,11 +226,11 @@ def refine_image(args: argparse.Namespace, network: nn.Module | None, device: to
 
 
 def unrefined_image(args: argparse.Namespace, file: CamFile, size: tuple[int, int],
-                    threshold: float | None) -> np.ndarray:
+                    threshold: float | str) -> np.ndarray:
     """Label map uint8 [H, W] of the CAMs alone: CAM file -> background score -> label map."""
     with torch.inference_mode():
         maps = cam_maps(file, size)
-        if args.threshold == "alpha":
+        if threshold == "alpha":
             scores = alpha_background(maps, args.alpha)
         else:
             scores = constant_background(maps, threshold)
@@ -280,11 +280,11 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
 
 
 def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
-                      device: torch.device, thresholds: tuple[float | None, float | None],
+                      device: torch.device, thresholds: tuple[float | str, float | str],
                       scored: Container[str], index: int) -> tuple:
     """Write one image's pseudo mask unless it exists, and compare it with the mask of the CAMs alone.
 
-    thresholds: of the refined maps and of the CAMs alone. Returns counts that are added up over the images:
+    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Returns counts that are added up over the images:
     (images, pixels, pixels on which the two masks differ, images with a true mask, confusion of the pseudo
     mask, confusion of the mask of the CAMs); the last two are 0 for images that are not `scored`.
     """
@@ -358,12 +358,9 @@ def main(argv: list[str] | None = None) -> int:
         network = train_affinity(args, run, dataset, cams, walk, network.to(device), untrained_backbone, jobs)
         network = network.cpu()  # processes that write masks get a copy and move it to the device
 
+    thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
     if args.threshold == "auto":
         thresholds = best_thresholds(args, run, dataset, cams, network, device, scored, jobs)
-    elif args.threshold == "alpha":
-        thresholds = (None, None)
-    else:
-        thresholds = (args.threshold, args.threshold)
 
     # For every image: CAM file -> walk -> background score -> deciders -> label map (`refine_image`).
     work = partial(write_pseudo_mask, args, dataset, cams, network, device, thresholds, scored)

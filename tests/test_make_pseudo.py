@@ -77,7 +77,7 @@ def report_of(out):
 def refined(file, pixels, *arguments):
     """The label map of one image "x" with these flags of the script."""
     args = get_parser().parse_args([str(argument) for argument in arguments])
-    return refine_image(args, None, CPU, "x", pixels, file, None if args.threshold == "alpha" else args.threshold)
+    return refine_image(args, None, CPU, "x", pixels, file, args.threshold)
 
 
 @pytest.mark.smoke
