@@ -284,9 +284,10 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
                       scored: Container[str], index: int) -> tuple:
     """Write one image's pseudo mask unless it exists, and compare it with the mask of the CAMs alone.
 
-    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Returns counts that are added up over the images:
-    (images, pixels, pixels on which the two masks differ, images with a true mask, confusion of the pseudo
-    mask, confusion of the mask of the CAMs); the last two are 0 for images that are not `scored`.
+    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Returns counts that are added
+    up over the images: (images, pixels, pixels on which the two masks differ, images with a true mask,
+    confusion of the pseudo mask, confusion of the mask of the CAMs). The last two are 0 for images that are
+    not `scored`.
     """
     name = dataset.names[index]
     pixels, file = read_inputs(dataset, cams, index)
