@@ -1,20 +1,16 @@
-"""Stage 3: refine class activation maps (random walk, dense CRF, PAMR, segments) and write pseudo masks."""
+"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks."""
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Container
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-
-if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam, resize_cam
+from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import files_of, read_mask
 from clipwsss.datasets.jobs import ImageJobs
@@ -29,11 +25,13 @@ from clipwsss.networks.resnet import RESNETS
 from clipwsss.options import (open_dataset, parse, open_scored, script_parser, stage_folder, start_run,
                               training_flags, training_settings, start_weights)
 from clipwsss.pictures import write_mask
-from clipwsss.refine.affinity import build_affinity, least_crop, load_affinity, save_affinity
+from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
+                                      smallest_crop)
 from clipwsss.refine.labels import confident_labels
-from clipwsss.refine.stages import (STAGES, Alpha, Constant, Paint, Picture, Snap, Walk, build_stage,
-                                    check_stages, refined_maps, refined_mask)
-from clipwsss.report.metrics import confusion, scores, threshold_confusions
+from clipwsss.refine.segments import paint, read_segments
+from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, constant_background, crf_labels,
+                                    irn_walk, label_map, psa_walk)
+from clipwsss.report import metrics
 from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
 from clipwsss.run import Run
@@ -41,235 +39,341 @@ from clipwsss.training import fit, pick_device, seed_everything
 
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 
+# The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
+# and the image (uint8 [3, H, W]). They return the maps at the image's size.
+WALKS = {
+    "none": lambda args, network, maps, image: maps,
+    "color": lambda args, network, maps, image: color_walk(
+        maps, image, args.radius, args.beta, args.exp_times, args.color_stride),
+    "irn": lambda args, network, maps, image: irn_walk(
+        maps, image, network, args.radius, args.beta, args.exp_times, args.crop_size),
+    "psa": lambda args, network, maps, image: psa_walk(
+        maps, image, network, args.radius, args.beta, args.exp_times),
+}
+WALKS_FROM_STORED_SIZE = ("color", "irn")  # they start from maps as stored; the others at the image's size
+
+# What decides the labels after the walk: functions of the settings, the image's name and pixels (uint8
+# [H, W, 3]), the scores [1 + k, H, W] and the labels [H, W] so far. They return new labels.
+DECIDERS = {
+    "crf": lambda args, name, pixels, scores, labels: crf_labels(pixels, labels, len(scores)),
+    "segments": lambda args, name, pixels, scores, labels: torch.from_numpy(paint(
+        scores[1:].numpy(), read_segments(args.segments, name, pixels.shape[:2]), args.segment_power)),
+}
+
 
 def background_rule(text: str) -> float | str:
-    """--threshold: a number below 1, auto or alpha."""
+    """Parse --threshold: a number below 1, auto or alpha."""
     return text if text in ("auto", "alpha") else real(0, 0.999)(text)
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Flags; defaults are IRN's values, --refine and --dataset fill in others, an explicit flag wins."""
+    """The flags of this script; the defaults are IRN's values, which presets and explicit flags replace."""
     parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
                            "--refine irn crf",
-                           ("refine", "cams", "threshold", "segments", "segment_rule", "weights"))
+                           ("refine", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
-    add("--refine", nargs="+", choices=("none", *STAGES), metavar="STAGE",
-        help=f"stages in their order, of {', '.join(STAGES)}; none: the CAMs' own masks")
-    add("--cams", type=Path, help="folder of CAM files, ours, IRN's or PSA's (default: train_prompt's)")
+    add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
+        help="stages in their order: at most one random walk (color, irn or psa), then crf; `none` writes "
+        "the masks of the CAMs and cannot be combined with other stages")
+    add("--cams", type=Path, help="folder of CAM files in our format, IRN's or PSA's (default: the CAMs of "
+        "train_prompt.py)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
-        help="background score; auto: the best by mIoU before CRF and segments where there are masks; "
-        "alpha: PSA's background map, which walks too")
+        help="score of the background; auto: the threshold of highest mIoU on the scored images, before CRF "
+        "and segments; alpha: PSA's background map, which takes part in the walk")
     add("--alpha", type=real(0), default=16.0, help="exponent of PSA's background map (1 - max CAM)^alpha")
-    add("--radius", type=whole(2, 64), default=5, help="pixels closer than this have an affinity")
-    add("--beta", type=real(0), default=10.0, help="power of the affinities")
-    add("--exp-times", type=whole(0, 30), default=8, help="the walk takes 2 to this many steps")
-    add("--color-stride", type=whole(1, 64), default=4, help="image size over the grid of the colour walk")
-    add("--segments", type=Path, help="folder of class-agnostic segments (PNG, SAM's JSON) that decide masks")
-    add("--segment-rule", choices=("sepl", "fma"), default="sepl", help="sepl: masks are snapped to "
-        "segments; fma: segments are painted by their scores, as for SemPLeS' 78.4 (--refine none)")
-    add("--segment-power", type=real(0), default=0.6, help="fma: background (1 - largest score)^this")
-    add("--segment-inside", type=real(0, 1), default=0.5,
-        help="sepl: a class takes a segment of which it has more than this share")
-    add("--segment-cover", type=real(0, 1), default=0.85,
-        help="or in which at least this share of the class lies")
-    add("--score-split", help="split whose masks are scored (default: --split)")
-    add("--layout", choices=tuple(LAYOUTS), help="also write OUT/voc, OUT/mmseg: as other libraries read it")
+    add("--radius", type=whole(2, 64), default=5, 
+        help="two cells of the walk's grid have an affinity where they are closer than this")
+    add("--beta", type=real(0), default=10.0, help="exponent of the affinities of the walk")
+    add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="2**N steps of the walk")
+    add("--color-stride", type=whole(1, 64), default=4,
+        help="side in pixels of a cell of the color walk's grid")
+    add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON) from "
+        "which the masks are painted, as in FMA-WSSS; --segments cannot be combined with crf")
+    add("--segment-power", type=real(0), default=0.6,
+        help="exponent of the background's score of a segment, (1 - largest class score)^power")
+    add("--score-split", help="split whose pseudo masks are scored; without it, that of --split")
+    add("--layout", choices=tuple(LAYOUTS), help="also write the masks in the folder layout of other "
+        "libraries, to OUT/voc or OUT/mmseg")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
-        help="trained irn or psa network (or IRN's res50_irn.pth), which spares the training")
+        help="trained affinity network to use instead of training one (for irn also IRN's res50_irn.pth)")
     add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
-        help="background scores that sure foreground exceeds and sure background does not (CLIMS 0.3 0.1); "
-        "psa: the two exponents of its background map")
-    add("--backbone", choices=RESNETS, default="resnet50", help="of the affinity network")
-    add("--weights", default="imagenet",
-        help="its start: imagenet, none, generator (train_prompt's), a file of torchvision or of a generator")
+        help="irn: scores of the background that sure foreground exceeds and that sure background does not "
+        "reach (CLIMS: 0.3 0.1); psa: the two exponents of its background map")
+    add("--backbone", choices=RESNETS, default="resnet50", help="backbone of the affinity network")
+    add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
+        "(the one of train_prompt.py), or a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
-        help="training scales")
-    add("--train-radius", type=whole(2, 64), default=10, help="radius of the pairs that training looks at")
+        help="range of the random factor by which training images are scaled")
+    add("--train-radius", type=whole(2, 64), default=10,
+        help="training uses the pairs of cells of the network's grid that are closer than this")
     training_flags(parser, resumes=False)
     return parser
 
 
-class Scored(NamedTuple):
-    """Counts of one image or, added up, of many: `changed` pixels differ between its mask and its CAMs'.
-
-    after, before: confusions of these two where there is a truth (else 0), of `scored` images.
-    """
-    images: int
-    changed: int
-    pixels: int
-    scored: int
-    after: np.ndarray | int
-    before: np.ndarray | int
-
-
-class TaggedCams(NamedTuple):
-    """The images and the folder of their CAM files."""
-    dataset: TagDataset
-    cams: Path
-
-    def read(self, index: int) -> tuple[Picture, CamFile]:
-        """An image and its checked CAM file."""
-        name = self.dataset.names[index]
-        file = check_cam(read_cam(self.cams, name), self.cams / name, self.dataset.image_size(index),
-                         len(self.dataset.classes), self.dataset.entries[index].tags or ())
-        return Picture(name, np.asarray(self.dataset.load_image(index))), file
-
-    def missing(self, segments: Path | None) -> dict[int, str]:
-        """Images without a CAM file, or without segments where they are asked for: number -> line."""
-        places = [(f"{self.cams}/{{}}.npz (or .npy): no CAM file for this image", set(list_cams(self.cams)))]
-        if segments:
-            stems = {path.stem for path in files_of(segments, (".png", ".json"))}
-            places.append((f"{segments}/{{}}.png (or .json): no segments of this image", stems))
-        return {i: line.format(name) for line, present in places
-                for i, name in enumerate(self.dataset.names) if name not in present}
-
-
-def write_labels(inputs: TaggedCams, folder: Path, kind: str, confident: tuple[float, float],
-                 index: int) -> None:
-    """Write one image's confident labels, which an affinity network learns from."""
-    picture, file = inputs.read(index)
-    labels = confident_labels(picture.pixels, resize_cam(file, picture.size), file.keys, *confident, kind)
-    write_mask(folder / f"{picture.name}.png", labels, inputs.dataset.palette)
-
-
-def threshold_tables(inputs: TaggedCams, stages: list, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Confusions [T, n, n] of one image at every threshold: of the maps after these stages, of CAMs alone."""
-    picture, file = inputs.read(index)
-    truth, n = inputs.dataset.load_mask(index), len(inputs.dataset.classes) + 1
-    with torch.inference_mode():
-        maps = refined_maps(picture, file, Constant(0.0), stages)[1:].numpy()
-    return tuple(threshold_confusions(part, file.keys, truth, THRESHOLDS, n)
-                 for part in (maps, resize_cam(file, picture.size)))
-
-
-def write_pseudo(inputs: TaggedCams, stages: list, backgrounds: tuple, folder: Path, scored: set[str],
-                 index: int) -> Scored:
-    """Write one image's pseudo mask unless it is there, and score it beside the mask of its CAMs alone.
-
-    backgrounds: of the refined maps, and of the CAMs alone. scored: names of the images that are scored.
-    """
-    dataset, (picture, file) = inputs.dataset, inputs.read(index)
-    path, before = folder / f"{picture.name}.png", refined_mask(picture, file, backgrounds[1], ())
-    if path.exists():
-        after = read_mask(path)
+def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[str]]:
+    """Names of the walk and of the deciders of --refine and --segments; InputError where they do not fit."""
+    asked = f"--refine {' '.join(refine)}"
+    if "none" in refine and len(refine) > 1:
+        raise InputError(f"{asked}: `none` cannot be combined with other stages")
+    if refine[0] in WALKS:
+        walk = refine[0]
+        deciders = refine[1:]
     else:
-        after = refined_mask(picture, file, backgrounds[0], stages)
-        write_mask(path, after, dataset.palette)
-    truth = dataset.load_mask(index) if picture.name in scored else None
-    tables = [0 if truth is None else confusion(mask, truth, len(dataset.classes) + 1)
-              for mask in (after, before)]
-    return Scored(1, int((after != before).sum()), after.size, int(truth is not None), *tables)
+        walk = "none"
+        deciders = list(refine)
+    if any(name in WALKS for name in deciders):
+        raise InputError(f"{asked}: at most one walk (color, irn or psa) is possible, before crf")
+    if segments is not None:
+        if deciders:
+            raise InputError(f"{asked}: --segments cannot be combined with crf")
+        deciders = ["segments"]
+    return walk, deciders
 
 
-def train_affinity(args: argparse.Namespace, run: Run, inputs: TaggedCams, kind: str,
-                   network: torch.nn.Module, backbone: str, jobs: ImageJobs) -> torch.nn.Module:
-    """Label images where CAMs are sure and train the IRN or PSA network on that."""
-    labels = run.path("labels")
-    missing = [i for i, name in enumerate(inputs.dataset.names) if not (labels / f"{name}.png").exists()]
-    work = partial(write_labels, inputs, labels, kind, tuple(args.confident))
+def read_inputs(dataset: TagDataset, cams: Path, index: int) -> tuple[np.ndarray, CamFile]:
+    """The pixels uint8 [H, W, 3] of one image and its CAM file, which is checked against the data set."""
+    name = dataset.names[index]
+    file = check_cam(read_cam(cams, name), cams / name, dataset.image_size(index), len(dataset.classes),
+                     dataset.entries[index].tags or ())
+    return np.asarray(dataset.load_image(index)), file
+
+
+def missing_inputs(dataset: TagDataset, cams: Path, segments: Path | None) -> dict[int, str]:
+    """Images without a CAM file, or without segments where these are asked for: {number: error line}."""
+    with_cams = set(list_cams(cams))
+    with_segments = None
+    if segments is not None:
+        with_segments = {path.stem for path in files_of(segments, (".png", ".json"))}
+    problems = {}
+    for index, name in enumerate(dataset.names):
+        if name not in with_cams:
+            problems[index] = f"{cams}/{name}.npz (or .npy): no CAM file for this image"
+        elif with_segments is not None and name not in with_segments:
+            problems[index] = f"{segments}/{name}.png (or .json): no segments for this image"
+    return problems
+
+
+def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk: str, folder: Path,
+                 index: int) -> None:
+    """Write one image's confident labels, from which the affinity network of the walk learns."""
+    pixels, file = read_inputs(dataset, cams, index)
+    maps = cam_maps(file, pixels.shape[:2]).numpy()
+    labels = confident_labels(pixels, maps, file.keys, *args.confident, kind=walk)
+    write_mask(folder / f"{dataset.names[index]}.png", labels, dataset.palette)
+
+
+def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path, walk: str,
+                   network: nn.Module, backbone: str, jobs: ImageJobs) -> nn.Module:
+    """Train the affinity network of the walk on confident labels; both are kept in the run's folder."""
+    folder = run.path("labels")
+    missing = [index for index, name in enumerate(dataset.names) if not (folder / f"{name}.png").exists()]
+    work = partial(write_labels, args, dataset, cams, walk, folder)
     for _ in jobs.run("confident labels", work, missing):
         pass
-    data = inputs.dataset.with_masks(labels, skip_bad=args.skip_bad).with_transform(
+    labelled = dataset.with_masks(folder, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
-    loader = make_loader(data, args.batch_size, args.workers, seed=args.seed, drop_last=True)
+    loader = make_loader(labelled, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks, args.train_radius),
-        {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{kind}_network"))
-    save_affinity(network, run.path("affinity.pt"), kind, backbone)
+        {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{walk}_network"))
+    save_affinity(network, run.path("affinity.pt"), walk, backbone)
     return network.eval()
 
 
-def start_affinity(args: argparse.Namespace, kind: str) -> tuple[torch.nn.Module, str | None]:
-    """A trained IRN or PSA network and None, or one to train and its backbone's name."""
-    path = args.affinity_checkpoint or args.out / "affinity.pt"
-    if args.affinity_checkpoint or broadcast(path.exists() and not args.overwrite):
-        return load_affinity(path, kind), None
+def new_affinity_network(args: argparse.Namespace, walk: str) -> tuple[nn.Module, str]:
+    """An untrained affinity network of the walk and its backbone; InputError for crops too small for it."""
     seed_everything(args.seed)
-    network, backbone = build_affinity(kind, args.backbone, start_weights(args))
-    if args.crop_size < (least := least_crop(kind, backbone, args.train_radius)):
-        raise InputError(f"--crop-size {args.crop_size}: {kind} with --train-radius {args.train_radius} "
-                         f"takes {least} at least")
+    network, backbone = build_affinity(walk, args.backbone, start_weights(args))
+    smallest = smallest_crop(walk, backbone, args.train_radius)
+    if args.crop_size < smallest:
+        raise InputError(f"--crop-size {args.crop_size}: {walk} with --train-radius {args.train_radius} "
+                         f"needs crops of at least {smallest} pixels")
     return network, backbone
 
 
-def best_thresholds(run: Run, inputs: TaggedCams, scored: Container[str], stages: list,
-                    jobs: ImageJobs) -> tuple[float, float]:
-    """Background thresholds of best mIoU of refined maps and of CAMs; without masks the paper's for both.
+def walk_maps(args: argparse.Namespace, network: nn.Module | None, device: torch.device, pixels: np.ndarray,
+              file: CamFile) -> Tensor:
+    """Maps of one image after the walk of --refine: [k, H, W], or [1 + k, H, W] with PSA's background map."""
+    walk, _ = split_stages(args.refine, args.segments)
+    if walk in WALKS_FROM_STORED_SIZE:
+        maps = torch.from_numpy(file.cam)
+    else:
+        maps = cam_maps(file, pixels.shape[:2])
+    if args.threshold == "alpha":
+        maps = alpha_background(maps, args.alpha)
+    if network is not None:
+        network = network.to(device)
+    image = torch.tensor(pixels, device=device).permute(2, 0, 1)
+    return WALKS[walk](args, network, maps, image)
 
-    The masks are those of images that are `scored`.
-    They are kept in thresholds.json, so that a run that goes on does not search again.
+
+def refine_image(args: argparse.Namespace, network: nn.Module | None, device: torch.device, name: str,
+                 pixels: np.ndarray, file: CamFile, threshold: float | str) -> np.ndarray:
+    """Label map uint8 [H, W] of one image: CAM file -> walk -> background score -> deciders -> label map.
+
+    threshold: score of the background, or "alpha" for PSA's background map, which has walked with the maps.
     """
-    stored, dataset = run.path("thresholds.json"), inputs.dataset
+    _, deciders = split_stages(args.refine, args.segments)
+    with torch.inference_mode():
+        scores = walk_maps(args, network, device, pixels, file)
+        if threshold != "alpha":
+            scores = constant_background(scores, threshold)
+        labels = scores.argmax(0)
+        for decider in deciders:
+            labels = DECIDERS[decider](args, name, pixels, scores, labels)
+        return label_map(labels, file.keys)
+
+
+def unrefined_image(args: argparse.Namespace, file: CamFile, size: tuple[int, int],
+                    threshold: float | str) -> np.ndarray:
+    """Label map uint8 [H, W] of the CAMs alone: CAM file -> background score -> label map."""
+    with torch.inference_mode():
+        maps = cam_maps(file, size)
+        if threshold == "alpha":
+            scores = alpha_background(maps, args.alpha)
+        else:
+            scores = constant_background(maps, threshold)
+        return label_map(scores.argmax(0), file.keys)
+
+
+def threshold_tables(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
+                     device: torch.device, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Confusions [T, n, n] of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
+    pixels, file = read_inputs(dataset, cams, index)
+    truth = dataset.load_mask(index)
+    n = len(dataset.classes) + 1
+    with torch.inference_mode():
+        walked = walk_maps(args, network, device, pixels, file).numpy()
+    unrefined = cam_maps(file, pixels.shape[:2]).numpy()
+    return (metrics.threshold_confusions(walked, file.keys, truth, THRESHOLDS, n),
+            metrics.threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
+
+
+def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path,
+                    network: nn.Module | None, device: torch.device, scored: Container[str],
+                    jobs: ImageJobs) -> tuple[float, float]:
+    """Background thresholds of highest mIoU on the `scored` images: after the walk, and of the CAMs alone.
+
+    They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
+    the paper's threshold.
+    """
+    stored = run.path("thresholds.json")
     if not broadcast(stored.exists()):
-        masked = [i for i, name in enumerate(dataset.names) if name in scored and dataset.has_mask(i)]
+        masked = [index for index, name in enumerate(dataset.names)
+                  if name in scored and dataset.has_mask(index)]
         if not masked:
-            print(f"--threshold auto: no masks, so the paper's {PAPER_THRESHOLD}")
+            print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
-        tables = jobs.total("thresholds", partial(threshold_tables, inputs, stages), masked)
+        work = partial(threshold_tables, args, dataset, cams, network, device)
+        tables = jobs.total("thresholds", work, masked)
+        if tables is None:
+            raise InputError(f"--threshold auto: no image of {args.split} with a mask has a usable CAM file")
         names = ["background", *dataset.classes]
         write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
         barrier()
     with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
-        refined, cams = json.loads(stored.read_text())
-        print(f"--threshold auto: {refined['threshold']:.2f} (mIoU {refined['miou']:.2f} before CRF, "
-              f"segments), for CAMs alone {cams['threshold']:.2f}")
-        return refined["threshold"], cams["threshold"]
+        walked, unrefined = json.loads(stored.read_text())
+        print(f"--threshold auto: {walked['threshold']:.2f} for the maps after the walk (mIoU "
+              f"{walked['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
+        return walked["threshold"], unrefined["threshold"]
 
 
-def report(run: Run, total: Scored, names: list[str]) -> None:
-    """Print and keep mIoU before and after refinement, and how many pixels it changed."""
-    figures = {"images": total.images, "changed": 100 * total.changed / total.pixels}
-    print(f"{total.images} masks in {run.path('masks')}; refinement changed {figures['changed']:.2f} % "
-          "of the pixels")
-    if total.scored:
-        after, before = scores(total.after), scores(total.before)
-        figures |= {**class_figures(total.after, names), "cam_miou": float(before["miou"])}
-        print(f"mIoU {after['miou']:.2f} (CAMs alone {before['miou']:.2f}) over {after['classes']} classes "
-              f"that occur, {total.scored} images with masks")
+def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
+                      device: torch.device, thresholds: tuple[float | str, float | str],
+                      scored: Container[str], index: int) -> tuple:
+    """Write one image's pseudo mask unless it exists, and compare it with the mask of the CAMs alone.
+
+    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Returns counts that are added
+    up over the images: (images, pixels, pixels on which the two masks differ, images with a true mask,
+    confusion of the pseudo mask, confusion of the mask of the CAMs). The last two are 0 for images that are
+    not `scored`.
+    """
+    name = dataset.names[index]
+    pixels, file = read_inputs(dataset, cams, index)
+    unrefined = unrefined_image(args, file, pixels.shape[:2], thresholds[1])
+    path = args.out / "masks" / f"{name}.png"
+    if path.exists():
+        mask = read_mask(path)
     else:
-        print("no masks: no mIoU")
+        mask = refine_image(args, network, device, name, pixels, file, thresholds[0])
+        write_mask(path, mask, dataset.palette)
+    changed = int((mask != unrefined).sum())
+    truth = dataset.load_mask(index) if name in scored else None
+    if truth is None:
+        return 1, mask.size, changed, 0, 0, 0
+    n = len(dataset.classes) + 1
+    return 1, mask.size, changed, 1, metrics.confusion(mask, truth, n), metrics.confusion(unrefined, truth, n)
+
+
+def report_scores(run: Run, totals: list, names: list[str]) -> None:
+    """Print the mIoU before and after refinement and the share of changed pixels; write result.json.
+
+    totals: the sums of what `write_pseudo_mask` returns; names: of the classes, the background first.
+    """
+    images, pixels, changed, with_truth, refined_table, unrefined_table = totals
+    share = 100 * changed / pixels
+    figures = {"images": images, "changed": share}
+    print(f"{images} masks in {run.path('masks')}; refinement changed {share:.2f} % of the pixels")
+    if with_truth:
+        refined = metrics.scores(refined_table)
+        unrefined = metrics.scores(unrefined_table)
+        figures.update(class_figures(refined_table, names))
+        figures["cam_miou"] = float(unrefined["miou"])
+        print(f"mIoU {refined['miou']:.2f} (CAMs alone {unrefined['miou']:.2f}) over {refined['classes']} "
+              f"classes that occur, {with_truth} images with masks")
+    else:
+        print("there are no masks, so no mIoU is computed")
     run.result(**figures)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
-    device, kind = pick_device(args.device), check_stages(
-        args.refine, args.segments is not None and args.segment_rule == "fma")
+    device = pick_device(args.device)
+    walk, _ = split_stages(args.refine, args.segments)
     dataset = open_dataset(args)
-    inputs = TaggedCams(dataset, args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams")
+    cams = args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams"
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
-    jobs.leave_out(inputs.missing(args.segments))
+    jobs.leave_out(missing_inputs(dataset, cams, args.segments))
     scored = set(open_scored(args, dataset).names)
-    network, untrained = start_affinity(args, kind) if kind else (None, None)
-    args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
-    run = start_run(args, dataset, cams=inputs.cams, segments=args.segments, weights=start_weights(args),
-                    affinity_checkpoint=args.affinity_checkpoint)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs of {inputs.cams}, "
-          f"--refine {' '.join(args.refine)}; writing {run.out}")
 
-    if untrained:
-        network = train_affinity(args, run, inputs, kind, network.to(device), untrained, jobs).cpu()
-    walk = Walk(args.radius, args.beta, args.exp_times)
-    stages = [build_stage(name, walk=walk, color_stride=args.color_stride, pad_to=args.crop_size,
-                          network=network, device=device) for name in args.refine if name != "none"]
+    # The affinity network of the walk: a trained one, this run's own from an earlier call, or a new one.
+    network = None
+    untrained_backbone = None
+    if walk in AFFINITY_NETWORKS:
+        own = args.out / "affinity.pt"
+        if args.affinity_checkpoint:
+            network = load_affinity(args.affinity_checkpoint, walk)
+        elif broadcast(own.exists() and not args.overwrite):
+            network = load_affinity(own, walk)
+        else:
+            network, untrained_backbone = new_affinity_network(args, walk)
+
+    args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
+    run = start_run(args, dataset, cams=cams, segments=args.segments, weights=start_weights(args),
+                    affinity_checkpoint=args.affinity_checkpoint)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs from {cams}, "
+          f"--refine {' '.join(args.refine)}; writing to {run.out}")
+
+    if untrained_backbone:
+        network = train_affinity(args, run, dataset, cams, walk, network.to(device), untrained_backbone, jobs)
+        network = network.cpu()  # processes that write masks get a copy and move it to the device
+
+    thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
     if args.threshold == "auto":
-        walks = [stage for stage in stages if not stage.takes_background]
-        backgrounds = tuple(map(Constant, best_thresholds(run, inputs, scored, walks, jobs)))
-    else:
-        backgrounds = (Alpha(args.alpha) if args.threshold == "alpha" else Constant(args.threshold),) * 2
-    if args.segments:
-        stages.append(Paint(args.segments, args.segment_power) if args.segment_rule == "fma" else
-                      Snap(args.segments, args.segment_inside, args.segment_cover))
-    work = partial(write_pseudo, inputs, stages, backgrounds, run.path("masks"), scored)
-    total = jobs.total("pseudo masks", work, range(len(dataset)))
-    if total is None:
-        raise InputError(f"{inputs.cams}: no usable CAM file for any image of {args.split}")
-    report(run, Scored(*total), ["background", *dataset.classes])
+        thresholds = best_thresholds(args, run, dataset, cams, network, device, scored, jobs)
+
+    # For every image: CAM file -> walk -> background score -> deciders -> label map (`refine_image`).
+    work = partial(write_pseudo_mask, args, dataset, cams, network, device, thresholds, scored)
+    totals = jobs.total("pseudo masks", work, range(len(dataset)))
+    if totals is None:
+        raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
+    report_scores(run, totals, ["background", *dataset.classes])
     if args.layout and is_main():
         write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    write_report(run.out, "make_pseudo", StageOutputs(dataset, inputs.cams, run.path("masks")))
-    if jobs.failures or dataset.skipped:
-        print(f"skipped {len(jobs.failures) + len(dataset.skipped)} bad images, named above", file=sys.stderr)
+    write_report(run.out, "make_pseudo", StageOutputs(dataset, cams, run.path("masks")))
+    skipped = len(jobs.failures) + len(dataset.skipped)
+    if skipped:
+        print(f"skipped {skipped} bad images, which are named above", file=sys.stderr)
     return 0
 
 

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.models import resnet50
 
-from clipwsss.networks import resnet
-from clipwsss.refine.affinity import AffinityNet, IRNet, build_affinity, load_affinity, save_affinity
-from clipwsss.refine.labels import confident_labels
-from clipwsss.refine import labels as labels_module
-from clipwsss.refine.irn import path_affinity
-from clipwsss.refine.labels import pair_labels, pair_views, shrink_labels
 from clipwsss.errors import InputError
+from clipwsss.networks import resnet
+from clipwsss.refine import labels as labels_module
+from clipwsss.refine.affinity import (AffinityNet, IRNet, build_affinity, load_affinity, path_affinity,
+                                      save_affinity)
+from clipwsss.refine.labels import confident_labels, pair_labels, pair_views, shrink_labels
 from clipwsss.refine.random_walk import pair_offsets, straight_path
+from clipwsss.training import joined_loss
 
 MEAN = torch.tensor(resnet.IMAGENET_MEAN).view(1, 3, 1, 1)
 STD = torch.tensor(resnet.IMAGENET_STD).view(1, 3, 1, 1)
@@ -111,18 +111,19 @@ def test_boundaries_average_image_and_mirror_image_padded_as_published(published
     assert (boundary - torch.sigmoid(logits[0, 0] / 2 + logits[1, 0].flip(-1) / 2)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("backbone", ("resnet18", "resnet_tiny"))
-def test_other_backbones_and_images_larger_than_the_padding(backbone):
-    torch.manual_seed(0)
-    network = build_affinity("irn", backbone, "none")[0].eval()
-    boundary = network.boundaries(torch.rand(3, 50, 131), pad_to=64)
-    assert boundary.shape == (13, 33)
-    assert 0 <= boundary.min() and boundary.max() <= 1
-    square = torch.rand(3, 64, 64)
-    once, mirrored = network.boundaries(square, 64), network.boundaries(square.flip(-1), 64)
-    assert torch.allclose(once, mirrored.flip(-1), atol=1e-5)
+def test_other_backbones_and_images_larger_than_the_padding():
+    for backbone in ("resnet18", "resnet_tiny"):
+        torch.manual_seed(0)
+        network = build_affinity("irn", backbone, "none")[0].eval()
+        boundary = network.boundaries(torch.rand(3, 50, 131), pad_to=64)
+        assert boundary.shape == (13, 33), backbone
+        assert 0 <= boundary.min() and boundary.max() <= 1, backbone
+        square = torch.rand(3, 64, 64)
+        once, mirrored = network.boundaries(square, 64), network.boundaries(square.flip(-1), 64)
+        assert torch.allclose(once, mirrored.flip(-1), atol=1e-5), backbone
 
 
+@pytest.mark.smoke
 def test_path_affinity_and_its_gradient_equal_a_plain_loop():
     radius, size = 4, (7, 10)
     torch.manual_seed(0)
@@ -184,7 +185,7 @@ def test_irn_losses_equal_a_plain_loop():
                     else:
                         add("foreground", -math.log(affinity + 1e-5))
     means = {name: value / count for name, (value, count) in sums.items()}
-    found = IRNet.losses(lambda images: logits, None, labels, radius)
+    found = joined_loss(IRNet.loss_terms(lambda images: logits, None, labels, radius))
     expected = ((means["background"] + means["foreground"]) / 2 + means["negative"]) / 2
     assert float(found["loss"]) == pytest.approx(expected, rel=1e-4)
     assert float(found["negative"]) == pytest.approx(means["negative"], rel=1e-4)
@@ -192,7 +193,7 @@ def test_irn_losses_equal_a_plain_loop():
 
 def test_labels_without_a_sure_pixel_give_a_finite_loss():
     logits = torch.randn(1, 1, 8, 12, requires_grad=True)
-    found = IRNet.losses(lambda images: logits, None, torch.full((1, 8, 12), 255), 3)
+    found = joined_loss(IRNet.loss_terms(lambda images: logits, None, torch.full((1, 8, 12), 255), 3))
     found["loss"].backward()
     assert found["loss"].item() == 0 and float(logits.grad.abs().max()) == 0
 
@@ -210,10 +211,10 @@ def test_irn_learns_its_heads_alone_and_finds_the_edge_of_a_square():
     optimizer, losses = torch.optim.SGD(groups, lr=0.1, momentum=0.9), []
     for _ in range(40):
         optimizer.zero_grad()
-        terms = network.losses(images, labels, radius=5)
-        terms["loss"].backward()
+        loss = joined_loss(network.loss_terms(images, labels, radius=5))["loss"]
+        loss.backward()
         optimizer.step()
-        losses.append(terms["loss"].item())
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(before[name], value) for name, value in network.backbone.state_dict().items())
     boundary = network.eval().boundaries(images[0], 64)
@@ -244,7 +245,7 @@ def test_psa_affinities_and_losses_equal_a_plain_loop():
                     sums[name][1] += 1
             assert float(affinities[index, y, x]) == pytest.approx(value, abs=1e-5)
     means = {name: value / count for name, (value, count) in sums.items()}
-    found = AffinityNet.losses(lambda images: features[None], None, labels, 3)
+    found = joined_loss(AffinityNet.loss_terms(lambda images: features[None], None, labels, 3))
     assert float(found["loss"]) == pytest.approx(
         means["background"] / 4 + means["foreground"] / 4 + means["negative"] / 2, rel=1e-4)
 
@@ -275,11 +276,11 @@ def test_saved_networks_return_and_others_are_refused(tmp_path):
         loaded = load_affinity(tmp_path / f"{kind}.pt", kind)
         assert not loaded.training and all(torch.equal(value, loaded.state_dict()[name])
                                            for name, value in network.state_dict().items())
-    with pytest.raises(InputError, match=r"psa\.pt: holds: psa network; wanted here: irn network"):
+    with pytest.raises(InputError, match=r"psa\.pt: .*irn network"):
         load_affinity(tmp_path / "psa.pt", "irn")
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pt")
     for kind in ("irn", "psa"):
-        with pytest.raises(InputError, match=rf"other\.pt: is no checkpoint of these scripts; wanted here: {kind} network"):
+        with pytest.raises(InputError, match=rf"other\.pt: .*{kind} network"):
             load_affinity(tmp_path / "other.pt", kind)
     stored = torch.load(tmp_path / "irn.pt", weights_only=True)
     for change in ({"fc_edge6.bias": torch.zeros(2)}, {"extra": torch.zeros(1)}):
@@ -317,17 +318,18 @@ def test_confident_labels_by_hand(monkeypatch):
     assert found.tolist() == [[5, 255, 255, 0, 0]]
 
 
-@pytest.mark.parametrize("kind, values", (("irn", (0.30, 0.05)), ("psa", (4, 32))))
-def test_crf_moves_confident_labels_to_the_edges_of_the_image(kind, values, monkeypatch):
+def test_crf_moves_confident_labels_to_the_edges_of_the_image(monkeypatch):
     image = np.full((40, 52, 3), 30, np.uint8)
     image[10:30, 12:40] = (220, 60, 60)
     truth = image[..., 0] > 100
     cams = np.where(truth, 0.25, 0.04)[None].astype(np.float32)
     cams[0, 13:29, 14:37] = 0.8  # smaller than the object
     cams[0, 20, 46] = 0.6  # a speck outside
-    refined = confident_labels(image, cams, np.array([2]), *values, kind=kind)
-    monkeypatch.setattr(labels_module, "dense_crf", without_crf)
-    plain = confident_labels(image, cams, np.array([2]), *values, kind=kind)
-    assert set(np.unique(refined)) <= {0, 3, 255}
-    assert ((refined == 3) & ~truth).sum() == 0 < ((plain == 3) & ~truth).sum()
-    assert (refined[truth] == 3).mean() > (plain[truth] == 3).mean()
+    for kind, values in (("irn", (0.30, 0.05)), ("psa", (4, 32))):
+        refined = confident_labels(image, cams, np.array([2]), *values, kind=kind)
+        with monkeypatch.context() as patched:
+            patched.setattr(labels_module, "dense_crf", without_crf)
+            plain = confident_labels(image, cams, np.array([2]), *values, kind=kind)
+        assert set(np.unique(refined)) <= {0, 3, 255}, kind
+        assert ((refined == 3) & ~truth).sum() == 0 < ((plain == 3) & ~truth).sum(), kind
+        assert (refined[truth] == 3).mean() > (plain[truth] == 3).mean(), kind

@@ -13,6 +13,7 @@ from clipwsss.refine import crf
 from clipwsss.refine.crf import dense_crf, unary_from_labels, unary_from_probabilities
 
 SIZES = ((5, 7), (6, 4), (1, 9), (8, 1), (1, 1))
+KERNELS = ((2, (3, 3), (50, 5, 10)), (3, (1.5, 2), (4, 20, 3)), (4, None, (8, 13, 4)), (2, (0.7, 5), None))
 
 
 def scene(size, labels, seed=0):
@@ -109,24 +110,40 @@ def pydensecrf_marginals(image, unary, iterations=10, gaussian=crf.GAUSSIAN, bil
     return np.array(model.inference(iterations)).reshape(unary.shape)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("labels, gaussian, bilateral", (
-    (2, (3, 3), (50, 5, 10)), (3, (1.5, 2), (4, 20, 3)), (4, None, (8, 13, 4)), (2, (0.7, 5), None)))
-def test_equals_the_plain_lattice(size, labels, gaussian, bilateral):
-    image, unary = scene(size, labels)
-    expected = plain_crf(image, unary, 3, gaussian, bilateral)
-    marginals = dense_crf(image, unary, 3, gaussian, bilateral)
-    assert marginals.dtype == np.float32
-    np.testing.assert_allclose(marginals, expected, atol=2e-4)
+@pytest.mark.smoke
+def test_equals_the_plain_lattice():
+    for size in SIZES:
+        for labels, gaussian, bilateral in KERNELS:
+            image, unary = scene(size, labels)
+            expected = plain_crf(image, unary, 3, gaussian, bilateral)
+            marginals = dense_crf(image, unary, 3, gaussian, bilateral)
+            assert marginals.dtype == np.float32
+            np.testing.assert_allclose(marginals, expected, atol=2e-4, err_msg=f"{size} {gaussian} {bilateral}")
 
 
-@pytest.mark.parametrize("size", ((23, 31), (40, 17), (1, 50), (50, 1)))
-@pytest.mark.parametrize("labels", (1, 2, 3, 5, 11))
-@pytest.mark.parametrize("kernels", (((3, 3), (50, 5, 10)), ((1, 3), (67, 3, 4)), (None, (80, 13, 10))))
-def test_equals_pydensecrf(size, labels, kernels):
-    image, unary = scene(size, labels, seed=labels)
-    expected = pydensecrf_marginals(image, unary, 3, *kernels)
-    np.testing.assert_allclose(dense_crf(image, unary, 3, *kernels), expected, atol=2e-4)
+def test_a_point_in_its_simplex_by_hand():
+    """The example of the comment in crf.py: the point (1, 2)."""
+    scales = np.array([3, 3], np.float32) * np.sqrt(np.array([1 / 3, 1 / 9], np.float32))
+    elevated = crf._elevate(np.array([[1.0], [2.0]], np.float32), scales)
+    np.testing.assert_allclose(elevated[:, 0], [2 + 3 ** 0.5, 2 - 3 ** 0.5, -4], rtol=1e-5)
+    nearest, rank = crf._round_to_lattice(elevated)
+    assert nearest[:, 0].tolist() == [3, 0, -3] and rank[:, 0].tolist() == [0, 1, 2]
+    weights = crf._corner_weights(elevated, nearest, rank.astype(int))
+    corners = np.array([[3, 0, -3], [4, 1, -5], [5, -1, -4]])
+    np.testing.assert_allclose(weights[0], [0.4226, 0.4226, 0.1547], atol=1e-4)
+    np.testing.assert_allclose(weights[0] @ corners, elevated[:, 0], rtol=1e-5)
+    keys = crf._corner_keys(nearest, rank.astype(int), np.array([100, 1]))
+    assert keys[:, 0].tolist() == [300, 401, 499]
+
+
+def test_equals_pydensecrf():
+    for size in ((23, 31), (40, 17), (1, 50), (50, 1)):
+        for labels in (1, 2, 3, 5, 11):
+            for kernels in (((3, 3), (50, 5, 10)), ((1, 3), (67, 3, 4)), (None, (80, 13, 10))):
+                image, unary = scene(size, labels, seed=labels)
+                expected = pydensecrf_marginals(image, unary, 3, *kernels)
+                marginals = dense_crf(image, unary, 3, *kernels)
+                np.testing.assert_allclose(marginals, expected, atol=2e-4, err_msg=f"{size} {labels} {kernels}")
 
 
 def test_equals_pydensecrf_on_photographs(voc_sample):
@@ -221,21 +238,22 @@ def test_inputs_are_left_alone():
     np.testing.assert_array_equal(dense_crf(image[:, ::-1], unary[..., ::-1]), dense_crf(*flipped))
 
 
-def test_numbering_survives_clashes():
+def test_the_table_of_keys_survives_clashes():
     rng = np.random.default_rng(0)
-    values = rng.integers(-2 ** 60, 2 ** 60, 6000)[rng.integers(0, 6000, 20000)]
-    numbering = crf._Numbering(20000)
-    numbers = np.concatenate([numbering.number(part) for part in np.split(values, 8)])
-    assert len(numbering.tables) > 1                          # the sample is large enough to clash
-    assert np.array_equal(numbering.values[numbers], values)
-    assert numbering.count == len(np.unique(values)) == len(np.unique(numbers))
-    asked = np.concatenate((values[:50], rng.integers(-2 ** 60, 2 ** 60, 5000)))
-    found = numbering.number(asked, add=False)
+    keys = rng.integers(-2 ** 60, 2 ** 60, 6000)[rng.integers(0, 6000, 20000)]
+    table = crf._KeyTable(20000)
+    assert table.find(keys[:3]).tolist() == [-1, -1, -1]
+    numbers = np.concatenate([table.add(part) for part in np.split(keys, 8)])
+    assert len(table.tables) > 1                              # the sample is large enough to clash
+    assert np.array_equal(table.keys[numbers], keys)
+    assert table.count == len(np.unique(keys)) == len(np.unique(numbers))
+    asked = np.concatenate((keys[:50], rng.integers(-2 ** 60, 2 ** 60, 5000)))
+    found = table.find(asked)
     assert np.array_equal(found[:50], numbers[:50])
-    assert np.array_equal(found >= 0, np.isin(asked, values)) and numbering.count == len(np.unique(values))
+    assert np.array_equal(found >= 0, np.isin(asked, keys)) and table.count == len(np.unique(keys))
 
 
-@pytest.mark.parametrize("change, message", (
+BAD = (
     (dict(image=np.zeros((8, 9, 3), np.float32)), "image: need a uint8 array \\[H, W, 3\\], got float32"),
     (dict(image=np.zeros((8, 9), np.uint8)), "image: need a uint8 array"),
     (dict(image=np.zeros((3, 8, 9), np.uint8)), "image: need a uint8 array"),
@@ -251,12 +269,15 @@ def test_numbering_survives_clashes():
     (dict(bilateral=(50, -5, 10)), "gaussian, bilateral: "),
     (dict(gaussian=None, bilateral=None), "gaussian, bilateral: "),
     (dict(bilateral=(1e-7, 1e-6, 10)), "gaussian, bilateral: the standard deviations are too small"),
-))
-def test_bad_input_is_named(change, message):
+)
+
+
+def test_bad_input_is_named():
     image, unary = scene((8, 9), 2)
-    with pytest.raises(ValueError, match=message) as caught:
-        dense_crf(**{"image": image, "unary": unary, **change})
-    assert "\n" not in str(caught.value)
+    for change, message in BAD:
+        with pytest.raises(ValueError, match=message) as caught:
+            dense_crf(**{"image": image, "unary": unary, **change})
+        assert "\n" not in str(caught.value)
 
 
 def test_bad_unaries_are_named():

@@ -1,5 +1,6 @@
 """make_pseudo.py from CAM files to masks: hand-made worlds, real CAMs, interrupted runs, bad files."""
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +17,12 @@ from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script
 from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.random_walk import propagate
-from clipwsss.refine.stages import (Alpha, ColorWalk, Constant, Crf, IrnWalk, Paint, Pamr, Picture,
-                                    refined_maps, refined_mask)
+from clipwsss.refine.stages import color_walk, constant_background, irn_walk, label_map
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
-from clipwsss.refine.segments import write_segments
-from make_pseudo import TaggedCams, best_thresholds
+from make_pseudo import best_thresholds, get_parser, refine_image, split_stages
 
+CPU = torch.device("cpu")
 TINY = ["--backbone", "resnet_tiny", "--weights", "none", "--crop-size", "64", "--train-radius", "5",
         "--batch-size", "2", "--epochs", "2", "--device", "cpu"]
 # mIoU of the published CAMs by threshold, from the sample's own README
@@ -74,6 +74,13 @@ def report_of(out):
     return json.loads((out / "result.json").read_text())
 
 
+def refined(file, pixels, *arguments):
+    """The label map of one image "x" with these flags of the script."""
+    args = get_parser().parse_args([str(argument) for argument in arguments])
+    return refine_image(args, None, CPU, "x", pixels, file, args.threshold)
+
+
+@pytest.mark.smoke
 def test_unrefined_masks_are_the_thresholded_cams(tmp_path, capsys):
     world, out = draw_world(tmp_path / "data"), tmp_path / "out"
     assert run(*world, "--refine", "none", "--threshold", 0.4, "--out", out, "--layout", "voc") == 0
@@ -105,7 +112,7 @@ def test_data_without_masks_and_more_processes(tmp_path, capsys):
     assert run(*world, "--refine", "color", "--threshold", "auto", "--out", one) == 0
     assert run(*world, "--workers", 2, "--refine", "color", "--threshold", "auto", "--out", two) == 0
     printed = capsys.readouterr().out
-    assert "no masks, so the paper's 0.25" in printed and "no mIoU" in printed
+    assert "no masks, so the paper's 0.25 is used" in printed and "no mIoU is computed" in printed
     first, second = masks_in(one), masks_in(two)
     assert len(first) == 4 and all(np.array_equal(first[name], second[name]) for name in first)
 
@@ -121,19 +128,21 @@ def test_auto_threshold_is_the_best_one(tmp_path):
         file = read_cam(tmp_path / "data/cams", name)
         image, truth = (np.array(Image.open(tmp_path / "data" / kind / f"{name}.png"))
                         for kind in ("images", "masks"))
-        maps = refined_maps(Picture(name, image), file, Constant(0.0), [ColorWalk()])[1:].numpy()
+        maps = color_walk(torch.from_numpy(file.cam), torch.tensor(image).permute(2, 0, 1)).numpy()
         tables = tables + threshold_confusions(maps, file.keys, truth, THRESHOLDS, 3)
     assert refined["threshold"] == THRESHOLDS[int(scores(tables)["miou"].argmax())]
 
 
 def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
     draw_world(tmp_path / "data")
-    inputs = TaggedCams(build_dataset("folder", tmp_path / "data", "train"), tmp_path / "data/cams")
-    jobs, chosen = ImageJobs(inputs.dataset.names), []
+    dataset = build_dataset("folder", tmp_path / "data", "train")
+    args = get_parser().parse_args(["--refine", "none", "--threshold", "auto"])
+    jobs, chosen = ImageJobs(dataset.names), []
     for scored in ({"im2"}, {"im0", "im1", "im2", "im3"}):
         run_folder = tmp_path / f"of{len(scored)}"
         run_folder.mkdir()
-        best_thresholds(SimpleNamespace(path=run_folder.joinpath), inputs, scored, [], jobs)
+        run_of = SimpleNamespace(path=run_folder.joinpath)
+        best_thresholds(args, run_of, dataset, tmp_path / "data/cams", None, CPU, scored, jobs)
         chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
     file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))
     table = threshold_confusions(resize_cam(file, truth.shape), file.keys, truth, THRESHOLDS, 3)
@@ -172,15 +181,14 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys):
     assert run(*world, "--refine", "none", "--out", out, "--threshold", 0.5, "--overwrite") == 0
 
 
-def spoil(cams, case):
-    """Replace the second image's CAM file by a bad one; what the error must say."""
-    path = cams / "im1.npz"
+def spoil(path, case):
+    """Replace a CAM file of the class "green" by a bad one; what the error must say."""
     if case == "missing":
         path.unlink()
-        return "im1.npz (or .npy): no CAM file"
+        return f"{path.name} (or .npy): no CAM file"
     if case == "corrupted":
         path.write_bytes(path.read_bytes()[:100])
-        return "im1.npz: not a readable CAM file"
+        return f"{path.name}: not a readable CAM file"
     maps, keys, high = np.ones((1, 11, 16), np.float32), [1], None
     if case == "turned":
         maps = np.ones((1, 16, 11), np.float32)
@@ -200,42 +208,73 @@ def spoil(cams, case):
             "tag": "class 0 in its keys, the image's tags are 1"}[case]
 
 
-@pytest.mark.parametrize("case", ("missing", "corrupted", "turned", "larger", "high_res", "key", "tag", "nan"))
-def test_bad_cam_files_are_named_and_left_out_on_request(tmp_path, capsys, case):
-    world, out = draw_world(tmp_path / "data", count=3), tmp_path / "out"
-    expected = spoil(tmp_path / "data/cams", case)
-    assert run(*world, "--refine", "none", "--out", out) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and expected in error and "im1" in error and error.count("\n") == 1
+CASES = ("missing", "corrupted", "turned", "larger", "high_res", "key", "tag", "nan")
+
+
+def test_a_bad_cam_file_is_named(tmp_path, capsys):
+    world, path = draw_world(tmp_path / "data", count=3), tmp_path / "data/cams/im1.npz"
+    good = path.read_bytes()
+    for case in CASES:
+        expected = spoil(path, case)
+        assert run(*world, "--refine", "none", "--out", tmp_path / "out", "--overwrite") == 2, case
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and expected in error and "im1" in error, case
+        assert error.count("\n") == 1, case
+        path.write_bytes(good)
+
+
+def test_bad_cam_files_are_left_out_on_request(tmp_path, capsys):
+    world, out = draw_world(tmp_path / "data", count=2 * len(CASES)), tmp_path / "out"
+    expected = [spoil(tmp_path / f"data/cams/im{2 * number + 1}.npz", case) for number, case in enumerate(CASES)]
     assert run(*world, "--refine", "none", "--out", out, "--skip-bad") == 0
     captured = capsys.readouterr()
-    assert expected in captured.err and "skipped 1 bad" in captured.err and "2 masks" in captured.out
-    assert list(masks_in(out)) == ["im0", "im2"]
+    assert all(problem in captured.err for problem in expected)
+    assert "skipped 8 bad" in captured.err and "8 masks" in captured.out
+    assert sorted(masks_in(out)) == sorted(f"im{number}" for number in range(0, 16, 2))
 
 
 def test_bad_files_in_other_processes_are_one_line_too(tmp_path, capsys):
     world = draw_world(tmp_path / "data", count=3)
-    expected = spoil(tmp_path / "data/cams", "key")
+    expected = spoil(tmp_path / "data/cams/im1.npz", "key")
     assert run(*world, "--workers", 2, "--refine", "none", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert expected in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments, message", (
-    (["--cams", "nowhere"], "nowhere: no such folder"),
-    (["--refine", "none", "--segments", "gone"], "gone: no such folder"),
-    (["--refine", "irn", "--affinity-checkpoint", "gone.pt"], "gone.pt: no such")))
-def test_missing_inputs_are_named(tmp_path, capsys, monkeypatch, arguments, message):
+def test_missing_inputs_are_named(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = draw_world(tmp_path / "data", count=2)
-    assert run(*world, "--out", tmp_path / "out", *arguments) == 2
-    assert message in capsys.readouterr().err
+    (tmp_path / "segments").mkdir()
+    for arguments, message in (
+            (["--cams", "nowhere"], "nowhere: no such folder"),
+            (["--refine", "none", "--segments", "gone"], "gone: no such folder"),
+            (["--refine", "none", "--segments", "segments"], "segments/im0.png (or .json): no segments"),
+            (["--refine", "irn", "--affinity-checkpoint", "gone.pt"], "gone.pt: no such")):
+        assert run(*world, "--out", tmp_path / "out", *arguments) == 2, arguments
+        assert message in capsys.readouterr().err, arguments
 
 
-@pytest.mark.parametrize("value", ("1.5", "best", "-0.1"))
-def test_threshold_is_a_number_auto_or_alpha(value):
-    with pytest.raises(InputError, match=f"--threshold: '{value}' is not a number from 0 to 0.999"):
-        make_pseudo.main(["--threshold", value])
+def test_threshold_is_a_number_auto_or_alpha():
+    for value in ("1.5", "best", "-0.1"):
+        with pytest.raises(InputError, match=f"--threshold: '{value}' is not a number from 0 to 0.999"):
+            make_pseudo.main(["--threshold", value])
+
+
+def test_stages_are_one_walk_and_then_deciders():
+    segments = Path("segments")
+    for refine, given, expected in ((["none"], None, ("none", [])), (["crf"], None, ("none", ["crf"])),
+                                    (["irn"], None, ("irn", [])), (["psa", "crf"], None, ("psa", ["crf"])),
+                                    (["none"], segments, ("none", ["segments"])),
+                                    (["color"], segments, ("color", ["segments"]))):
+        assert split_stages(refine, given) == expected
+    for refine, given, message in (
+            (["none", "crf"], None, "--refine none crf: `none` cannot be combined with other stages"),
+            (["crf", "none"], None, "--refine crf none: `none` cannot be combined with other stages"),
+            (["color", "irn"], None, "--refine color irn: at most one walk"),
+            (["crf", "color"], None, "--refine crf color: at most one walk .* before crf"),
+            (["color", "crf"], segments, "--refine color crf: --segments cannot be combined with crf")):
+        with pytest.raises(InputError, match=message):
+            split_stages(refine, given)
 
 
 def test_irn_learns_from_confident_labels_and_its_checkpoint_spares_that(tmp_path, capsys):
@@ -294,49 +333,56 @@ def test_irn_walk_equals_the_published_steps():
             return boundary
 
     file = CamFile(np.array([1, 4]), torch.rand(2, 12, 17, generator=generator).numpy(), None)
-    picture, stages = Picture("x", np.zeros((45, 66, 3), np.uint8)), [IrnWalk(Network(), pad_to=80)]
-    found = refined_maps(picture, file, Constant(0.25), stages)[1:].numpy()
+    image = torch.zeros(3, 45, 66, dtype=torch.uint8)
+    found = irn_walk(torch.from_numpy(file.cam), image, Network(), pad_to=80).numpy()
     walked = propagate(torch.from_numpy(file.cam), boundary, radius=5, beta=10, exp_times=8)
     plain = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0, :, :45, :66]
     assert np.abs(found - (plain / plain.max()).numpy()).max() < 1e-6
     labels = np.concatenate([np.full((1, 45, 66), 0.25), found]).argmax(0)
-    mask = refined_mask(picture, file, Constant(0.25), stages)
+    mask = label_map(constant_background(torch.from_numpy(found), 0.25).argmax(0), file.keys)
     assert np.array_equal(mask, np.array([0, 2, 5])[labels])
 
 
-@pytest.mark.parametrize("background", [Constant(0.25), Alpha(16.0)])
-def test_segments_are_painted_beside_any_background(background, tmp_path):
+COLOR_WALK = ("--refine", "color", "--beta", 1, "--exp-times", 6)
+
+
+@pytest.mark.smoke
+def test_segments_are_painted_beside_any_background(tmp_path):
     """A whole image that is half a class, whatever gives the background its score."""
     left = np.zeros((6, 8), bool)
     left[:, :4] = True
-    write_segments(tmp_path, "x", [left, ~left])
-    picture = Picture("x", np.repeat(np.uint8(200) * left[..., None], 3, axis=2))
+    Image.fromarray(np.where(left, 1, 2).astype(np.uint8)).save(tmp_path / "x.png")
+    pixels = np.repeat(np.uint8(200) * left[..., None], 3, axis=2)
     file = CamFile(np.array([2]), left[None].astype(np.float32), None)
-    for stages in ([Paint(tmp_path)], [ColorWalk(color_stride=1), Paint(tmp_path)], [Paint(tmp_path), Crf()]):
-        assert np.array_equal(refined_mask(picture, file, background, stages), 3 * left), stages
+    for threshold in (0.25, "alpha"):
+        for stages in (("--refine", "none"), (*COLOR_WALK, "--color-stride", 1)):
+            mask = refined(file, pixels, *stages, "--threshold", threshold, "--segments", tmp_path)
+            assert np.array_equal(mask, 3 * left), (threshold, stages)
 
 
 def test_empty_maps_stay_background():
     file = CamFile(np.array([3]), np.zeros((1, 5, 6), np.float32), None)
-    image = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
-    for stages in ((), [ColorWalk()], [ColorWalk(), Crf()], [ColorWalk(), Pamr()]):
-        for background in (Constant(0.25), Alpha(16.0)):
-            assert (refined_mask(Picture("x", image), file, background, stages) == 0).all()
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
+    for stages in (("--refine", "none"), COLOR_WALK, ("--refine", "color", "crf", *COLOR_WALK[2:])):
+        for threshold in (0.25, "alpha"):
+            mask = refined(file, pixels, *stages, "--threshold", threshold)
+            assert mask.shape == (20, 24) and (mask == 0).all(), (stages, threshold)
 
 
-@pytest.mark.parametrize("size", ((375, 500), (500, 333), (96, 96), (281, 7)))
-@pytest.mark.parametrize("stride", (1, 4, 16))
-def test_maps_of_any_stride_fit_their_image(size, stride):
-    for shape in ([-(-side // stride) for side in size], [max(1, round(side / stride)) for side in size]):
-        file = CamFile(np.array([0]), np.zeros((1, *shape), np.float32), None)
-        assert check_cam(file, "x", size, 1) is file
+def test_maps_of_any_stride_fit_their_image():
+    for size in ((375, 500), (500, 333), (96, 96), (281, 7)):
+        for stride in (1, 4, 16):
+            for shape in ([-(-side // stride) for side in size], [max(1, round(side / stride)) for side in size]):
+                file = CamFile(np.array([0]), np.zeros((1, *shape), np.float32), None)
+                assert check_cam(file, "x", size, 1) is file, (size, stride, shape)
 
 
-def test_segments_snap_the_masks(tmp_path):
+def test_masks_are_painted_from_segments(tmp_path):
     world, out = draw_world(tmp_path / "data"), tmp_path / "out"
+    (tmp_path / "segments").mkdir()
     for index in range(4):
         truth = np.array(Image.open(tmp_path / f"data/masks/im{index}.png"))
-        write_segments(tmp_path / "segments", f"im{index}", [truth > 0, truth == 0])
+        Image.fromarray((1 + (truth > 0)).astype(np.uint8)).save(tmp_path / f"segments/im{index}.png")
     assert run(*world, "--refine", "color", "--threshold", 0.5, "--segments", tmp_path / "segments",
                "--out", out) == 0
     assert report_of(out)["miou"] == 100
@@ -345,7 +391,7 @@ def test_segments_snap_the_masks(tmp_path):
 def test_crf_refines_hand_made_masks_and_walks(tmp_path):
     world = draw_world(tmp_path / "data")
     found = {}
-    for refine in ("none", "crf", "color", "color crf", "color pamr"):
+    for refine in ("none", "crf", "color", "color crf"):
         assert run(*world, "--refine", *refine.split(), "--threshold", 0.5, "--out", tmp_path / refine) == 0
         found[refine] = report_of(tmp_path / refine)["miou"]
     assert found["crf"] != found["none"] and found["color crf"] > found["color"]

@@ -3,15 +3,17 @@ import shutil
 import subprocess
 import sys
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from clipwsss.refine import random_walk
-from clipwsss.refine.random_walk import (boundary_affinity, color_affinity, pair_offsets, propagate,
-                                         propagate_affinity, straight_path)
+from clipwsss.refine.random_walk import (boundary_affinity, color_affinity, pair_offsets, pair_slices,
+                                         propagate, propagate_affinity, straight_path)
 
 SIZES = ((9, 13), (12, 7), (1, 6), (5, 1), (3, 4), (16, 17))
 
@@ -64,17 +66,15 @@ def sample(size, classes, seed=0, sharp=False):
     return rng.random((classes, *size)).astype(np.float32), boundary.astype(np.float32)
 
 
-def slices_walk(monkeypatch):
-    """Send tensors on the CPU through the path of the other devices."""
-    monkeypatch.setattr(random_walk, "_walk_diagonals", random_walk._walk_slices)
-
-
 def test_offsets_and_paths_by_hand():
     assert pair_offsets(2) == ((0, 1), (1, -1), (1, 0), (1, 1))
     assert len(pair_offsets(5)) == 34
     assert straight_path(0, 2) == ((0, 0), (0, 1), (0, 2))
     assert straight_path(2, -2) == ((0, -1), (0, 0), (1, -2), (1, -1), (1, 0), (2, -2), (2, -1))
     assert set(straight_path(3, 1)) == {(y, x) for y in range(4) for x in range(2)}   # 0.95 away
+    first, second = pair_slices((5, 8), 1, -2)
+    grid = np.arange(40).reshape(5, 8)
+    assert np.array_equal(grid[first], grid[:4, 2:]) and np.array_equal(grid[second], grid[1:, :6])
     boundary = torch.zeros(4, 3)
     boundary[1, 1] = 0.75
     affinities = dict(zip(pair_offsets(4), boundary_affinity(boundary, 4)))
@@ -82,39 +82,47 @@ def test_offsets_and_paths_by_hand():
     assert affinities[2, -2][0, 2] == 0.25 and affinities[0, 2][0, 0] == 1
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("classes, beta, exp_times", ((1, 10, 8), (2, 1, 3), (3, 4, 0), (3, 10, 6)))
-@pytest.mark.parametrize("sharp", (False, True))
-def test_equals_the_dense_walk(size, classes, beta, exp_times, sharp, monkeypatch):
-    cams, boundary = sample(size, classes, sharp=sharp)
-    matrix = dense_affinity(boundary, 5)
-    expected = dense_walk(cams * (1 - boundary), matrix, beta, 2 ** exp_times)
-    walked = propagate(cams, boundary, radius=5, beta=beta, exp_times=exp_times)
-    assert walked.dtype == np.float32 and walked.shape == cams.shape
-    np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0)
-    slices_walk(monkeypatch)
-    np.testing.assert_allclose(propagate(cams, boundary, 5, beta, exp_times), expected, atol=1e-4, rtol=0)
+def other_device():
+    """Inside the block tensors on the CPU take the path of the other devices."""
+    return mock.patch.object(random_walk, "_walk_diagonals", random_walk._walk_slices)
 
 
-@pytest.mark.parametrize("radius", (2, 3, 7))
-def test_other_radii(radius):
+@pytest.mark.smoke
+def test_equals_the_dense_walk():
+    for size, sharp in product(SIZES, (False, True)):
+        for classes, beta, exp_times in ((1, 10, 8), (2, 1, 3), (3, 4, 0), (3, 10, 6)):
+            told = f"{size} sharp {sharp}, {classes} classes, beta {beta}, 2^{exp_times} steps"
+            cams, boundary = sample(size, classes, sharp=sharp)
+            matrix = dense_affinity(boundary, 5)
+            expected = dense_walk(cams * (1 - boundary), matrix, beta, 2 ** exp_times)
+            walked = propagate(cams, boundary, radius=5, beta=beta, exp_times=exp_times)
+            assert walked.dtype == np.float32 and walked.shape == cams.shape
+            np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=told)
+            with other_device():
+                walked = propagate(cams, boundary, 5, beta, exp_times)
+            np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=told)
+
+
+def test_other_radii():
     cams, boundary = sample((8, 11), 2, seed=3)
-    expected = dense_walk(cams * (1 - boundary), dense_affinity(boundary, radius), 10, 256)
-    np.testing.assert_allclose(propagate(cams, boundary, radius=radius), expected, atol=1e-4, rtol=0)
+    for radius in (2, 3, 7):
+        expected = dense_walk(cams * (1 - boundary), dense_affinity(boundary, radius), 10, 256)
+        walked = propagate(cams, boundary, radius=radius)
+        np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=f"radius {radius}")
 
 
-@pytest.mark.parametrize("exp_times", (0, 1, 2, 3, 5, 7, 10))
-def test_general_affinities_and_any_number_of_steps(exp_times, monkeypatch):
-    rng = np.random.default_rng(exp_times)
-    offsets = pair_offsets(4)
-    affinities = rng.random((len(offsets), 7, 9)).astype(np.float32) * 3
-    cams = rng.random((2, 7, 9)).astype(np.float32)
-    expected = dense_walk(cams, dense_pairs(affinities, offsets), 2, 2 ** exp_times)
-    walked = propagate_affinity(cams, affinities, offsets, exp_times, beta=2)
-    np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0)
-    slices_walk(monkeypatch)
-    walked = propagate_affinity(cams, affinities, offsets, exp_times, beta=2)
-    np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0)
+def test_general_affinities_and_any_number_of_steps():
+    for exp_times in (0, 1, 2, 3, 5, 7, 10):
+        rng = np.random.default_rng(exp_times)
+        offsets = pair_offsets(4)
+        affinities = rng.random((len(offsets), 7, 9)).astype(np.float32) * 3
+        cams = rng.random((2, 7, 9)).astype(np.float32)
+        expected = dense_walk(cams, dense_pairs(affinities, offsets), 2, 2 ** exp_times)
+        walked = propagate_affinity(cams, affinities, offsets, exp_times, beta=2)
+        np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=f"2^{exp_times} steps")
+        with other_device():
+            walked = propagate_affinity(cams, affinities, offsets, exp_times, beta=2)
+        np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=f"2^{exp_times} steps")
 
 
 def test_psa_defaults_are_beta_8_and_256_steps():
@@ -155,7 +163,7 @@ def test_walls_isolate():
     np.testing.assert_allclose(kept, isolated, atol=1e-5)
 
 
-def test_tensors_batches_and_types_agree(monkeypatch):
+def test_tensors_batches_and_types_agree():
     pairs = [sample((10, 14), 3, seed) for seed in range(3)]
     cams, boundaries = (np.stack(part) for part in zip(*pairs))
     single = np.stack([propagate(*pair) for pair in pairs])
@@ -165,10 +173,10 @@ def test_tensors_batches_and_types_agree(monkeypatch):
     halves = propagate(torch.from_numpy(cams).double().requires_grad_(), boundaries)
     assert halves.dtype == torch.float32 and not halves.requires_grad and torch.equal(halves, as_tensors)
     assert np.array_equal(propagate(np.asfortranarray(cams), boundaries), single)
-    slices_walk(monkeypatch)
-    by_slices = propagate(torch.from_numpy(cams), torch.from_numpy(boundaries))
+    with other_device():
+        by_slices = propagate(torch.from_numpy(cams), torch.from_numpy(boundaries))
+        alone = propagate(torch.from_numpy(cams[1]), boundaries[1])
     torch.testing.assert_close(by_slices, as_tensors, atol=5e-5, rtol=0)
-    alone = propagate(torch.from_numpy(cams[1]), boundaries[1])
     torch.testing.assert_close(alone, by_slices[1], atol=1e-6, rtol=0)
 
 
@@ -220,7 +228,7 @@ def test_color_walk_fills_the_object_and_stops_at_its_edge():
     assert np.isfinite(color_affinity(np.full((3, 7, 9), 128, np.uint8)).numpy()).all()
 
 
-@pytest.mark.parametrize("change, message", (
+BAD = (
     (dict(boundary=np.zeros((9, 12), np.float32)), "boundary: cams \\[2, 9, 13\\] need"),
     (dict(boundary=np.full((9, 13), 1.5, np.float32)), "boundary: values must lie in \\[0, 1\\]"),
     (dict(boundary=np.full((9, 13), np.nan, np.float32)), "boundary: holds NaN"),
@@ -232,19 +240,22 @@ def test_color_walk_fills_the_object_and_stops_at_its_edge():
     (dict(beta=0), "beta > 0"),
     (dict(exp_times=-1), "exp_times: need an integer"),
     (dict(exp_times=21), "exp_times: need an integer"),
-))
-def test_bad_input_is_named(change, message):
+)
+
+
+def test_bad_input_is_named():
     cams, boundary = sample((9, 13), 2)
-    with pytest.raises(ValueError, match=message) as caught:
-        propagate(**{"cams": cams, "boundary": boundary, **change})
-    assert "\n" not in str(caught.value)
+    for change, message in BAD:
+        with pytest.raises(ValueError, match=message) as caught:
+            propagate(**{"cams": cams, "boundary": boundary, **change})
+        assert "\n" not in str(caught.value)
 
 
 def test_bad_affinities_are_named():
     cams = np.zeros((1, 5, 6), np.float32)
     with pytest.raises(ValueError, match="affinities: cams .* 2 offsets need affinities of \\[2, 5, 6\\]"):
         propagate_affinity(cams, np.zeros((3, 5, 6), np.float32), ((0, 1), (1, 0)))
-    with pytest.raises(ValueError, match="offsets: each pair once"):
+    with pytest.raises(ValueError, match="offsets: need each pair once"):
         propagate_affinity(cams, np.zeros((2, 5, 6), np.float32), ((0, 1), (0, -1)))
     with pytest.raises(ValueError, match="affinities: need values >= 0"):
         propagate_affinity(cams, np.full((1, 5, 6), -1, np.float32), ((0, 1),))

@@ -1,4 +1,4 @@
-"""Voting of class-agnostic segments, counted by hand, and their two file formats."""
+"""Class-agnostic segments: painting by hand, and their two file formats."""
 import json
 
 import numpy as np
@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipwsss.datasets.coco_masks import encode
 from clipwsss.errors import InputError
-from clipwsss.refine.segments import Segment, paint, snap, write_segments
+from clipwsss.refine.segments import Segment, paint, write_segments
 from clipwsss.refine.segments import read_segments as read_levelled
 
 
@@ -19,53 +19,6 @@ def area(size, rows, columns):
     segment = np.zeros(size, bool)
     segment[rows, columns] = True
     return segment
-
-
-def test_a_segment_takes_the_class_of_most_of_it():
-    mask = np.zeros((4, 5), np.uint8)
-    mask[:, :2] = 7  # 8 pixels, 6 of them in the segment of 9
-    snapped = snap(mask, [area((4, 5), slice(0, 3), slice(0, 3))])
-    expected = mask.copy()
-    expected[:3, :3] = 7
-    assert snapped.dtype == np.uint8 and (snapped == expected).all()
-
-
-def test_half_is_not_enough_but_most_of_the_class_is():
-    mask = np.zeros((2, 4), np.uint8)
-    mask[0] = 3  # half of the segment, all of class 3
-    whole = [np.ones((2, 4), bool)]
-    assert (snap(mask, whole) == 3).all()
-    assert (snap(mask, whole, cover=1.01) == 0).all()
-    assert (snap(mask, whole, inside=0.49, cover=1.01) == 3).all()
-
-
-def test_a_small_class_that_lies_inside_wins_over_a_larger_one_that_does_not_qualify():
-    mask = np.zeros((10, 10), np.uint8)
-    mask[:, 5:] = 1  # 50 pixels, 20 of them in the segment of 40
-    mask[0:2, 0:3] = 2  # 6 pixels, all in it
-    snapped = snap(mask, [area((10, 10), slice(0, 4), slice(0, 10))], inside=0.6)
-    assert (snapped[:4] == 2).all() and (snapped[4:] == mask[4:]).all()
-
-
-def test_overlapping_segments_smaller_over_larger_whatever_their_order():
-    mask = np.zeros((6, 6), np.uint8)
-    mask[:, :] = 4
-    mask[2:4, 2:4] = 1
-    large, empty = np.ones((6, 6), bool), np.zeros((6, 6), bool)
-    small = area((6, 6), slice(2, 4), slice(2, 4))
-    for segments in ([large, small, empty], [empty, small, large]):
-        snapped = snap(mask, segments)
-        assert (snapped[2:4, 2:4] == 1).all() and (snapped == 4).sum() == 32
-
-
-def test_uncovered_and_ignored_pixels_stay():
-    mask = np.full((3, 4), 5, np.uint8)
-    mask[0, 0], mask[2] = 255, 0
-    snapped = snap(mask, [area((3, 4), slice(0, 1), slice(0, 4)), area((3, 4), slice(2, 3), slice(0, 2))])
-    assert snapped[0, 0] == 255 and (snapped[1] == 5).all() and (snapped[2] == 0).all()
-    assert (snap(mask, []) == mask).all()
-    with pytest.raises(ValueError, match=r"\(2, 2\)"):
-        snap(mask, [np.ones((2, 2), bool)])
 
 
 def test_written_regions_read_back_equal(tmp_path):
@@ -86,40 +39,42 @@ def test_sa1b_dictionary_with_runs_and_polygons(tmp_path):
         assert (segment == area((4, 4), slice(1, 3), slice(1, 3))).all()
 
 
-@pytest.mark.parametrize("mode", ("L", "I;16", "P"))
-def test_label_map_png(tmp_path, mode):
-    labels = np.array([[0, 1, 1], [2, 2, 200]], np.uint16 if mode == "I;16" else np.uint8)
-    if mode == "I;16":
-        labels[labels == 200] = 40000
-    picture = Image.fromarray(labels)
-    if mode == "P":
-        picture.putpalette(list(range(256)) * 3)
-    picture.save(tmp_path / "a.png")
-    segments = read_segments(tmp_path, "a", (2, 3))
-    assert len(segments) == 3 and [segment.sum() for segment in segments] == [2, 2, 1]
+def test_label_map_png(tmp_path):
+    for mode in ("L", "I;16", "P"):
+        labels = np.array([[0, 1, 1], [2, 2, 200]], np.uint16 if mode == "I;16" else np.uint8)
+        if mode == "I;16":
+            labels[labels == 200] = 40000
+        picture = Image.fromarray(labels)
+        if mode == "P":
+            picture.putpalette(list(range(256)) * 3)
+        picture.save(tmp_path / "a.png")
+        segments = read_segments(tmp_path, "a", (2, 3))
+        assert len(segments) == 3 and [segment.sum() for segment in segments] == [2, 2, 1], mode
 
 
 def test_bad_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.png \(or \.json\): no such file"):
         read_segments(tmp_path, "none", (2, 2))
     Image.new("L", (3, 2)).save(tmp_path / "size.png")
-    with pytest.raises(InputError, match=r"size\.png: .*is \[2, 3\], its image \[3, 2\]"):
+    with pytest.raises(InputError, match=r"size\.png: the segments are \[2, 3\], their image is \[3, 2\]"):
         read_segments(tmp_path, "size", (3, 2))
     Image.new("RGB", (3, 2)).save(tmp_path / "rgb.png")
-    with pytest.raises(InputError, match=r"rgb\.png: .*one channel, this is RGB"):
+    with pytest.raises(InputError, match=r"rgb\.png: .*one channel, this image is RGB"):
         read_segments(tmp_path, "rgb", (2, 3))
     (tmp_path / "cut.png").write_bytes(b"\x89PNG")
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "list.json").write_text('[{"area": 3}]')
     (tmp_path / "runs.json").write_text('[{"segmentation": {"size": [2, 2], "counts": [1, 2]}}]')
-    for name in ("cut", "text", "list", "runs"):
-        with pytest.raises(InputError, match=name):
+    for name, what in (("cut", "not a readable label map"), ("text", "not a readable list of segments"),
+                       ("list", "region 1 is no segment"), ("runs", "region 1 is no segment")):
+        with pytest.raises(InputError, match=rf"{name}\.(png|json): {what}"):
             read_segments(tmp_path, name, (2, 2))
     (tmp_path / "cut.json").write_text("[]")
-    with pytest.raises(InputError, match="both are there"):
+    with pytest.raises(InputError, match="cut.png and cut.json: both exist"):
         read_segments(tmp_path, "cut", (2, 2))
 
 
+@pytest.mark.smoke
 def test_painting_by_hand_with_nested_segments():
     """A whole with two parts: the whole is painted last; what no segment covers is background."""
     maps = np.zeros((2, 4, 8), np.float32)

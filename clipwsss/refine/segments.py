@@ -1,6 +1,6 @@
-"""Class-agnostic segments (Segment Anything and the like): their files, and label maps made by them.
+"""Class-agnostic segments (Segment Anything and the like): their files, and label maps painted from them.
 
-With the package transformers (it downloads SAM) they are written by
+The package transformers, which downloads SAM, writes them by
 
     generate = pipeline("mask-generation", model="facebook/sam-vit-huge", device=0)
     for path in sorted(Path("mydata/images").glob("*.jpg")):
@@ -20,46 +20,20 @@ from ..files import atomic_path
 from ..errors import InputError
 
 
-def snap(mask: np.ndarray, segments: Iterable[np.ndarray], inside: float = 0.5,
-         cover: float = 0.85) -> np.ndarray:
-    """Give each segment one class by the votes of its pixels; pixels of no segment keep their label.
-
-    mask uint8 [H, W], segments bool [H, W]. A class qualifies with more than `inside` of a segment's pixels,
-    or if at least `cover` of the class lies in it; the one with most pixels wins, with none it is background.
-    Where segments overlap, classes go over background, smaller over larger. 255 neither votes nor changes.
-    Rule: Chen et al., arXiv 2305.05803 (the release takes the first class that qualifies, later ones on top).
-    """
-    totals = np.bincount(mask.ravel(), minlength=256)
-    voters = mask != 255
-    covered, taken = np.zeros(mask.shape, bool), []
-    for segment in segments:
-        if segment.shape != mask.shape:
-            raise ValueError(f"a segment of size {segment.shape} for a mask of {mask.shape} (H, W)")
-        covered |= segment
-        votes = np.bincount(mask[segment & voters], minlength=255)
-        fit = (votes > inside * votes.sum()) | (votes >= np.maximum(cover * totals[:255], 1))
-        fit[0] = False
-        if fit.any():
-            taken.append((int(segment.sum()), int((votes * fit).argmax()), segment))
-    snapped = np.where(covered & voters, 0, mask).astype(np.uint8)
-    for _, winner, segment in sorted(taken, key=lambda item: -item[0]):
-        snapped[segment & voters] = winner
-    return snapped
-
-
 class Segment(NamedTuple):
-    """A class-agnostic region bool [H, W]; level: of SAM's three answers to a point, 0 a part .. 2 all."""
+    """A class-agnostic region, bool [H, W], and its level: of SAM's three answers to a point, 0 is a part."""
     mask: np.ndarray
     level: int = 0
 
 
 def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> np.ndarray:
-    """Labels uint8 [H, W] of segments, each the background's (0) or that of one map: 1..k.
+    """Labels uint8 [H, W] painted segment by segment: 0 for the background, or 1..k for one of k maps.
 
-    maps float32 [k, H, W]. A segment scores the mean of each map, negative values cut, scaled over the
-    image's segments by (x - min) / (max - min); the background scores (1 - the largest)^power. Segments are
-    painted by rising level, then rising score of their label; what none covers is background. Source:
-    FMA-WSSS (arXiv 2312.03585, release: gather_norm_bg_argmax).
+    maps: float32 [k, H, W]. A segment's score of a map is the mean of the map, with negative values cut to
+    zero. The scores of each map are scaled over the image's segments by (x - min) / (max - min), and the
+    background scores (1 - largest score)^power. A segment's label has the highest score. Segments are painted
+    by rising level and then by rising score; pixels of no segment are background. Source: FMA-WSSS (arXiv
+    2312.03585; gather_norm_bg_argmax in its release).
     """
     painted = np.zeros(maps.shape[1:], np.uint8)
     segments = [segment for segment in segments if segment.mask.any()]
@@ -67,53 +41,84 @@ def paint(maps: np.ndarray, segments: Sequence[Segment], power: float = 0.6) -> 
         return painted
     rectified = np.maximum(maps, 0).reshape(len(maps), -1)
     scores = np.stack([rectified[:, segment.mask.ravel()].mean(1) for segment in segments], 1)
-    low, high = scores.min(1, keepdims=True), scores.max(1, keepdims=True)
+    low = scores.min(1, keepdims=True)
+    high = scores.max(1, keepdims=True)
     scores = (scores - low) / (high - low + 1e-7)
-    scores = np.concatenate([(1 - scores.max(0, keepdims=True)) ** power, scores])
-    labels, sure = scores.argmax(0), scores.max(0)
-    for index in sorted(range(len(segments)), key=lambda index: (segments[index].level, sure[index])):
+    background = (1 - scores.max(0, keepdims=True)) ** power
+    scores = np.concatenate([background, scores])
+    labels = scores.argmax(0)
+    best = scores.max(0)
+    order = sorted(range(len(segments)), key=lambda index: (segments[index].level, best[index]))
+    for index in order:
         painted[segments[index].mask] = labels[index]
     return painted
 
 
 def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[Segment]:
-    """The segments of one image, from FOLDER/NAME.png or FOLDER/NAME.json.
+    """The segments of one image of this size (H, W), from FOLDER/NAME.png or FOLDER/NAME.json.
 
-    PNG: a label map of 8 or 16 bits, every value but 0 is a segment. JSON: a list of regions (SA-1B: under
-    "annotations"), each with COCO's "segmentation" (run lengths or polygons) and perhaps FMA-WSSS' "level";
-    without levels a segment's is the number of others that lie in it. InputError names a bad file.
+    PNG: a label map of 8 or 16 bits, in which every value but 0 is a segment. JSON: a list of regions, or a
+    dictionary with this list under "annotations" (SA-1B). A region has COCO's "segmentation" (run lengths or
+    polygons) and perhaps FMA-WSSS' "level". Without levels, a segment's level is the number of segments that
+    lie in it. InputError names a bad file.
     """
-    paths = [path for path in (Path(folder) / f"{name}.png", Path(folder) / f"{name}.json") if path.is_file()]
-    if len(paths) != 1:
-        problem = "both are there, keep one" if paths else "no such file of segments"
-        raise InputError(f"{Path(folder) / name}.png (or .json): {problem}")
-    path, number = paths[0], 0
+    png = Path(folder) / f"{name}.png"
+    regions = Path(folder) / f"{name}.json"
+    if png.is_file() and regions.is_file():
+        raise InputError(f"{png} and {regions.name}: both exist; keep one of them")
+    if png.is_file():
+        return _read_png(png, tuple(size))
+    if regions.is_file():
+        return _read_json(regions, tuple(size))
+    raise InputError(f"{png} (or .json): no such file of segments")
+
+
+def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
     try:
-        if path.suffix == ".png":
-            with Image.open(path) as file:
-                labels = np.array(file)
-            if labels.ndim != 2:
-                raise ValueError(f"a map of segments has one channel, this is {file.mode}")
-            if labels.shape != tuple(size):
-                raise ValueError(f"it is {list(labels.shape)}, its image {list(size)} (H, W)")
-            return [Segment(labels == value) for value in np.unique(labels) if value != 0]
-        regions, segments = json.loads(path.read_text()), []
-        regions = regions["annotations"] if isinstance(regions, dict) else regions
-        for number, region in enumerate(regions, 1):
-            mask = decode(region["segmentation"], tuple(size))
-            segments.append(Segment(mask, int(region.get("level", -1))))
-        return segments if all(segment.level >= 0 for segment in segments) else nested(segments)
+        with Image.open(path) as file:
+            labels = np.array(file)
+            mode = file.mode
     except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
-        region = f"region {number}: " if number else ""
-        raise InputError(f"{path}: no segments of this image ({region}{error})") from error
+        raise InputError(f"{path}: not a readable label map of segments ({error})") from error
+    if labels.ndim != 2:
+        raise InputError(f"{path}: a label map of segments has one channel, this image is {mode}")
+    if labels.shape != size:
+        raise InputError(f"{path}: the segments are {list(labels.shape)}, their image is {list(size)} (H, W)")
+    return [Segment(labels == value) for value in np.unique(labels) if value != 0]
 
 
-def nested(segments: Sequence[Segment], share: float = 0.9) -> list[Segment]:
-    """The segments with levels: how many others have at least `share` of their pixels in them."""
+def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
+    try:
+        regions = json.loads(path.read_text())
+        if isinstance(regions, dict):
+            regions = regions["annotations"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a readable list of segments ({error})") from error
+    segments = []
+    try:
+        for region in regions:
+            mask = decode(region["segmentation"], size)
+            segments.append(Segment(mask, int(region.get("level", -1))))
+    except (ValueError, TypeError, KeyError) as error:
+        number = len(segments) + 1
+        raise InputError(f"{path}: region {number} is no segment of this image ({error})") from error
+    if any(segment.level < 0 for segment in segments):
+        return nest(segments)
+    return segments
+
+
+def nest(segments: Sequence[Segment], share: float = 0.9) -> list[Segment]:
+    """The segments with new levels: a segment's level is the number of smaller segments that lie in it.
+
+    A segment lies in a larger one that has at least `share` of its pixels.
+    """
     flat = np.stack([segment.mask.ravel() for segment in segments]).astype(np.float32)
-    common, sizes = flat @ flat.T, flat.sum(1)
+    common = flat @ flat.T
+    sizes = flat.sum(1)
+    # inside[i, j]: at least `share` of segment j lies in segment i, and i is the larger one.
     inside = (common >= share * sizes) & (sizes[:, None] > sizes)
-    return [segment._replace(level=int(count)) for segment, count in zip(segments, inside.sum(1))]
+    levels = inside.sum(1)
+    return [segment._replace(level=int(level)) for segment, level in zip(segments, levels)]
 
 
 def write_segments(folder: Path | str, name: str, segments: Iterable[np.ndarray]) -> None:

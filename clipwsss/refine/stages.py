@@ -1,213 +1,117 @@
-"""From class activation maps to a label map: stages one after another, and what the background scores.
+"""Stages from class activation maps to a label map: walks, the background's score, deciders.
 
-A stage is called as stage(picture, maps) and returns maps; a new refinement is one class, whose fields are
-its settings, and one row of STAGES. Walks take the classes' maps [k,h,w] of any resolution and return them
-at the image's; stages that decide between labels (`takes_background`) have the background's score as maps[0].
+Maps and scores are float32 tensors of one image. A walk spreads the maps of the image's classes and returns
+them at the image's size. The background then gets a score and becomes the first map. Deciders choose the
+label of each pixel; labels are 0 for the background and 1..k for the k classes of the image's CAM file.
+
+A new walk or decider is one function here and one row of WALKS or DECIDERS in make_pseudo.py.
 """
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..cams.cam_files import CamFile, resize_cam
-from ..errors import InputError
-from .affinity import AFFINITY_NETWORKS
+from .affinity import IRN_STRIDE, PSA_MULTIPLE, AffinityNet, IRNet
 from .crf import dense_crf, unary_from_labels
-from .irn import STRIDE as IRN_STRIDE
-from .pamr import pamr
-from .psa import MULTIPLE
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
-from .segments import paint, read_segments, snap
 
 
-class Picture(NamedTuple):
-    """An image uint8 [H,W,3] and its name."""
-    name: str
-    pixels: np.ndarray
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.pixels.shape[:2]
-
-    def tensor(self, device: torch.device | str = "cpu") -> Tensor:
-        """uint8 [3,H,W]."""
-        return torch.tensor(self.pixels, device=device).permute(2, 0, 1)
+def cam_maps(file: CamFile, size: tuple[int, int]) -> Tensor:
+    """Maps [k, H, W] of a CAM file at the size (H, W) of its image."""
+    return torch.from_numpy(resize_cam(file, size))
 
 
-class Constant(NamedTuple):
-    """The background has one score beside maps in [0, 1]."""
-    score: float
-    walks = False
+def color_walk(maps: Tensor, image: Tensor, radius: int = 5, beta: float = 1.0, exp_times: int = 6,
+               stride: int = 4) -> Tensor:
+    """Random walk over colour differences, for which nothing is trained.
 
-    def beside(self, maps: Tensor) -> Tensor:
-        return torch.cat([torch.full_like(maps[:1], self.score), maps])
-
-
-class Alpha(NamedTuple):
-    """PSA's background map (1 - max cam)^alpha, which walks too (CVPR 2018, equation 2)."""
-    exponent: float
-    walks = True
-
-    def beside(self, maps: Tensor) -> Tensor:
-        return torch.cat([(1 - maps.amax(0, keepdim=True)).clamp(min=0) ** self.exponent, maps])
+    maps: [k, h, w] of any resolution; image: uint8 [3, H, W], on the device that computes. The walk takes
+    2^exp_times steps on a grid of one cell for each `stride` x `stride` pixels, over the affinities of pixels
+    closer than `radius` to the power `beta`. Returns maps [k, H, W] in [0, 1] on the CPU.
+    """
+    size = tuple(image.shape[1:])
+    seeds = to_grid(maps, size, stride).to(image.device)
+    affinities = color_affinity(image, radius, size=tuple(seeds.shape[1:]))
+    walked = propagate_affinity(seeds, affinities, pair_offsets(radius), exp_times, beta)
+    return from_grid(walked, size, stride)
 
 
-class Walk(NamedTuple):
-    """A random walk of 2^exp_times steps over affinities within `radius`, to the power `beta` (IRN)."""
-    radius: int = 5
-    beta: float = 10.0
-    exp_times: int = 8
+def irn_walk(maps: Tensor, image: Tensor, network: IRNet, radius: int = 5, beta: float = 10.0,
+             exp_times: int = 8, pad_to: int = 512) -> Tensor:
+    """IRN's random walk inside the boundaries that a trained network finds (Ahn, Cho & Kwak, CVPR 2019).
+
+    Arguments and result are those of `color_walk`; the grid is the network's. The network is on the image's
+    device and sees the image padded to a square of `pad_to` pixels, as in the release.
+    """
+    size = tuple(image.shape[1:])
+    seeds = to_grid(maps, size, IRN_STRIDE).to(image.device)
+    boundary = network.boundaries(image / 255, pad_to)
+    walked = propagate(seeds, boundary, radius, beta, exp_times)
+    return from_grid(walked, size, IRN_STRIDE)
 
 
-def widened(walked: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-    """Maps of a coarse grid at the image's size, divided by their common maximum (IRN)."""
-    maps = F.interpolate(walked[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
-    maps = maps[:, :size[0], :size[1]]
-    return (maps / maps.max().clamp(min=1e-12)).cpu()
+def psa_walk(maps: Tensor, image: Tensor, network: AffinityNet, radius: int = 5, beta: float = 8.0,
+             exp_times: int = 8) -> Tensor:
+    """PSA's random walk over the affinities of a trained network (Ahn & Kwak, CVPR 2018).
+
+    Arguments and result are those of `color_walk`, but the maps are [k, H, W] at the image's size; they are
+    averaged over the cells of the network's grid. The network is on the image's device.
+    """
+    height, width = image.shape[1:]
+    affinities = network.affinities(image / 255, radius)
+    padded_height = math.ceil(height / PSA_MULTIPLE) * PSA_MULTIPLE
+    stride = padded_height // affinities.shape[-2]
+    padded = F.pad(maps, (0, -width % PSA_MULTIPLE, 0, -height % PSA_MULTIPLE))
+    seeds = F.avg_pool2d(padded, stride).to(image.device)
+    walked = propagate_affinity(seeds, affinities, pair_offsets(radius), exp_times, beta)
+    return from_grid(walked, (height, width), stride)
 
 
-def on_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """Maps on the grid of cells of `stride` pixels that covers the image."""
-    grid = tuple(math.ceil(side / stride) for side in size)
+def to_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Maps on the grid of cells of `stride` pixels that covers an image of this size (H, W)."""
+    height, width = size
+    grid = (math.ceil(height / stride), math.ceil(width / stride))
     return F.interpolate(maps[None], grid, mode="bilinear", align_corners=False)[0]
 
 
-class ColorWalk(NamedTuple):
-    """The walk over colour differences: nothing is trained."""
-    walk: Walk = Walk(beta=1.0, exp_times=6)
-    color_stride: int = 4
-    device: torch.device | str = "cpu"
-    from_strided, takes_background = True, False
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        seeds = on_grid(maps, picture.size, self.color_stride).to(self.device)
-        pixels, offsets = picture.tensor(self.device), pair_offsets(self.walk.radius)
-        affinities = color_affinity(pixels, self.walk.radius, size=tuple(seeds.shape[-2:]))
-        walked = propagate_affinity(seeds, affinities, offsets, self.walk.exp_times, self.walk.beta)
-        return widened(walked, self.color_stride, picture.size)
+def from_grid(maps: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Maps of a grid at the image's size (H, W), divided by the largest value of all of them, as in IRN."""
+    height, width = size
+    maps = F.interpolate(maps[None], scale_factor=stride, mode="bilinear", align_corners=False)[0]
+    maps = maps[:, :height, :width]
+    return (maps / maps.max().clamp(min=1e-12)).cpu()
 
 
-class IrnWalk(NamedTuple):
-    """The walk inside the boundaries that a trained IRNet sees; images are padded to `pad_to` as released."""
-    network: nn.Module
-    walk: Walk = Walk()
-    pad_to: int = 512
-    device: torch.device | str = "cpu"
-    from_strided, takes_background = True, False
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        seeds = on_grid(maps, picture.size, IRN_STRIDE).to(self.device)
-        boundary = self.network.to(self.device).boundaries(picture.tensor(self.device) / 255, self.pad_to)
-        return widened(propagate(seeds, boundary, *self.walk), IRN_STRIDE, picture.size)
+def constant_background(maps: Tensor, score: float) -> Tensor:
+    """Scores [1 + k, h, w]: a background of the same score everywhere, then maps [k, h, w] in [0, 1]."""
+    return torch.cat([torch.full_like(maps[:1], score), maps])
 
 
-class PsaWalk(NamedTuple):
-    """The walk over a trained AffinityNet's affinities; maps of the image's size are averaged over cells."""
-    network: nn.Module
-    walk: Walk = Walk(beta=8.0)
-    device: torch.device | str = "cpu"
-    from_strided, takes_background = False, False
+def alpha_background(maps: Tensor, alpha: float) -> Tensor:
+    """Scores [1 + k, h, w]: PSA's background (1 - largest map)^alpha, then maps [k, h, w] in [0, 1].
 
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        (height, width), pixels = picture.size, picture.tensor(self.device) / 255
-        affinities = self.network.to(self.device).affinities(pixels, self.walk.radius)
-        stride = math.ceil(height / MULTIPLE) * MULTIPLE // affinities.shape[-2]
-        seeds = F.avg_pool2d(F.pad(maps, (0, -width % MULTIPLE, 0, -height % MULTIPLE)), stride)
-        offsets = pair_offsets(self.walk.radius)
-        walked = propagate_affinity(seeds.to(self.device), affinities, offsets, self.walk.exp_times,
-                                    self.walk.beta)
-        return widened(walked, stride, picture.size)
-
-
-class Crf(NamedTuple):
-    """The dense CRF from the labels of highest score, as IRN's crf_inference_label."""
-    iterations: int = 10
-    from_strided, takes_background = False, True
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        unary = unary_from_labels(maps.argmax(0).numpy(), len(maps))
-        return torch.from_numpy(dense_crf(picture.pixels, unary, self.iterations))
-
-
-class Pamr(NamedTuple):
-    """Pixel-adaptive mask refinement."""
-    device: torch.device | str = "cpu"
-    from_strided, takes_background = False, True
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        return pamr(picture.tensor(self.device).float() / 255, maps.to(self.device)).cpu()
-
-
-class Snap(NamedTuple):
-    """Labels snapped to class-agnostic segments of a folder (see `segments.snap`)."""
-    folder: Path
-    inside: float = 0.5
-    cover: float = 0.85
-    from_strided, takes_background = False, True
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        segments = [segment.mask for segment in read_segments(self.folder, picture.name, picture.size)]
-        labels = snap(maps.argmax(0).numpy().astype(np.uint8), segments, self.inside, self.cover)
-        return F.one_hot(torch.from_numpy(labels).long(), len(maps)).permute(2, 0, 1).float()
-
-
-class Paint(NamedTuple):
-    """Segments of a folder painted by their scores (FMA-WSSS, see `segments.paint`), the background's too."""
-    folder: Path
-    power: float = 0.6
-    from_strided, takes_background = False, True
-
-    def __call__(self, picture: Picture, maps: Tensor) -> Tensor:
-        segments = read_segments(self.folder, picture.name, picture.size)
-        labels = torch.from_numpy(paint(maps[1:].numpy(), segments, self.power)).long()
-        return F.one_hot(labels, len(maps)).permute(2, 0, 1).float()
-
-
-STAGES = {"color": ColorWalk, "irn": IrnWalk, "psa": PsaWalk, "crf": Crf, "pamr": Pamr}
-
-
-def build_stage(name: str, **settings: object) -> Callable[[Picture, Tensor], Tensor]:
-    """A stage of STAGES with those of the settings that it has a field for."""
-    stage = STAGES[name]
-    return stage(**{field: value for field, value in settings.items() if field in stage._fields})
-
-
-def check_stages(names: list[str], painted: bool) -> str | None:
-    """The affinity network's kind among --refine's stages, if any; InputError for stages that do not go.
-
-    painted: segments decide at the end, from maps that no CRF or PAMR has decided before.
+    Source: Ahn & Kwak, CVPR 2018, equation 2. There the background map walks together with the others.
     """
-    walks = [name for name in names if name != "none" and not STAGES[name].takes_background]
-    alone = "none" not in names or names == ["none"]
-    if len(walks) > 1 or walks and names[0] != walks[0] or not alone:
-        raise InputError(f"--refine {' '.join(names)}: one walk at most (color, irn, psa), before crf and "
-                         "pamr; none stands alone")
-    if painted and names != ["none"] and names != walks:
-        raise InputError(f"--refine {' '.join(names)}: --segment-rule fma paints by maps; use none or a walk")
-    return walks[0] if walks and walks[0] in AFFINITY_NETWORKS else None
+    background = (1 - maps.amax(0, keepdim=True)).clamp(min=0) ** alpha
+    return torch.cat([background, maps])
 
 
-def refined_maps(picture: Picture, file: CamFile, background: Constant | Alpha, stages: Sequence) -> Tensor:
-    """Scores [1 + k,H,W] of background and the file's classes after all stages."""
-    strided = bool(stages) and stages[0].from_strided
-    maps = torch.from_numpy(file.cam if strided else resize_cam(file, picture.size))
-    complete = background.walks
-    maps = background.beside(maps) if complete else maps
-    for stage in stages:
-        if stage.takes_background and not complete:
-            maps, complete = background.beside(maps), True
-        maps = stage(picture, maps)
-    return maps if complete else background.beside(maps)
+def crf_labels(pixels: np.ndarray, labels: Tensor, n_labels: int) -> Tensor:
+    """Labels int64 [H, W] in 0..n_labels - 1 after ten iterations of the dense CRF that starts from `labels`.
+
+    pixels: the image, uint8 [H, W, 3]. The kernels are those of IRN's crf_inference_label.
+    """
+    marginals = dense_crf(pixels, unary_from_labels(labels.numpy(), n_labels), iterations=10)
+    return torch.from_numpy(marginals).argmax(0)
 
 
-def refined_mask(picture: Picture, file: CamFile, background: Constant | Alpha,
-                 stages: Sequence) -> np.ndarray:
-    """Label map uint8 [H,W] of a picture, 0 the background."""
-    with torch.inference_mode():
-        labels = refined_maps(picture, file, background, stages).argmax(0).numpy()
-    return np.append(0, file.keys + 1).astype(np.uint8)[labels]
+def label_map(labels: Tensor, keys: np.ndarray) -> np.ndarray:
+    """Labels [H, W] in 0..k as a label map uint8 [H, W] of the data set.
+
+    keys: 0-based classes [k]. Label i > 0 becomes keys[i - 1] + 1: keys [4, 19] make 0 1 2 into 0 5 20.
+    """
+    numbers = np.append(0, keys + 1).astype(np.uint8)
+    return numbers[labels.numpy()]

@@ -1,10 +1,11 @@
 """CRF against pydensecrf, one thread, 10 iterations: `python tests/benchmarks/bench_crf.py FOLDER`.
 
 FOLDER holds VOC2012/ and cams/ as the sample of real VOC images does (default: ../shared/voc_sample beside
-this checkout). pydensecrf: `pip install pydensecrf2`. Four uses: labels of an image's own classes (IRN),
-IRN's two unaries of one image (confident foreground and background), 21 labels from a label map, and a
-softmax over 21 classes. Both sides are timed in turn, in CPU seconds (other programs count less), from image
-and energies to marginals; the lattice is built anew each time, but for that of the positions, kept per size.
+this checkout). pydensecrf is installed by `pip install pydensecrf2`. Four uses are timed: labels of an
+image's own classes (IRN), IRN's two unaries of one image (confident foreground and background), 21 labels
+from a label map, and a softmax over 21 classes. Both sides are timed in turn, from image and energies to
+marginals, in CPU seconds, on which other programs have less influence. The lattice is built anew each time,
+except that of the positions, which is kept for each size of images.
 """
 import argparse
 import platform

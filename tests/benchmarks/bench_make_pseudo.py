@@ -2,7 +2,8 @@
 
 `python tests/benchmarks/bench_make_pseudo.py [--images N] [--refine R ...]` draws pictures and CAMs of VOC's
 sizes in a temporary folder and times whole calls of the script's `main` in alternation, each worker on one
-thread. A call includes what does not get faster: checking the images, starting processes, the report.
+thread. A call includes what more workers do not make faster: checking the images, starting processes, and
+writing the report.
 """
 import argparse
 import contextlib
@@ -20,9 +21,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import make_pseudo  # noqa: E402
-from clipwsss.refine.affinity import build_affinity, save_affinity
+import make_pseudo
 from clipwsss.cams.cam_files import write_cam
+from clipwsss.refine.affinity import AFFINITY_NETWORKS, build_affinity, save_affinity
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 
@@ -50,8 +51,8 @@ def seconds(root: Path, refine: str, workers: int) -> float:
     """Wall time of one whole run."""
     arguments = ["--dataset", "folder", "--data-root", str(root), "--cams", str(root / "cams"), "--overwrite",
                  "--refine", refine, "--workers", str(workers), "--out", str(root / "out"), "--device", "cpu"]
-    if refine.startswith(("irn", "psa")):
-        arguments += ["--affinity-checkpoint", str(root / f"{refine[:3]}.pt")]
+    if refine in AFFINITY_NETWORKS:
+        arguments += ["--affinity-checkpoint", str(root / f"{refine}.pt")]
     begin = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         make_pseudo.main(arguments)
@@ -60,18 +61,18 @@ def seconds(root: Path, refine: str, workers: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--refine", nargs="+", default=["color", "crf"], choices=make_pseudo.REFINEMENTS)
+    parser.add_argument("--images", type=int, default=48, help="number of images")
+    parser.add_argument("--repeats", type=int, default=3, help="timings of each setting; the median counts")
+    parser.add_argument("--refine", nargs="+", default=["color", "crf"], choices=(*make_pseudo.WALKS, "crf"),
+                        help="stages that are timed, each alone")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw(root, args.images)
-        for kind in ("irn", "psa"):
-            if any(refine.startswith(kind) for refine in args.refine):
-                network, backbone = build_affinity(kind, "resnet50", "none")
-                save_affinity(network, root / f"{kind}.pt", kind, backbone)
+        for kind in AFFINITY_NETWORKS:
+            network, backbone = build_affinity(kind, "resnet50", "none")
+            save_affinity(network, root / f"{kind}.pt", kind, backbone)
         for refine in args.refine:
             times = [[seconds(root, refine, workers) for workers in (1, 2)] for _ in range(args.repeats)]
             one, two = (statistics.median(column) for column in zip(*times))

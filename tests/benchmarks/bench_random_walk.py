@@ -1,9 +1,10 @@
 """Random walk against the published dense walk, one thread: `python tests/benchmarks/bench_random_walk.py`.
 
-The dense walk (N x N transition matrix, squared exp_times times) takes minutes and gigabytes at 94 x 125, so
-ONE of its squarings is timed there and counted exp_times times; building it and the final product are timed
-in full. Numbers are compared at a smaller size, where the dense walk runs in full and in float64. The walks
-are timed before and after the dense squaring. Times are CPU seconds (other programs count less), medians.
+The dense walk (an N x N transition matrix that is squared exp_times times) takes minutes and gigabytes at
+94 x 125. So one of its squarings is timed there and counted exp_times times; building the matrix and the
+final product are timed in full. Numbers are compared at a smaller size, where the dense walk runs in full and
+in float64. Our walks are timed before and after the dense squaring. Times are medians of CPU seconds, on which
+other programs have less influence.
 """
 import argparse
 import platform
