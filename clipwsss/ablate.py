@@ -86,7 +86,8 @@ def get_parser() -> argparse.ArgumentParser:
     titles = "; ".join(f"{name}: {table['title']}" for name, table in tables.items())
     add("--table", choices=sorted(tables), required=True, help=titles.replace("%", "%%"))
     add("--dataset", choices=DATASETS, default="toy", help="the data set")
-    add("--data-root", type=Path, help="folder of the data set (toy: without it, one world is drawn for each seed)")
+    add("--data-root", type=Path,
+        help="folder of the data set; toy: without it, a world is drawn for each seed")
     add("--runs", type=Path, default=Path("runs"), help="all runs are written below RUNS/DATASET/ablate")
     add("--images", type=whole(1), default=WorldSettings().n_train,
         help="toy: number of training images in each drawn world")
@@ -131,9 +132,10 @@ def later_stages(row: AblationRow, through: str, dataset: str,
     """The rows that carry `row` on: its pseudo masks, made with `mask_flags`, and its segmenter."""
     masks = AblationRow(
         name=f"{row.name}, masks", stage="make_pseudo", flags=("--cams", "{cams}/cams", *mask_flags),
-        starts={"cams": row.name}, against=tuple(f"{name}, masks" for name in row.against), paper=row.paper[1:])
+        starts={"cams": row.name},
+        against=tuple(f"{name}, masks" for name in row.against), paper=row.paper[1:])
     flags = ["--masks", "{masks}/masks"]
-    if dataset == "toy":  # the toy world has no pre-trained weights: its segmenter starts from the row's ResNet
+    if dataset == "toy":  # it has no pre-trained weights: its segmenter starts from the row's ResNet
         flags += ["--weights", "none" if "weaktr" in row.flags else "{generator}/generator.pt"]
     segmenter = AblationRow(
         name=f"{row.name}, segmenter", stage="train_seg", flags=tuple(flags),
@@ -155,7 +157,7 @@ def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> 
 
 
 def ask(dataset: str, row: AblationRow) -> dict[str, object]:
-    """The row's settings that differ from its script's defaults, read from --dry-run; InputError on bad flags."""
+    """The row's settings that differ from the script's defaults, by --dry-run; InputError on a wrong flag."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -196,7 +198,8 @@ def run_folders(rows: Sequence[AblationRow], settings: dict[str, dict[str, objec
     return folders
 
 
-def command_line(row: AblationRow, folders: dict[str, Path], dataset: str, data_root: Path, seed: int) -> list[str]:
+def command_line(row: AblationRow, folders: dict[str, Path], dataset: str, data_root: Path,
+                 seed: int) -> list[str]:
     """The row's script and flags, with the folders of the runs it starts from in place of their marks."""
     out = folders[row.name]
     command = [f"{SCRIPTS / row.stage}.py", "--dataset", dataset, "--data-root", str(data_root),
@@ -277,8 +280,8 @@ def chosen_words(name: str, runs: Sequence[Path], worlds: Sequence[Path | None],
 def check(args: argparse.Namespace, changed: Sequence[str]) -> None:
     """InputError on flags that do not go together; `changed`: what `world_changes` answers."""
     if changed and (args.dataset != "toy" or args.data_root):
-        raise InputError("--images, --co-occurrence and --smallest change the toy worlds that are drawn here; "
-                         "use them with --dataset toy and without --data-root")
+        raise InputError("--images, --co-occurrence and --smallest change the toy worlds drawn here: "
+                         "give them with --dataset toy and without --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: give the folder of the {args.dataset} data set")
 
@@ -291,10 +294,11 @@ def page_name(args: argparse.Namespace) -> str:
 
 def heading(args: argparse.Namespace, title: str, changed: Sequence[str]) -> str:
     """The paragraph above the table: what its figures are and what they were made with."""
-    text = (f"{title}. Data set: {args.dataset}. Seeds: {args.first_seed} to {args.first_seed + args.seeds - 1}. "
-            "Figures are mIoU in percent, mean ± standard deviation over the seeds. CAMs are scored at the best "
-            "background threshold and pseudo masks at their own threshold, both on the training split; segmenters "
-            "are scored on held-out images.")
+    last_seed = args.first_seed + args.seeds - 1
+    text = (f"{title}. Data set: {args.dataset}. Seeds: {args.first_seed} to {last_seed}. "
+            "Figures are mIoU in percent, mean ± standard deviation over the seeds. CAMs are scored at the "
+            "best background threshold and pseudo masks at their own threshold, both on the training split; "
+            "segmenters are scored on held-out images.")
     if args.flags:
         text += f" Added to every train_prompt row: {' '.join(args.flags)}."
     if changed:
@@ -318,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     shown += [later for row in shown for later in later_stages(row, through, args.dataset, mask_flags)]
     known = {BASELINE.name: BASELINE, **table_rows, **{row.name: row for row in shown}}
     rows = with_starts(shown, known)
-    settings = ask_all(args.dataset, rows)  # a wrong flag ends the program here and not after hours of training
+    settings = ask_all(args.dataset, rows)  # a wrong flag ends the program here, not after hours of training
 
     base = args.runs / args.dataset / "_".join(["ablate", *changed]).replace(" ", "_")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
@@ -345,7 +349,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{text}\nwritten to {page}")
     failed = sum(np.isnan(values).sum() for values in miou.values())
     if failed:
-        raise InputError(f"{failed} of {len(shown) * args.seeds} runs failed, see above; the table has the others")
+        raise InputError(f"{failed} of {len(shown) * args.seeds} runs failed, see above; "
+                         "the table shows the others")
     return 0
 
 

@@ -227,7 +227,7 @@ def test_a_failed_row_is_one_line_and_the_others_go_on(tmp_path, calls, capsys):
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
     assert len(lines) == 3 and lines[0].startswith("error: row 'POLE words', seed 0: no such device (see ")
-    assert lines[2] == "error: 2 of 6 runs failed, see above; the table has the others"
+    assert lines[2] == "error: 2 of 6 runs failed, see above; the table shows the others"
     assert "| POLE words | failed | - - |" in printed.out and "| CLIMS | 45.0 ± 2.8 | 43.0 47.0 |" in printed.out
     calls.fail = {}
     assert ablate.main(argv) == 0 and "| POLE words | failed" not in capsys.readouterr().out
@@ -289,7 +289,7 @@ def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
     text = page.read_text()
     assert "Seeds: 5 to 6. " in text and "Toy worlds with n_train 3, co_occurrence 0.9." in text
     for refused in (["--data-root", "x"], ["--dataset", "voc12"]):
-        with pytest.raises(InputError, match="--smallest change the toy worlds that are drawn here; use them with"):
+        with pytest.raises(InputError, match="--smallest change the toy worlds that drawn here: give them with"):
             ablate.main([*argv, *refused])
 
 
