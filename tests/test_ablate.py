@@ -289,7 +289,7 @@ def test_worlds_of_a_chosen_co_occurrence(tmp_path, calls, monkeypatch):
     text = page.read_text()
     assert "Seeds: 5 to 6. " in text and "Toy worlds with n_train 3, co_occurrence 0.9." in text
     for refused in (["--data-root", "x"], ["--dataset", "voc12"]):
-        with pytest.raises(InputError, match="--smallest change the toy worlds that drawn here: give them with"):
+        with pytest.raises(InputError, match="--smallest change the toy worlds drawn here: give them with"):
             ablate.main([*argv, *refused])
 
 

@@ -16,7 +16,7 @@ from clipwsss.guidance.words import load_words
 from clipwsss.toy import __main__ as command
 from clipwsss.toy import world as toy
 from clipwsss.toy.scenes import Scene, ScenePainter
-from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
+from clipwsss.toy.scenes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES, coloured_parts, texture
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_tags_sizes_and_subtypes_agree_with_the_masks(world, split):
 
 
 def test_masks_carry_the_palette_and_images_keep_their_colours(world):
-    painter = ScenePainter(3, "train", toy.IMAGE_SIZE)
+    painter = ScenePainter(3, "train", toy.TOY_IMAGE_SIZE)
     scene = painter.tagged_scene()
     with Image.open(world / "JPEGImages" / "train_00000.jpg") as image:
         assert np.abs(np.asarray(image).astype(int) - scene.image).mean() < 4

@@ -13,21 +13,21 @@ from clipwsss.guidance.prompts import encode_words
 from clipwsss.guidance.regions import load_clip
 from clipwsss.toy import __main__ as command
 from clipwsss.toy import clip as toy_clip
-from clipwsss.toy.clip import NO, UNSURE, WORDS, YES
-from clipwsss.toy.shapes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
+from clipwsss.toy.clip import MAYBE, NO, WORDS, YES
+from clipwsss.toy.scenes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, SUBTYPES
 
 
-def scene_of(subtype: str, background: str) -> toy_clip.Scenes:
+def scene_of(subtype: str, background: str) -> toy_clip.SceneBatch:
     """One scene: a square of 400 pixels on one background."""
     instances = torch.zeros(1, 64, 64, dtype=torch.uint8)
     instances[0, 20:40, 20:40] = 1
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    return toy_clip.Scenes(images, instances, torch.zeros_like(instances),
+    return toy_clip.SceneBatch(images, instances, torch.zeros_like(instances),
                            torch.tensor([[ALL_SUBTYPES.index(subtype), -1]]),
                            torch.tensor([[BACKGROUNDS.index(background), -1]]))
 
 
-def truth_of(scenes: toy_clip.Scenes, masks: torch.Tensor, **rates: float) -> dict[str, int]:
+def truth_of(scenes: toy_clip.SceneBatch, masks: torch.Tensor, **rates: float) -> dict[str, int]:
     row = toy_clip.word_truth(scenes, masks, torch.Generator().manual_seed(0), **rates)[0]
     return {word: int(value) for word, value in zip(WORDS, row) if value != NO}
 
@@ -39,7 +39,7 @@ def test_truth_of_whole_hidden_and_half_visible_scenes():
     assert truth_of(ship, whole * 0, **rates) == {"nothing": YES}
     half = whole.clone()
     half[..., 32:] = 0  # 12 of the object's 20 columns stay
-    assert truth_of(ship, half * 0.6, **rates) == {"boat": UNSURE, "ship": UNSURE, "water": YES}
+    assert truth_of(ship, half * 0.6, **rates) == {"boat": MAYBE, "ship": MAYBE, "water": YES}
     only = (ship.instances[:, None] == 1).float()
     assert truth_of(ship, only, **rates) == {"boat": YES, "ship": YES}
     assert truth_of(ship, 1 - only, **rates) == {"water": YES}
@@ -55,8 +55,8 @@ def test_class_words_fit_prototypes_and_company_calls_classes():
 
 def test_loss_by_hand():
     cosines = torch.tensor([[0.5, 0.1, 0.3], [0.2, -0.1, 0.4]])
-    truth = torch.tensor([[YES, NO, UNSURE], [NO, NO, YES]])
-    s = toy_clip.SCALE
+    truth = torch.tensor([[YES, NO, MAYBE], [NO, NO, YES]])
+    s = toy_clip.LOGIT_SCALE
     pictures = [math.log1p(math.exp(s * (0.1 - 0.5))), math.log1p(math.exp(s * -0.2) + math.exp(s * -0.5))]
     words = [math.log1p(math.exp(s * (0.2 - 0.5))), 0.0]  # the third word has no picture it does not fit
     floor = 4 * s * (0.02 + 0.1) ** 2 / 6
@@ -79,7 +79,7 @@ def test_a_few_steps_make_the_loss_fall_and_a_seed_repeats():
     model, losses = short(steps=24)
     assert torch.equal(torch.get_rng_state(), before)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
-    assert not model.training and model.logit_scale.exp().item() == pytest.approx(toy_clip.SCALE)
+    assert not model.training and model.logit_scale.exp().item() == pytest.approx(toy_clip.LOGIT_SCALE)
     first, second = short(steps=2, seed=7)[0], short(steps=2, seed=7)[0]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
 
@@ -92,9 +92,9 @@ def test_command_saves_a_loadable_clip(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "train_clip", train)
     path = tmp_path / "clip.pt"
     assert run_script(partial(command.main, ["--train-clip", "--steps", "2", "--out", str(path)])) == 0
-    assert "held-out scenes named right" in capsys.readouterr().out
+    assert "zero-shot accuracy on 1000 held-out scenes: class" in capsys.readouterr().out
     assert [file.name for file in tmp_path.iterdir()] == ["clip.pt"]
-    assert load_clip(str(path), "cpu").input_resolution == toy_clip.IMAGE_SIZE
+    assert load_clip(str(path), "cpu").input_resolution == toy_clip.TOY_CLIP_SIZE
     assert run_script(partial(command.main, ["--train-clip", "--steps", "0", "--out", str(path)])) == 2
 
 
@@ -149,7 +149,7 @@ def test_class_words_are_nearest_to_their_own_subtypes(shipped):
 @torch.no_grad()
 def test_words_mean_the_same_in_every_template(shipped):
     plain = encode_words(shipped, "a photo of {}.", WORDS)
-    for template in toy_clip.TEMPLATES:
+    for template in toy_clip.TOY_TEMPLATES:
         other = encode_words(shipped, template, WORDS)
         assert ((other @ plain.T).argmax(1) == torch.arange(len(WORDS))).all()
         assert F.cosine_similarity(other, plain).mean() > 0.9
@@ -178,7 +178,7 @@ def test_small_vocabulary_equals_the_rows_of_a_whole_one():
     whole.load_state_dict(state)
     torch.testing.assert_close(small.encode_text(tokens), whole.encode_text(tokens), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(small.embed_tokens(tokens)[:, :4], whole.embed_tokens(tokens)[:, :4])
-    with pytest.raises(ValueError, match=f"knows {len(token_ids)} tokens, and not 'zebra' .token 22548.$"):
+    with pytest.raises(ValueError, match=f"knows {len(token_ids)} tokens, but not 'zebra' .token 22548.$"):
         small.encode_text(clip.tokenize(["a boat", "a zebra"]))
     with pytest.raises(ValueError, match=r"not '!' .token 0."):  # id 0 is padding only behind the end
         small.encode_text(clip.tokenize("a !~ boat"))

@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from ..distributed import barrier, is_main
-from ..toy.shapes import CLASSES
+from ..toy.scenes import CLASSES
 from ..toy.world import RECIPE, draw_world
 from .reading import Checked
 from .voc import VocDataset
