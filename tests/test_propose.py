@@ -74,7 +74,7 @@ def test_own_classes_and_bad_lists(word_list, tmp_path, capsys):
     assert table["car"][0] == "van" and len(table["car"]) == 3 and len(set(table["car"])) == 3  # yours stay
     line = next(line for line in lines if line.startswith("car "))
     assert line.index("van") < line.index(" | ") < line.index(table["car"][1])
-    for text, message in (("\n\n", "no words in it"), ("zebra\n", "the toy CLIP knows 49 tokens, but not 'zebra'"),
+    for text, message in (("\n\n", "no words in it"), ("zebra\n", "this small CLIP knows 49 tokens, and not 'zebra'"),
                           ("boat " * 40, "words.txt")):
         word_list.write_text(text)
         assert run_script(lambda: propose.main(argv)) == 2

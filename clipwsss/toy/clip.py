@@ -71,7 +71,7 @@ class ToyCLIP(CLIP):
         unknown = tokens[(self.token_ids[rows] != tokens) & ~padding].unique().tolist()
         if unknown:
             words = ", ".join(f"{decode([token]).strip()!r} (token {token})" for token in unknown[:5])
-            raise ValueError(f"the toy CLIP knows {len(self.token_ids)} tokens, but not {words}")
+            raise ValueError(f"this small CLIP knows {len(self.token_ids)} tokens, and not {words}")
         return self.token_embedding(rows)
 
 
