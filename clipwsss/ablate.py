@@ -99,7 +99,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--first-seed", type=whole(0), default=0, help="the first seed; the others follow it")
     add("--through", choices=THROUGH, help="run every row up to this stage (default: as the table says)")
     add("--only", nargs="+", metavar="ROW", help="show only these rows, and run only what they need")
-    add("--flags", nargs=argparse.REMAINDER, default=[],
+    add("--flags", nargs=argparse.REMAINDER,
         help="flags that are added to every train_prompt row; everything after --flags belongs to it")
     return parser
 
@@ -141,7 +141,11 @@ def later_stages(row: AblationRow, through: str, dataset: str,
         name=f"{row.name}, segmenter", stage="train_seg", flags=tuple(flags),
         starts={"masks": masks.name, "generator": row.name},
         against=tuple(f"{name}, segmenter" for name in row.against), paper=row.paper[2:])
-    return [masks, segmenter][:THROUGH.index(through)]
+    if through == "make_pseudo":
+        return [masks]
+    if through == "train_seg":
+        return [masks, segmenter]
+    return []
 
 
 def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> list[AblationRow]:
@@ -156,7 +160,7 @@ def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> 
     return [row for row in known.values() if row.name in wanted]
 
 
-def ask(dataset: str, row: AblationRow) -> dict[str, object]:
+def row_settings(dataset: str, row: AblationRow) -> dict[str, object]:
     """The row's settings that differ from the script's defaults, by --dry-run; InputError on a wrong flag."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -167,11 +171,11 @@ def ask(dataset: str, row: AblationRow) -> dict[str, object]:
             if name not in NOT_OF_THE_ROW and value != answer["defaults"][name]}
 
 
-def ask_all(dataset: str, rows: Sequence[AblationRow]) -> dict[str, dict[str, object]]:
+def settings_by_row(dataset: str, rows: Sequence[AblationRow]) -> dict[str, dict[str, object]]:
     """The settings of every row by its name. Rows with the same script and flags are asked for once."""
     different = {(row.stage, row.flags): row for row in rows}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a script takes a second or two to start
-        answers = pool.map(lambda row: ask(dataset, row), different.values())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # because a script takes seconds to start
+        answers = pool.map(lambda row: row_settings(dataset, row), different.values())
         settings = dict(zip(different, answers))
     return {row.name: settings[row.stage, row.flags] for row in rows}
 
@@ -213,7 +217,7 @@ def command_line(row: AblationRow, folders: dict[str, Path], dataset: str, data_
     return command
 
 
-def finished(out: Path) -> float | None:
+def finished_miou(out: Path) -> float | None:
     """The mIoU in percent of a finished run, or None."""
     result = out / "result.json"
     return json.loads(result.read_text()).get("miou") if result.exists() else None
@@ -224,7 +228,7 @@ def run_row(name: str, command: Sequence[str], out: Path, seed: int) -> float:
 
     NaN where the run failed; one line on stderr then says why. KeyboardInterrupt where it was interrupted.
     """
-    miou = finished(out)
+    miou = finished_miou(out)
     if miou is not None:
         return miou
     begin = time.perf_counter()
@@ -234,13 +238,13 @@ def run_row(name: str, command: Sequence[str], out: Path, seed: int) -> float:
         code = subprocess.run([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT).returncode
     if code in INTERRUPTED:
         raise KeyboardInterrupt
+    miou = finished_miou(out)
+    if code == 0 and miou is not None:
+        print(f"seed {seed}  {name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
+        return miou
     reason = last_line(log.read_text(), code) if code else "there are no masks to score the CAMs with"
-    miou = None if code else finished(out)
-    if miou is None:
-        print(f"error: row {name!r}, seed {seed}: {reason} (see {log})", file=sys.stderr, flush=True)
-        return float("nan")
-    print(f"seed {seed}  {name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
-    return miou
+    print(f"error: row {name!r}, seed {seed}: {reason} (see {log})", file=sys.stderr, flush=True)
+    return float("nan")
 
 
 def run_seed(rows: Sequence[AblationRow], folders: dict[str, Path], dataset: str, data_root: Path,
@@ -277,7 +281,7 @@ def chosen_words(name: str, runs: Sequence[Path], worlds: Sequence[Path | None],
             f"{report(choices, picture)}\n![chosen words]({picture.name})\n")
 
 
-def check(args: argparse.Namespace, changed: Sequence[str]) -> None:
+def check_arguments(args: argparse.Namespace, changed: Sequence[str]) -> None:
     """InputError on flags that do not go together; `changed`: what `world_changes` answers."""
     if changed and (args.dataset != "toy" or args.data_root):
         raise InputError("--images, --co-occurrence and --smallest change the toy worlds drawn here: "
@@ -310,9 +314,9 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     world = WorldSettings(args.images, args.co_occurrence, args.smallest)
     changed = world_changes(world)
-    check(args, changed)
+    check_arguments(args, changed)
     table = json.loads(TABLES.read_text())[args.table]
-    table_rows = read_rows(table, args.dataset, args.flags)
+    table_rows = read_rows(table, args.dataset, args.flags or ())
     for name in args.only or ():
         if name not in table_rows:
             raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, table_rows))}")
@@ -322,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     shown += [later for row in shown for later in later_stages(row, through, args.dataset, mask_flags)]
     known = {BASELINE.name: BASELINE, **table_rows, **{row.name: row for row in shown}}
     rows = with_starts(shown, known)
-    settings = ask_all(args.dataset, rows)  # a wrong flag ends the program here, not after hours of training
+    settings = settings_by_row(args.dataset, rows)  # a wrong flag ends the program here, not after hours of training
 
     base = args.runs / args.dataset / "_".join(["ablate", *changed]).replace(" ", "_")
     seeds = range(args.first_seed, args.first_seed + args.seeds)

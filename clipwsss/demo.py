@@ -120,7 +120,7 @@ def run_result(runs: Path, run: str) -> dict:
     return json.loads((runs / "toy" / run / "result.json").read_text())
 
 
-def table(runs: Path) -> list[str]:
+def stage_table(runs: Path) -> list[str]:
     """Two lines for each stage: its mIoU, what it added to which other stage, and what it changes."""
     miou = {stage.run: run_result(runs, stage.run)["miou"] for stage in DEMO_STAGES}
     titles = {stage.run: stage.title for stage in DEMO_STAGES}
@@ -149,7 +149,7 @@ def worst_class(runs: Path) -> str:
             "3 of 4 images, so its tag teaches that background too.")
 
 
-def sheet(runs: Path) -> Path:
+def draw_contact_sheet(runs: Path) -> Path:
     """Draw the contact sheet: a row of pictures for each image and, below, a legend of the classes."""
     folder = runs / "toy"
     dataset = build_dataset("toy", folder / "data", "train")
@@ -184,7 +184,8 @@ def main(argv: list[str] | None = None) -> int:
     page = args.runs / "report.html"
     explained = worst_class(args.runs)
     compare([args.runs / "toy" / stage.run for stage in DEMO_STAGES], page, [explained])
-    print("", *table(args.runs), "", explained, "", f"contact sheet: {sheet(args.runs)}",
+    sheet = draw_contact_sheet(args.runs)
+    print("", *stage_table(args.runs), "", explained, "", f"contact sheet: {sheet}",
           f"report of all stages: {page}", f"time: {time.perf_counter() - begin:.0f} s", sep="\n")
     return 0
 

@@ -61,7 +61,7 @@ def driver(table, dataset="toy", root=DATA, only=None, through="train_prompt"):
     shown += [later for row in shown for later in ablate.later_stages(row, through, dataset)]
     known = {"CAM": ablate.BASELINE, **known, **{row.name: row for row in shown}}
     rows = ablate.with_starts(shown, known)
-    settings = ablate.ask_all(dataset, rows)
+    settings = ablate.settings_by_row(dataset, rows)
     return {row.name: row for row in rows}, settings, ablate.run_folders(rows, settings, Path("seed1"), root)
 
 
@@ -142,11 +142,11 @@ def test_a_row_of_another_kind_of_background_prompt_states_its_suppression():
 
 def test_a_script_answers_as_it_does_in_this_process(monkeypatch):
     row = ablate.read_rows(TABLES["semples4"], "toy")["CLIMS + learned prompts beside its list"]
-    here = ablate.ask("toy", row)
+    here = ablate.row_settings("toy", row)
     with pytest.raises(InputError, match="row 'CLIMS.*': --speed: no such flag; did you mean --seed"):
-        ablate.ask("toy", row._replace(flags=("--speed", "9")))
+        ablate.row_settings("toy", row._replace(flags=("--speed", "9")))
     monkeypatch.setattr(ablate.subprocess, "run", REAL_RUN)
-    assert ablate.ask("toy", row) == here and here["background_prompts"] == "{needs}/background_prompts.pt"
+    assert ablate.row_settings("toy", row) == here and here["background_prompts"] == "{needs}/background_prompts.pt"
 
 
 def test_a_bad_flag_is_one_line_before_anything_runs(tmp_path, calls):
@@ -256,7 +256,7 @@ def test_interruption_ends_everything(tmp_path, calls):
 
 
 def test_data_without_masks_has_no_table(tmp_path, calls, monkeypatch, capsys):
-    monkeypatch.setattr(ablate, "finished", lambda out: None)
+    monkeypatch.setattr(ablate, "finished_miou", lambda out: None)
     argv = ["--table", "pole4", "--dataset", "folder", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1"]
     assert run_script(lambda: ablate.main(argv)) == 2 and len(calls) == 1
     assert "row 'CAM', seed 0: there are no masks to score the CAMs with" in capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_rows_are_carried_to_masks_and_segmenter():
     assert same == masks and segmenter.stage == "train_seg"
     assert segmenter.starts == {"masks": masks.name, "generator": row.name}
     (best,) = ablate.later_stages(row, "make_pseudo", "toy", TABLES["both"]["make_pseudo"].split())
-    settings = ablate.ask_all("toy", [masks, best._replace(name="best")])
+    settings = ablate.settings_by_row("toy", [masks, best._replace(name="best")])
     assert settings["best"]["threshold"] == "auto" and settings[masks.name].get("threshold") != "auto"
     folders = driver("pole4", only=[row.name], through="train_seg")[2]
     command = ablate.command_line(segmenter, folders, "toy", DATA, 0)

@@ -58,7 +58,7 @@ def finished(tmp_path):
 
 
 def test_the_table_says_what_each_stage_added_to_which(finished):
-    lines = demo.table(finished)[2:]
+    lines = demo.stage_table(finished)[2:]
     assert lines[0] == "CAM                        30.0" and lines[2].split() == ["CLIMS", "40.0", "+10.0", "CAM"]
     assert lines[6].split()[-2:] == ["+30.0", "CAM"] and lines[8].split()[-2:] == ["+20.0", "POLE"]
     assert lines[1::2] == [f"  {stage.why}" for stage in demo.DEMO_STAGES] and max(map(len, lines)) < 80
@@ -87,7 +87,7 @@ def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
         for kind in ("make_pseudo/masks", "train_seg/predicted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96), 1).save(folder / kind / f"{name}.png")
-    picture = Image.open(demo.sheet(tmp_path))
+    picture = Image.open(demo.draw_contact_sheet(tmp_path))
     assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 18)
     red, green, blue = picture.getpixel((4 + 196 + 96, 18 + 96))  # the hottest colour over the image: these CAMs are 1
     assert red > 126 and red > max(green, blue)
