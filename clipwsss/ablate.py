@@ -24,7 +24,9 @@ A row has these entries:
     against         the rows that it is compared with (default: the table's reference)
     paper           the paper's mIoU of its CAMs, or a list: of its CAMs, pseudo masks and segmenter
 
-A row that has a finished run is not run again, and an interrupted run is resumed.
+A row that has a finished run is not run again, and an interrupted run is resumed. Several processes may run
+different seeds of a table at the same time (--first-seed, --seeds 1); a run over all these seeds afterwards
+writes the page.
 """
 import argparse
 import json
@@ -323,10 +325,11 @@ def main(argv: list[str] | None = None) -> int:
     through = args.through or table.get("through", "train_prompt")
     mask_flags = shlex.split(table.get("make_pseudo", ""))
     shown = [row for row in table_rows.values() if args.only is None or row.name in args.only]
-    shown += [later for row in shown for later in later_stages(row, through, args.dataset, mask_flags)]
+    later = [stage for row in shown for stage in later_stages(row, through, args.dataset, mask_flags)]
+    shown = shown + later
     known = {BASELINE.name: BASELINE, **table_rows, **{row.name: row for row in shown}}
     rows = with_starts(shown, known)
-    settings = settings_by_row(args.dataset, rows)  # a wrong flag ends the program here, not after hours of training
+    settings = settings_by_row(args.dataset, rows)  # a wrong flag ends the program here, before any training
 
     base = args.runs / args.dataset / "_".join(["ablate", *changed]).replace(" ", "_")
     seeds = range(args.first_seed, args.first_seed + args.seeds)

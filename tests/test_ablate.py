@@ -112,6 +112,8 @@ def test_every_rows_flags_parse_and_its_references_exist(table):
             where = f"{table}, {dataset}, {row.name}"
             assert set(row.against) <= set(known) and "seed" not in settings[row.name], where
             assert all(name in list(rows)[:list(rows).index(row.name)] for name in row.starts.values()), where
+            if row.stage == "train_prompt" and settings[row.name].get("generator") == "weaktr":  # these have presets
+                assert row.flags[row.flags.index("--method") + 1] in ("clims", "pole", "semples", "both"), where
             assert "baseline" not in row.starts or rows[row.starts["baseline"]].stage == "train_cam", where
             starts = [settings[name] for name in row.starts.values()]
             same = by_folder.setdefault(folders[row.name], [row.stage, settings[row.name], starts])
