@@ -1,296 +1,363 @@
-"""Run a table of ablations over seeds: `python -m clipwsss.ablate --table pole1 --dataset toy`.
+"""Run a table of ablations over several seeds and write the results as a Markdown page.
 
-The tables are assets/tables.json. A table has a `title` and `rows`; `reference` names the row that the
-others are compared with, `radar` one whose chosen words are counted, `through` the stage that rows are
-carried to, `papers` names and figures that the papers print and no row has. A row has a `name`, `flags`,
-flags of one data set by its name, `stage` (or train_prompt), `datasets` it is limited to, `against` (rows
-to compare it with), `paper` (its figure, or a list of its own, its masks' and its segmenter's), `needs`: an
-earlier row, `{needs}` its folder in flags, `baseline`: a row of train_cam to start from.
+    python -m clipwsss.ablate --table pole1 --dataset toy --seeds 3
+
+The tables are in assets/tables.json. A table has these entries:
+
+    title           its heading
+    rows            its rows; a row comes after the rows that it starts from
+    through         the last stage that is run for each row (default: train_prompt)
+    reference       the row that the other rows are compared with
+    make_pseudo     flags of make_pseudo.py for the pseudo masks of all rows
+    radar           a row with --class-prompt word, whose chosen words are counted and drawn
+
+A row has these entries:
+
+    name            its name, unique in the table
+    flags           its flags
+    toy, voc12, coco14, folder
+                    further flags on this data set
+    stage           train_cam or train_prompt (default)
+    datasets        the data sets on which the row is run (default: all)
+    baseline        the train_cam row that a train_prompt row starts from (default: CAM)
+    needs           another row that it starts from; {needs} in the flags stands for that run's folder
+    against         the rows that it is compared with (default: the table's reference)
+    paper           the paper's mIoU of its CAMs, or a list: of its CAMs, pseudo masks and segmenter
+
+A row that has a finished run is not run again, and an interrupted run is resumed. Several processes may run
+different seeds of a table at the same time (--first-seed, --seeds 1); a run over all these seeds afterwards
+writes the page.
 """
 import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .datasets import DATASETS
 from .errors import InputError, run_script
 from .files import atomic_path
+from .fingerprint import digest
 from .flags import Parser, real, whole
 from .guidance.selection import read_choices, report, toy_truth
-from .pictures import save
-from .report.charts import bars, markdown
+from .report.charts import markdown
 from .run import FREE_TO_CHANGE
 from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
 from .toy.world import RECIPE, WorldSettings, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
-# What a stage is given beside a row's flags; {baseline} stands for the folder of the baseline's run.
-INPUTS = {"train_cam": (), "train_prompt": ("--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams"),
-          "make_pseudo": ("--cams", "{baseline}/cams"), "train_seg": ("--masks", "{baseline}/masks")}
 THROUGH = ("train_prompt", "make_pseudo", "train_seg")
-# Where and on what a row runs, not what it is; a method is no more than the settings it fills in.
-WHERE = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
-INTERRUPTED = (130, -2)
+# These settings say where and on what a run is made. `method` only chooses the defaults of other settings.
+NOT_OF_THE_ROW = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
+INTERRUPTED = (130, -2)  # exit status of a script that Ctrl-C ended
 
 
 class AblationRow(NamedTuple):
-    """A table's row on one data set: a script, its flags, and the rows it starts from, the baseline first."""
+    """A row of a table on one data set: the run of one script.
+
+    flags: they contain marks such as {baseline}, each standing for the folder of a run that this one reads.
+    starts: the name of the row whose run each mark stands for.
+    against: the names of the rows that it is compared with.
+    paper: the paper's figures of the row's own stage and of the stages after it, as far as printed.
+    """
     name: str
     stage: str
-    flags: tuple[str, ...] = ()
-    starts: tuple["AblationRow", ...] = ()
-    against: tuple[str, ...] = ()
-    paper: tuple[str, ...] = ()  # its figure, its masks' and its segmenter's, as far as known
+    flags: tuple[str, ...]
+    starts: dict[str, str]
+    against: tuple[str, ...]
+    paper: tuple[str, ...]
 
 
-BASELINE = AblationRow("CAM", "train_cam")  # what every train_prompt row starts from
+BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 
 def get_parser() -> argparse.ArgumentParser:
     tables = json.loads(TABLES.read_text())
     parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--table", choices=sorted(tables), required=True,
-        help="; ".join(f"{name}: {table['title']}" for name, table in tables.items()).replace("%", "%%"))
-    add("--dataset", choices=DATASETS, default="toy", help="which data")
-    add("--data-root", type=Path, help="its folder (toy: one world is drawn per seed)")
-    add("--runs", type=Path, default=Path("runs"), help="everything goes to RUNS/DATASET/ablate*")
-    add("--images", type=whole(1), default=WorldSettings().n_train, help="toy: training images of each drawn world")
+    titles = "; ".join(f"{name}: {table['title']}" for name, table in tables.items())
+    add("--table", choices=sorted(tables), required=True, help=titles.replace("%", "%%"))
+    add("--dataset", choices=DATASETS, default="toy", help="the data set")
+    add("--data-root", type=Path,
+        help="folder of the data set; toy: without it, a world is drawn for each seed")
+    add("--runs", type=Path, default=Path("runs"), help="all runs are written below RUNS/DATASET/ablate")
+    add("--images", type=whole(1), default=WorldSettings().n_train,
+        help="toy: number of training images in each drawn world")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
-        help="toy: how often a class has its ground")
+        help="toy: probability that a class is drawn on its own background")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
-        help="toy: half-size of the smallest object over the image's side")
-    add("--seeds", type=whole(1), default=3, help="runs of each row, one seed each")
-    add("--first-seed", type=whole(0), default=0, help="the seed of the first of them; the others follow")
-    add("--through", choices=THROUGH, help="carry every row to this stage (default: the table's own)")
-    add("--only", nargs="+", metavar="ROW", help="run only these rows")
-    add("--jobs", type=whole(1, 256), default=1, help="seeds run at the same time, sharing the processors")
-    add("--flags", nargs=argparse.REMAINDER, default=[],
-        help="flags for every train_prompt row, last on the line")
+        help="toy: half-size of the smallest object as a fraction of the image's side")
+    add("--seeds", type=whole(1), default=3, help="number of seeds; each row is run once with each seed")
+    add("--first-seed", type=whole(0), default=0, help="the first seed; the others follow it")
+    add("--through", choices=THROUGH, help="run every row up to this stage (default: as the table says)")
+    add("--only", nargs="+", metavar="ROW", help="show only these rows, and run only what they need")
+    add("--flags", nargs=argparse.REMAINDER,
+        help="flags that are added to every train_prompt row; everything after --flags belongs to it")
     return parser
 
 
-def rows_of(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, AblationRow]:
-    """The rows of a table on a data set by name; `extra` flags end those of every train_prompt row."""
-    rows: dict[str, AblationRow] = {}
+def read_rows(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, AblationRow]:
+    """The table's rows on a data set by name. `extra` flags are added to every train_prompt row."""
+    rows = {}
     for entry in table["rows"]:
-        if dataset in entry.get("datasets", DATASETS):
-            name, stage = entry["name"], entry.get("stage", "train_prompt")
-            flags, starts = [*entry["flags"], *entry.get(dataset, [])], []
-            if stage == "train_prompt":
-                flags += extra
-                starts = [rows.get(entry.get("baseline"), BASELINE)]
-                starts += [rows[entry["needs"]]] if "needs" in entry else []
-            against, paper = entry.get("against", [table.get("reference", name)]), entry.get("paper", ())
-            paper = (paper,) if isinstance(paper, str) else tuple(paper)
-            rows[name] = AblationRow(name, stage, tuple(flags), tuple(starts), tuple(against), paper)
+        if dataset not in entry.get("datasets", DATASETS):
+            continue
+        name = entry["name"]
+        stage = entry.get("stage", "train_prompt")
+        flags = shlex.split(entry.get("flags", "")) + shlex.split(entry.get(dataset, ""))
+        starts = {}
+        if stage == "train_prompt":  # a row's own --init comes later on its command line and wins
+            flags = ["--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams", *flags, *extra]
+            starts["baseline"] = entry.get("baseline", BASELINE.name)
+        if "needs" in entry:
+            starts["needs"] = entry["needs"]
+        against = entry.get("against", [table["reference"]] if "reference" in table else [])
+        paper = entry.get("paper", [])
+        if isinstance(paper, str):
+            paper = [paper]
+        rows[name] = AblationRow(name, stage, tuple(flags), starts, tuple(against), tuple(paper))
     return rows
 
 
-def carried(rows: Sequence[AblationRow], through: str, dataset: str, flags: Sequence[str] = ()) -> list[AblationRow]:
-    """These rows and, of each, its pseudo masks (made with `flags`) and segmenter as far as `through`."""
-    followers = []
-    for row in rows:
-        own = "none" if "--generator" in row.flags else "{needs}/generator.pt"
-        start = ("--weights", own) if dataset == "toy" else ()  # its segmenter starts from the generator
-        masks = AblationRow(f"{row.name}, masks", "make_pseudo", tuple(flags), (row,),
-                    tuple(f"{name}, masks" for name in row.against), row.paper[1:2])
-        segmenter = AblationRow(f"{row.name}, segmenter", "train_seg", start, (masks, row),
-                        tuple(f"{name}, segmenter" for name in row.against), row.paper[2:])
-        followers += [masks, segmenter][:THROUGH.index(through)]
-    return [*rows, *followers]
+def later_stages(row: AblationRow, through: str, dataset: str,
+                 mask_flags: Sequence[str] = ()) -> list[AblationRow]:
+    """The rows that carry `row` on: its pseudo masks, made with `mask_flags`, and its segmenter."""
+    masks = AblationRow(
+        name=f"{row.name}, masks", stage="make_pseudo", flags=("--cams", "{cams}/cams", *mask_flags),
+        starts={"cams": row.name},
+        against=tuple(f"{name}, masks" for name in row.against), paper=row.paper[1:])
+    flags = ["--masks", "{masks}/masks"]
+    if dataset == "toy":  # it has no pre-trained weights: its segmenter starts from the row's ResNet
+        flags += ["--weights", "none" if "weaktr" in row.flags else "{generator}/generator.pt"]
+    segmenter = AblationRow(
+        name=f"{row.name}, segmenter", stage="train_seg", flags=tuple(flags),
+        starts={"masks": masks.name, "generator": row.name},
+        against=tuple(f"{name}, segmenter" for name in row.against), paper=row.paper[2:])
+    if through == "make_pseudo":
+        return [masks]
+    if through == "train_seg":
+        return [masks, segmenter]
+    return []
 
 
-def with_starts(rows: Iterable[AblationRow]) -> list[AblationRow]:
-    """These rows, each after what it starts from, without repetition."""
-    return list(dict.fromkeys(item for row in rows for item in (*with_starts(row.starts), row)))
+def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> list[AblationRow]:
+    """The rows of `known` that are shown or that a shown row starts from, directly or not.
+
+    In `known` a row comes after the rows that it starts from, so that one pass from the end finds them all.
+    """
+    wanted = {row.name for row in shown}
+    for row in reversed(known.values()):
+        if row.name in wanted:
+            wanted.update(row.starts.values())
+    return [row for row in known.values() if row.name in wanted]
 
 
-def ask(dataset: str, row: AblationRow) -> dict[str, object]:
-    """A row's settings that are unlike its script's own, as the script tells; InputError on bad flags."""
+def row_settings(dataset: str, row: AblationRow) -> dict[str, object]:
+    """The row's settings that differ from the script's defaults, by --dry-run; InputError on a wrong flag."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"row {row.name!r}: {why(done.stderr, done.returncode)}")
-    told = json.loads(done.stdout)
-    return {name: value for name, value in sorted(told["settings"].items())
-            if name not in WHERE and value != told["defaults"][name]}
+        raise InputError(f"row {row.name!r}: {last_line(done.stderr, done.returncode)}")
+    answer = json.loads(done.stdout)
+    return {name: value for name, value in sorted(answer["settings"].items())
+            if name not in NOT_OF_THE_ROW and value != answer["defaults"][name]}
 
 
-def ask_all(dataset: str, rows: Iterable[AblationRow]) -> dict[AblationRow, dict[str, object]]:
-    """`ask` of these rows and all that they start from, a few at a time: a script takes seconds to start."""
-    rows = with_starts(rows)
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(rows, pool.map(lambda row: ask(dataset, row), rows)))
+def settings_by_row(dataset: str, rows: Sequence[AblationRow]) -> dict[str, dict[str, object]]:
+    """The settings of every row by its name. Rows with the same script and flags are asked for once."""
+    different = {(row.stage, row.flags): row for row in rows}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # because a script takes seconds to start
+        answers = pool.map(lambda row: row_settings(dataset, row), different.values())
+        settings = dict(zip(different, answers))
+    return {row.name: settings[row.stage, row.flags] for row in rows}
 
 
-def why(output: str, code: int) -> str:
-    """Why a script stopped: the last line that it printed, else its exit status."""
-    last = output.strip().rpartition("\n")[2]
-    return re.sub(r"^(\S+: )?error: ", "", last) or f"exit status {code}"
+def last_line(output: str, code: int) -> str:
+    """The last line that a script printed, without "error:"; its exit status where it printed nothing."""
+    line = output.strip().rpartition("\n")[2]
+    return re.sub(r"^(\S+: )?error: ", "", line) or f"exit status {code}"
 
 
-def finished(out: Path) -> float | None:
-    """The mIoU that a finished run ended with, else None."""
+def run_folders(rows: Sequence[AblationRow], settings: dict[str, dict[str, object]], base: Path,
+                data_root: Path | None) -> dict[str, Path]:
+    """The folder of each row's run below `base` by the row's name.
+
+    A folder is named by a digest of the run's settings, its data and the runs that it starts from. Rows with
+    the same settings therefore share a run, also across tables, and a changed preset leads to a new run.
+    """
+    folders = {}
+    for row in rows:
+        starts = [folders[name].name for name in row.starts.values()]
+        data = data_root.resolve() if data_root else ""
+        known_by = digest([row.stage, settings[row.name], starts, str(data)])
+        folders[row.name] = base / f"{row.stage}_{known_by}"
+    return folders
+
+
+def command_line(row: AblationRow, folders: dict[str, Path], dataset: str, data_root: Path,
+                 seed: int) -> list[str]:
+    """The row's script and flags, with the folders of the runs it starts from in place of their marks."""
+    out = folders[row.name]
+    command = [f"{SCRIPTS / row.stage}.py", "--dataset", dataset, "--data-root", str(data_root),
+               "--out", str(out), "--seed", str(seed)]
+    for flag in row.flags:
+        for mark, name in row.starts.items():
+            flag = flag.replace("{" + mark + "}", str(folders[name]))
+        command.append(flag)
+    if (out / "args.json").exists() and row.stage != "make_pseudo":  # which resumes without being told
+        command.append("--resume")
+    return command
+
+
+def finished_miou(out: Path) -> float | None:
+    """The mIoU in percent of a finished run, or None."""
     result = out / "result.json"
     return json.loads(result.read_text()).get("miou") if result.exists() else None
 
 
-@dataclass
-class Ablation:
-    """The runs of rows on one data set, below the folder `base`: where they lie and how they are made.
+def run_row(name: str, command: Sequence[str], out: Path, seed: int) -> float:
+    """Run a row's command, unless its run in `out` is finished; its mIoU in percent.
 
-    settings: what `ask_all` answered; data_root: None for a toy world per seed.
+    NaN where the run failed; one line on stderr then says why. KeyboardInterrupt where it was interrupted.
     """
-    base: Path
-    dataset: str
-    settings: dict[AblationRow, dict[str, object]]
-    data_root: Path | None = None
-    drawn: WorldSettings = WorldSettings()
-    interrupted: bool = False
-
-    def out(self, row: AblationRow, seed: int) -> Path:
-        """A run's folder, named for its settings, its data and the runs it starts from.
-
-        So rows of the same settings share it, whatever their table, and changed presets meet no older run.
-        """
-        settings, title = self.settings[row], row.stage
-        before = [self.out(start, seed).name for start in row.starts]
-        data = str(self.data_root.resolve()) if self.data_root else ""
-        number = zlib.crc32(json.dumps([row.stage, settings, before, data]).encode())
-        if title == "train_prompt":
-            title = f"{settings.get('class_prompt', 'name')}_{settings.get('background_prompt', 'none')}"
-        return self.base / f"seed{seed}" / f"{title}_{number:08x}"
-
-    def world(self, seed: int) -> Path:
-        """The data's folder: the user's, or this seed's own toy world, which is drawn if need be."""
-        root = self.data_root or self.base / f"seed{seed}" / "data"
-        if not self.data_root and not (root / RECIPE).exists():
-            draw_world(root, seed, **self.drawn._asdict())
-        return root
-
-    def command(self, row: AblationRow, seed: int) -> list[str]:
-        """A run's command line without the interpreter."""
-        out, flags = self.out(row, seed), [*INPUTS[row.stage], *row.flags]
-        for mark, start in zip(("{baseline}", "{needs}"), row.starts):
-            flags = [flag.replace(mark, str(self.out(start, seed))) for flag in flags]
-        resume = ["--resume"] if (out / "args.json").exists() and row.stage != "make_pseudo" else []
-        return [f"{SCRIPTS / row.stage}.py", "--dataset", self.dataset, "--data-root", str(self.world(seed)),
-                "--out", str(out), "--seed", str(seed), *flags, *resume]
-
-    def run(self, row: AblationRow, seed: int) -> float:
-        """A row's mIoU in percent with one seed, of its finished run where there is one.
-
-        NaN where it failed; one line says why.
-        """
-        out, begin = self.out(row, seed), time.perf_counter()
-        if (miou := finished(out)) is not None:
-            return miou
-        if self.interrupted:
-            raise KeyboardInterrupt
-        out.mkdir(parents=True, exist_ok=True)
-        with open(out / "output.txt", "w") as output:
-            command = [sys.executable, *self.command(row, seed)]
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-        if code in INTERRUPTED:
-            self.interrupted = True
-            raise KeyboardInterrupt
-        miou = None if code else finished(out)
-        if miou is None:
-            reason = why((out / "output.txt").read_text(), code) if code else "no masks to score CAMs with"
-            print(f"error: row {row.name!r}, seed {seed}: {reason} (see {out / 'output.txt'})",
-                  file=sys.stderr, flush=True)
-            return float("nan")
-        print(f"seed {seed}  {row.name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
+    miou = finished_miou(out)
+    if miou is not None:
         return miou
+    begin = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "output.txt"
+    with open(log, "w") as output:
+        code = subprocess.run([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT).returncode
+    if code in INTERRUPTED:
+        raise KeyboardInterrupt
+    miou = finished_miou(out)
+    if code == 0 and miou is not None:
+        print(f"seed {seed}  {name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
+        return miou
+    reason = last_line(log.read_text(), code) if code else "there are no masks to score the CAMs with"
+    print(f"error: row {name!r}, seed {seed}: {reason} (see {log})", file=sys.stderr, flush=True)
+    return float("nan")
 
-    def run_seed(self, rows: Sequence[AblationRow], seed: int) -> list[float]:
-        """The rows' mIoU with one seed; NaN where a run, or one that it starts from, failed."""
-        miou: dict[Path, float] = {}
-        for row in with_starts(rows):
-            out, starts = self.out(row, seed), [miou[self.out(start, seed)] for start in row.starts]
-            if out not in miou:
-                miou[out] = float("nan") if np.isnan(starts).any() else self.run(row, seed)
-        return [miou[self.out(row, seed)] for row in rows]
 
-    def run_all(self, rows: Sequence[AblationRow], seeds: range, jobs: int) -> dict[str, NDArray]:
-        """Every row's mIoU [seeds] by its name; `jobs` seeds run at the same time."""
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(self.run_seed, rows, seed) for seed in seeds]
-            try:
-                columns = np.array([future.result() for future in futures])
-            except BaseException:
-                self.interrupted = True
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return {row.name: column for row, column in zip(rows, columns.T)}
+def run_seed(rows: Sequence[AblationRow], folders: dict[str, Path], dataset: str, data_root: Path,
+             seed: int) -> dict[str, float]:
+    """Every row's mIoU with one seed by its name; NaN where its run, or a run that it starts from, failed."""
+    miou = {}
+    tried = {}  # the same by folder, because rows may share a run
+    for row in rows:
+        out = folders[row.name]
+        if any(np.isnan(miou[name]) for name in row.starts.values()):
+            tried[out] = float("nan")
+        if out not in tried:
+            tried[out] = run_row(row.name, command_line(row, folders, dataset, data_root, seed), out, seed)
+        miou[row.name] = tried[out]
+    return miou
 
-    def chosen_words(self, row: AblationRow, seeds: range, picture: Path) -> str:
-        """The words that a row's runs chose, all seeds together: Markdown, and a radar `picture`."""
-        tables = [(read_choices(self.out(row, seed) / "prompts.json"),
-                   toy_truth(self.world(seed), "train") if self.dataset == "toy" else None)
-                  for seed in seeds]
-        return (f"\nWords that {row.name} chose, all seeds together (POLE Fig. 4):\n\n"
-                f"{report(tables, picture)}\n![chosen words]({picture.name})\n")
+
+def world_changes(world: WorldSettings) -> list[str]:
+    """The settings of a drawn world that are not the usual ones, such as "co_occurrence 0.9"."""
+    usual = WorldSettings()._asdict()
+    return [f"{name} {value:g}" for name, value in world._asdict().items() if value != usual[name]]
+
+
+def chosen_words(name: str, runs: Sequence[Path], worlds: Sequence[Path | None], picture: Path) -> str:
+    """Markdown on the words that a row's runs chose, counted over all seeds; draws the radar into `picture`.
+
+    worlds: for each run the toy world that it was trained on, whose sub-types are known, or None.
+    """
+    choices = []
+    for run, world in zip(runs, worlds):
+        truth = toy_truth(world, "train") if world else None
+        choices.append((read_choices(run / "prompts.json"), truth))
+    return (f"\nWords chosen by {name}, counted over all seeds (POLE Fig. 4):\n\n"
+            f"{report(choices, picture)}\n![chosen words]({picture.name})\n")
+
+
+def check_arguments(args: argparse.Namespace, changed: Sequence[str]) -> None:
+    """InputError on flags that do not go together; `changed`: what `world_changes` answers."""
+    if changed and (args.dataset != "toy" or args.data_root):
+        raise InputError("--images, --co-occurrence and --smallest change the toy worlds drawn here: "
+                         "give them with --dataset toy and without --data-root")
+    if args.dataset != "toy" and args.data_root is None:
+        raise InputError(f"--data-root: give the folder of the {args.dataset} data set")
+
+
+def page_name(args: argparse.Namespace) -> str:
+    """TABLE.md, or TABLE_DIGEST.md where the command line asks for another part or form of the table."""
+    choices = [args.flags, args.only, args.through, args.first_seed]
+    return f"{args.table}_{digest(choices)}.md" if any(choices) else f"{args.table}.md"
+
+
+def heading(args: argparse.Namespace, title: str, changed: Sequence[str]) -> str:
+    """The paragraph above the table: what its figures are and what they were made with."""
+    last_seed = args.first_seed + args.seeds - 1
+    text = (f"{title}. Data set: {args.dataset}. Seeds: {args.first_seed} to {last_seed}. "
+            "Figures are mIoU in percent, mean ± standard deviation over the seeds. CAMs are scored at the "
+            "best background threshold and pseudo masks at their own threshold, both on the training split; "
+            "segmenters are scored on held-out images.")
+    if args.flags:
+        text += f" Added to every train_prompt row: {' '.join(args.flags)}."
+    if changed:
+        text += f" Toy worlds with {', '.join(changed)}."
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    drawn = WorldSettings(args.images, args.co_occurrence, args.smallest)
-    unusual = [f"{name} {value:g}" for (name, value), usual in zip(drawn._asdict().items(), WorldSettings())
-               if value != usual]
-    if unusual and (args.dataset != "toy" or args.data_root):
-        raise InputError("--images, --co-occurrence, --smallest: of worlds drawn here, --dataset toy without "
-                         "--data-root")
-    if args.dataset != "toy" and args.data_root is None:
-        raise InputError(f"--data-root: say where the {args.dataset} data is")
+    world = WorldSettings(args.images, args.co_occurrence, args.smallest)
+    changed = world_changes(world)
+    check_arguments(args, changed)
     table = json.loads(TABLES.read_text())[args.table]
-    known = rows_of(table, args.dataset, args.flags)
-    if unknown := set(args.only or ()) - set(known):
-        raise InputError(f"--only {unknown.pop()!r}: the rows are {', '.join(map(repr, known))}")
-    rows = [row for name, row in known.items() if name in (args.only or known)]
-    rows = carried(rows, args.through or table.get("through", "train_prompt"), args.dataset,
-                   table.get("make_pseudo", ()))
+    table_rows = read_rows(table, args.dataset, args.flags or ())
+    for name in args.only or ():
+        if name not in table_rows:
+            raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, table_rows))}")
+    through = args.through or table.get("through", "train_prompt")
+    mask_flags = shlex.split(table.get("make_pseudo", ""))
+    shown = [row for row in table_rows.values() if args.only is None or row.name in args.only]
+    later = [stage for row in shown for stage in later_stages(row, through, args.dataset, mask_flags)]
+    shown = shown + later
+    known = {BASELINE.name: BASELINE, **table_rows, **{row.name: row for row in shown}}
+    rows = with_starts(shown, known)
+    settings = settings_by_row(args.dataset, rows)  # a wrong flag ends the program here, before any training
 
-    settings = ask_all(args.dataset, rows)  # a bad flag shows before hours of training, not after
-    base = args.runs / args.dataset / "_".join(["ablate", *unusual]).replace(" ", "_")
-    ablation = Ablation(base, args.dataset, settings, args.data_root, drawn)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+    base = args.runs / args.dataset / "_".join(["ablate", *changed]).replace(" ", "_")
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    values = ablation.run_all(rows, seeds, args.jobs)
-    part = [word for word in (*args.flags, *(args.only or ()), args.through, args.first_seed) if word]
-    page = base / f"{args.table}{f'_{zlib.crc32(str(part).encode()):08x}' if part else ''}.md"
-    text = (f"{table['title']}. {args.dataset}: CAM mIoU at the best background threshold, training split "
-            "(masks: at their own threshold; segmenter: on held-out images), mean ± standard deviation over "
-            f"seeds {seeds[0]} to {seeds[-1]}.")
-    text += f" Every train_prompt row with {' '.join(args.flags)}." if args.flags else ""
-    text += f" Worlds of {', '.join(unusual)}." if unusual else ""
-    text += f"\n\n{markdown(rows, values, table.get('papers', ()))}\n![{args.table}]({page.stem}.png)\n"
-    title = f"{args.table}, {args.dataset}: mIoU %, mean ± std, a dot for each seed"
-    finite = [row[np.isfinite(row)] for row in values.values()]
-    save(bars(list(values), finite, title), page.with_suffix(".png"))
-    radar = known.get(table.get("radar"))
-    if radar in rows and np.isfinite(values[radar.name]).all():
-        text += ablation.chosen_words(radar, seeds, page.with_name(f"{page.stem}_names.png"))
+    data = {}  # by seed: the folder of the data set
+    folders = {}  # by seed: the folder of each row's run
+    results = {}  # by seed: the mIoU of each row
+    for seed in seeds:
+        data[seed] = args.data_root or base / f"seed{seed}" / "data"
+        if args.data_root is None and not (data[seed] / RECIPE).exists():
+            draw_world(data[seed], seed, **world._asdict())
+        folders[seed] = run_folders(rows, settings, base / f"seed{seed}", args.data_root)
+        results[seed] = run_seed(rows, folders[seed], args.dataset, data[seed], seed)
+    miou = {row.name: np.array([results[seed][row.name] for seed in seeds]) for row in shown}
+
+    page = base / page_name(args)
+    text = f"{heading(args, table['title'], changed)}\n\n{markdown(shown, miou)}"
+    radar = table.get("radar")
+    if radar in miou and np.isfinite(miou[radar]).all():
+        runs = [folders[seed][radar] for seed in seeds]
+        worlds = [data[seed] if args.dataset == "toy" else None for seed in seeds]
+        text += chosen_words(radar, runs, worlds, page.with_name(f"{page.stem}_names.png"))
     with atomic_path(page) as temporary:
         temporary.write_text(text)
     print(f"\n{text}\nwritten to {page}")
-    failed, runs = sum(np.isnan(row).sum() for row in values.values()), len(rows) * args.seeds
+    failed = sum(np.isnan(values).sum() for values in miou.values())
     if failed:
-        raise InputError(f"{failed} of {runs} runs failed, see above; the others are in the table")
+        raise InputError(f"{failed} of {len(shown) * args.seeds} runs failed, see above; "
+                         "the table shows the others")
     return 0
 
 

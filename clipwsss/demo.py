@@ -1,14 +1,16 @@
-"""The whole pipeline on the toy world: draws it, runs the five scripts, tells what each added and why."""
+"""The whole pipeline on the toy world.
+
+Draws a toy world, runs the five scripts on it one after another, and prints what each stage added and why.
+The runs are CLIMS, POLE with its pseudo masks and segmenter, and SemPLeS.
+"""
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,192 +24,169 @@ from .report.page import compare
 from .toy.world import RECIPE
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-CORES = 2  # that the steps' seconds are told for
-SHOWN = 6  # images of the contact sheet
+SHOWN = 6  # images in the contact sheet
 
 
-class Stage(NamedTuple):
-    """A run of the demo: what it is called, the run it is compared with, and why it differs from that."""
+class DemoStage(NamedTuple):
+    """A stage in the demo's table: folder, title, the run it is compared with, and what it changes."""
     run: str
     title: str
     against: str | None
     why: str
 
 
-STAGES = (
-    Stage("train_cam", "CAM", None, "tags alone: a class's usual ground tells its tag too, so maps cover it"),
-    Stage("clims", "CLIMS", "train_cam", "POLE's control: CLIP reads names, and a list of grounds"),
-    Stage("train_prompt", "POLE", "clims", "the word nearest to each image for the name, and adapters"),
-    Stage("control", "SemPLeS without prompts", "train_cam", "SemPLeS' control: CLIP reads names alone"),
-    Stage("semples", "SemPLeS", "control", "learned background prompts, which maps must not match"),
-    Stage("make_pseudo", "pseudo masks of POLE", "train_prompt", "a walk over colours carries maps to edges"),
-    Stage("train_seg", "segmenter, new images", "make_pseudo", "learned from the masks; it is given no tags"),
+DEMO_STAGES = (
+    DemoStage("train_cam", "CAM", None,
+              "trained on tags; maps also cover the usual background of a class"),
+    DemoStage("clims", "CLIMS", "train_cam",
+              "CLIP reads class names and a list of backgrounds"),
+    DemoStage("train_prompt", "POLE", "clims",
+              "the word nearest to each image replaces the class name; adapters"),
+    DemoStage("semples", "SemPLeS", "train_cam",
+              "CLIP reads class names and learned background prompts"),
+    DemoStage("make_pseudo", "pseudo masks of POLE", "train_prompt",
+              "a random walk over colours carries the maps to the edges"),
+    DemoStage("train_seg", "segmenter, new images", "make_pseudo",
+              "trained on the pseudo masks; it reads no tags"),
 )
-
-
-class Step(NamedTuple):
-    """What follows `python`, and its seconds, of which only the proportions matter."""
-    seconds: int
-    command: list[str]
 
 
 def get_parser() -> Parser:
     parser = Parser(prog="python -m clipwsss.demo", description=__doc__)
     add = parser.add_argument
-    add("--runs", type=Path, default=Path("runs/demo"), help="everything is written below this folder")
-    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world and of the training")
-    add("--quick", action="store_true", help="a small world and few epochs, to see that it all runs")
-    add("--retrain-clip", action="store_true", help="train the toy CLIP from nothing too (minutes)")
+    add("--runs", type=Path, default=Path("runs/demo"), help="folder for everything that the demo writes")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world and of all training")
+    add("--quick", action="store_true",
+        help="draw fewer images and train for fewer epochs: a check that all stages run")
+    add("--retrain-clip", action="store_true", help="also train the toy CLIP from scratch (takes minutes)")
     return parser
 
 
-def plan(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[list[list[Step]]]:
-    """The whole demo's command lines, round by round: lanes of steps that run side by side.
+def commands(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[list[str]]:
+    """The demo's command lines without `python`, in the order in which they run."""
+    folder = runs / "toy"
+    clip_file = runs / "toy_clip.pt"
+    toy = ["--dataset", "toy", "--runs", runs]
+    toy_seeded = [*toy, "--seed", seed]
+    guided = [*toy_seeded]
+    if retrain_clip:
+        guided += ["--clip", clip_file]
+    world_size = ["--n-train", 480, "--n-val", 120]
+    cam_epochs = []
+    seg_epochs = []
+    semples_epochs = []
+    if quick:
+        world_size = ["--n-train", 120, "--n-val", 40]
+        cam_epochs = ["--epochs", 3]
+        seg_epochs = ["--epochs", 2]
+        guided += ["--epochs", 1]
+        semples_epochs = ["--match-epochs", 1, "--prompt-epochs", 1]
+    images = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHOWN)]
 
-    POLE's CAMs go on to masks and a segmenter, SemPLeS runs beside.
-    """
-    folder, clip = runs / "toy", runs / "toy_clip.pt"
-    seeded, toy = ["--seed", seed], ["--dataset", "toy", "--runs", runs]
-    own_clip = ["--clip", clip] if retrain_clip else []
-    guide = [*toy, *seeded, *own_clip, *(["--epochs", 1] if quick else [])]
-    shown = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHOWN)]
+    def script(name: str, *flags: object) -> list[str]:
+        return [os.path.relpath(SCRIPTS / name), *map(str, flags)]
 
-    def step(seconds: int, name: str, *flags: object) -> Step:
-        start = ["-m", name] if name == "clipwsss.toy" else [os.path.relpath(SCRIPTS / name)]
-        return Step(seconds, [*start, *map(str, flags)])
+    def draw_or_train(*flags: object) -> list[str]:
+        return ["-m", "clipwsss.toy", *map(str, flags)]
 
-    control = ["--method", "semples", "--background-prompt", "none", "--match-epochs", 0]
-    fewer = ["--match-epochs", 1, "--prompt-epochs", 1] if quick else []
-    return [[[
-        *([step(240, "clipwsss.toy", "--train-clip", *seeded, "--out", clip)] if retrain_clip else []),
-        step(10, "clipwsss.toy", "--draw", folder / "data", *seeded,
-             "--n-train", 120 if quick else 480, "--n-val", 40 if quick else 120),
-        step(40, "train_cam.py", *toy, *seeded, *(["--epochs", 3] if quick else [])),
-    ]], [[
-        step(45, "train_prompt.py", *guide, "--method", "pole"),
-        step(18, "make_pseudo.py", *toy, *seeded),
-        step(45, "train_seg.py", *toy, *seeded, *(["--epochs", 2] if quick else [])),
-        step(5, "eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
-        step(6, "train_seg.py", *toy, "--predict", *shown),
-    ], [
-        step(80, "train_prompt.py", *guide, "--method", "semples", *fewer, "--out", folder / "semples"),
-        step(40, "train_prompt.py", *guide, *control, "--out", folder / "control"),
-    ], [
-        step(42, "train_prompt.py", *guide, "--method", "clims", "--out", folder / "clims"),
-    ]]]
-
-
-class Clock:
-    """Tells how long the demo has taken and, by its plan, what is left."""
-
-    def __init__(self, rounds: Sequence[Sequence[Sequence[Step]]]):
-        self.begin, self.done, self.lock = time.perf_counter(), 0.0, threading.Lock()
-        self.whole = sum(step.seconds / min(CORES, len(lanes))
-                         for lanes in rounds for lane in lanes for step in lane)
-
-    def spent(self) -> float:
-        """Seconds since the demo's start."""
-        return time.perf_counter() - self.begin
-
-    def tell(self, command: Sequence[str]) -> None:
-        """Print that a command starts."""
-        left = f", about {self.spent() * (self.whole / self.done - 1):.0f} s left" if self.done else ""
-        print(f"\n[{self.spent():.0f} s so far{left}]\n$ python {shlex.join(command)}", flush=True)
-
-    def add(self, seconds: float) -> None:
-        """Planned seconds are over, in whatever lane."""
-        with self.lock:
-            self.done += seconds
+    steps = []
+    if retrain_clip:
+        steps.append(draw_or_train("--train-clip", "--seed", seed, "--out", clip_file))
+    steps += [
+        draw_or_train("--draw", folder / "data", "--seed", seed, *world_size),
+        script("train_cam.py", *toy_seeded, *cam_epochs),
+        script("train_prompt.py", *guided, "--method", "clims", "--out", folder / "clims"),
+        script("train_prompt.py", *guided, "--method", "pole"),
+        script("make_pseudo.py", *toy_seeded),
+        script("train_seg.py", *toy_seeded, *seg_epochs),
+        script("eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
+        script("train_seg.py", *toy, "--predict", *images),
+        script("train_prompt.py", *guided, "--method", "semples", *semples_epochs,
+               "--out", folder / "semples"),
+    ]
+    return steps
 
 
-def run_side_by_side(lanes: Sequence[Sequence[Step]], clock: Clock) -> None:
-    """Run the lanes at the same time, sharing the cores; of several, output comes when a command has ended.
-
-    InputError on the first command that fails; the other lanes end with the command they are at.
-    """
-    threads, failed = max(1, (os.cpu_count() or 1) // len(lanes)), threading.Event()
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    output = None if len(lanes) == 1 else subprocess.PIPE
-
-    def run_lane(lane: Sequence[Step]) -> None:
-        for step in lane:
-            if failed.is_set():
-                return
-            clock.tell(step.command)
-            answer = subprocess.run([sys.executable, *step.command], stdout=output, text=True,
-                                    stderr=subprocess.STDOUT if output else None, env=environment)
-            if output:
-                print(f"\n{step.command[0]} of {clock.spent():.0f} s:\n{answer.stdout.rstrip()}", flush=True)
-            if answer.returncode:
-                failed.set()
-                raise InputError(f"{step.command[0]} stopped with exit status {answer.returncode}, see above")
-            clock.add(step.seconds / min(CORES, len(lanes)))
-
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        list(pool.map(run_lane, lanes))
+def run_command(command: Sequence[str]) -> None:
+    """Print a command line and run it; InputError where it fails."""
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    code = subprocess.run([sys.executable, *command]).returncode
+    if code:
+        raise InputError(f"{command[0]} stopped with exit status {code}, see above")
 
 
-def result_of(runs: Path, run: str) -> dict:
-    """What a run of the demo recorded at its end."""
+def run_result(runs: Path, run: str) -> dict:
+    """The result.json that a run of the demo ended with."""
     return json.loads((runs / "toy" / run / "result.json").read_text())
 
 
-def table(runs: Path) -> list[str]:
-    """A line for every stage: its mIoU, what it added to which other one, and why."""
-    miou, titles = {stage.run: result_of(runs, stage.run)["miou"] for stage in STAGES}, {}
+def stage_table(runs: Path) -> list[str]:
+    """Two lines for each stage: its mIoU, what it added to which other stage, and what it changes."""
+    miou = {stage.run: run_result(runs, stage.run)["miou"] for stage in DEMO_STAGES}
+    titles = {stage.run: stage.title for stage in DEMO_STAGES}
     lines = ["stage                    mIoU %   added  to", "-" * 63]
-    for run, title, against, why in STAGES:
-        titles[run] = title
-        added = f"{miou[run] - miou[against]:+7.1f}  {titles[against]}" if against else ""
-        lines += [f"{title:<24} {miou[run]:6.1f} {added}".rstrip(), f"  {why}"]
+    for stage in DEMO_STAGES:
+        line = f"{stage.title:<24} {miou[stage.run]:6.1f}"
+        if stage.against:
+            added = miou[stage.run] - miou[stage.against]
+            line += f" {added:+7.1f}  {titles[stage.against]}"
+        lines += [line, f"  {stage.why}"]
     return lines
 
 
 def worst_class(runs: Path) -> str:
-    """The segmenter's worst class and the classes that its pixels and its errors belong to."""
-    figures = result_of(runs, "train_seg")
-    worst = min((name for name in figures["iou"] if name != "background"), key=figures["iou"].get)
+    """A line on the segmenter's worst class: what its pixels are in truth, and what they are taken for."""
+    result = run_result(runs, "train_seg")
+    classes = [name for name in result["iou"] if name != "background"]
+    worst = min(classes, key=lambda name: result["iou"][name])
 
     def listed(shares: dict) -> str:
-        return ", ".join(f"{share:.0f} % {other}" for other, share in shares.items()) or "nothing else"
+        return ", ".join(f"{share:.0f} % {name}" for name, share in shares.items()) or "nothing else"
 
-    return (f"worst class: {worst}, IoU {figures['iou'][worst]:.1f}. Of what is labelled {worst}, "
-            f"{listed(figures['taken_from'][worst])} in truth; of its own pixels, taken for: "
-            f"{listed(figures['taken_for'][worst])}. Every class stands on its own ground in 3 of 4 images, "
-            "so its tag teaches that ground too.")
+    return (f"Worst class: {worst}, IoU {result['iou'][worst]:.1f}. Of the pixels predicted as {worst}, "
+            f"{listed(result['taken_from'][worst])} in truth. Of the true pixels of {worst}, predicted as "
+            f"another class: {listed(result['taken_for'][worst])}. A class is drawn on its own background in "
+            "3 of 4 images, so its tag teaches that background too.")
 
 
-def sheet(runs: Path) -> Path:
-    """The contact sheet: image, CAM baseline, CAM guided, pseudo mask, prediction, truth; a legend below."""
-    folder, rows = runs / "toy", []
+def draw_contact_sheet(runs: Path) -> Path:
+    """Draw the contact sheet: a row of pictures for each image and, below, a legend of the classes."""
+    folder = runs / "toy"
     dataset = build_dataset("toy", folder / "data", "train")
+    rows = []
     for index, name in enumerate(dataset.names[:SHOWN]):
         image = dataset.load_image(index)
-        cams = [read_cam(folder / stage / "cams", name) for stage in ("train_cam", "train_prompt")]
-        masks = [read_mask(folder / "make_pseudo" / "masks" / f"{name}.png"),
-                 read_mask(folder / "train_seg" / "predicted" / f"{name}.png"), dataset.load_mask(index)]
-        rows.append([image, *(heat(resize_cam(cam, image.size[::-1]).max(0), image) for cam in cams),
-                     *(overlay(image, mask, dataset.palette, 0.7) for mask in masks)])
+        row = [image]
+        for stage in ("train_cam", "train_prompt"):
+            cam = resize_cam(read_cam(folder / stage / "cams", name), image.size[::-1])
+            row.append(heat(cam.max(0), image))
+        pseudo = read_mask(folder / "make_pseudo" / "masks" / f"{name}.png")
+        predicted = read_mask(folder / "train_seg" / "predicted" / f"{name}.png")
+        for mask in (pseudo, predicted, dataset.load_mask(index)):
+            row.append(overlay(image, mask, dataset.palette, 0.7))
+        rows.append(row)
     titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
     legend = list(zip(dataset.palette[1:], dataset.classes))
-    save(with_legend(contact_sheet(rows, titles), legend, len(legend)), runs / "contact_sheet.png")
-    return runs / "contact_sheet.png"
+    path = runs / "contact_sheet.png"
+    save(with_legend(contact_sheet(rows, titles), legend, len(legend)), path)
+    return path
 
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
+    begin = time.perf_counter()
     if args.runs.exists():
         if not (args.runs / "toy" / "data" / RECIPE).exists():
-            raise InputError(f"--runs {args.runs}: exists and is no earlier demo; name a new folder")
+            raise InputError(f"--runs {args.runs}: exists and is not an earlier demo; name a new folder")
         shutil.rmtree(args.runs)
-    rounds = plan(args.runs, args.seed, args.quick, args.retrain_clip)
-    clock = Clock(rounds)
-    for lanes in rounds:
-        run_side_by_side(lanes, clock)
-    lines, page = [*table(args.runs), "", worst_class(args.runs)], args.runs / "report.html"
-    compare([args.runs / "toy" / stage.run for stage in STAGES], page, [worst_class(args.runs)])
-    print("", *lines, "", f"contact sheet: {sheet(args.runs)}", f"all stages side by side: {page}",
-          f"whole demo: {clock.spent():.0f} s", sep="\n")
+    for command in commands(args.runs, args.seed, args.quick, args.retrain_clip):
+        run_command(command)
+    page = args.runs / "report.html"
+    explained = worst_class(args.runs)
+    compare([args.runs / "toy" / stage.run for stage in DEMO_STAGES], page, [explained])
+    sheet = draw_contact_sheet(args.runs)
+    print("", *stage_table(args.runs), "", explained, "", f"contact sheet: {sheet}",
+          f"report of all stages: {page}", f"time: {time.perf_counter() - begin:.0f} s", sep="\n")
     return 0
 
 

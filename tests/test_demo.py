@@ -2,8 +2,6 @@
 import importlib
 import json
 import os
-import socket
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,37 +16,19 @@ from clipwsss.toy.__main__ import get_parser as toy_parser
 from clipwsss.toy.world import draw_world
 
 
-def steps(*arguments, **named):
-    return [step for lanes in demo.plan(*arguments, **named) for step in chain(*lanes)]
-
-
-def test_lanes_run_side_by_side_and_stop_at_the_first_failure(capfd):
-    def step(code):
-        return demo.Step(1, ["-c", code])
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = step(f"import socket; s = socket.create_server(('127.0.0.1', {port})); s.settimeout(20); s.accept()")
-    client = step("import socket, time\nfor i in range(200):\n  try: socket.create_connection(('127.0.0.1', "
-                  f"{port})); break\n  except OSError: time.sleep(0.1)\nelse: raise SystemExit('alone')")
-    lanes = [[server, step("print('went on')")], [client]]
-    demo.run_side_by_side(lanes, demo.Clock([lanes]))
-    assert "went on" in capfd.readouterr().out
-    alone = [[step("print('at once')")]]
-    demo.run_side_by_side(alone, demo.Clock([alone]))
-    assert capfd.readouterr().out.splitlines()[-1] == "at once"
-    lanes = [[step("raise SystemExit(3)"), step("print('never')")]]
+def test_a_command_is_printed_and_a_failure_ends_the_demo(capfd):
+    demo.run_command(["-c", "print(1)"])
+    assert capfd.readouterr().out.splitlines() == ["", "$ python -c 'print(1)'", "1"]
     with pytest.raises(InputError, match="^-c stopped with exit status 3, see above$"):
-        demo.run_side_by_side(lanes, demo.Clock([lanes]))
-    assert "\nnever" not in capfd.readouterr().out
+        demo.run_command(["-c", "raise SystemExit(3)"])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("quick", [False, True])
 def test_commands_parse_and_chain(tmp_path, quick):
-    seen, last = [], None
-    for seconds, command in steps(tmp_path, 3, quick, retrain_clip=True):
-        assert seconds > 0
+    """In an order in which each finds what it reads, and with a run for every stage of the table."""
+    seen, runs = [], []
+    for command in demo.commands(tmp_path, 3, quick, retrain_clip=True):
         if command[:2] == ["-m", "clipwsss.toy"]:
             args = toy_parser().parse_args(command[2:])
             assert args.out == tmp_path / "toy_clip.pt" if args.train_clip else args.draw == tmp_path / "toy" / "data"
@@ -58,16 +38,17 @@ def test_commands_parse_and_chain(tmp_path, quick):
         args = parse(importlib.import_module(stage).get_parser(), command[1:], stage)
         assert os.path.samefile(command[0], demo.SCRIPTS / f"{stage}.py")
         assert args.dataset == "toy" and args.runs == tmp_path and args.data_root == tmp_path / "toy" / "data"
-        seen.append(stage)
-        last = command if "--predict" in command else last
-    assert list(dict.fromkeys(seen)) == ["clip", "draw", "train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]
-    assert last[0].endswith("train_seg.py")
+        seen.append("predict" if "--predict" in command else stage)
+        runs.append(args.out.name)
+    assert seen == ["clip", "draw", "train_cam", "train_prompt", "train_prompt", "make_pseudo", "train_seg", "eval",
+                    "predict", "train_prompt"]
+    assert {stage.run for stage in demo.DEMO_STAGES} == set(runs) - {"eval"}
 
 
 @pytest.fixture
 def finished(tmp_path):
     """Results of all the demo's runs: each stage 10 points above the one before it in the table."""
-    for number, stage in enumerate(demo.STAGES):
+    for number, stage in enumerate(demo.DEMO_STAGES):
         folder = tmp_path / "toy" / stage.run
         folder.mkdir(parents=True)
         result = {"miou": 30.0 + 10 * number, "iou": {"background": 5.0, "boat": 16.04, "car": 70.0},
@@ -77,30 +58,21 @@ def finished(tmp_path):
 
 
 def test_the_table_says_what_each_stage_added_to_which(finished):
-    lines = demo.table(finished)[2:]
+    lines = demo.stage_table(finished)[2:]
     assert lines[0] == "CAM                        30.0" and lines[2].split() == ["CLIMS", "40.0", "+10.0", "CAM"]
-    assert lines[8].split()[-4:] == ["+10.0", "SemPLeS", "without", "prompts"]
-    assert lines[1::2] == [f"  {stage.why}" for stage in demo.STAGES] and max(map(len, lines)) < 80
+    assert lines[6].split()[-2:] == ["+30.0", "CAM"] and lines[8].split()[-2:] == ["+20.0", "POLE"]
+    assert lines[1::2] == [f"  {stage.why}" for stage in demo.DEMO_STAGES] and max(map(len, lines)) < 80
 
 
 def test_the_worst_class_is_explained_by_the_confusions(finished):
     told = demo.worst_class(finished)
-    assert told.startswith("worst class: boat, IoU 16.0. Of what is labelled boat, 72 % background in truth; of its own")
-    assert "taken for: nothing else" in told
-
-
-def test_every_stage_of_the_table_is_run(tmp_path):
-    runs = set()
-    for _, command in steps(tmp_path, 0, False, False):
-        stage = Path(command[0]).stem
-        if stage in ("train_cam", "train_prompt", "make_pseudo", "train_seg"):
-            runs.add(parse(importlib.import_module(stage).get_parser(), command[1:], stage).out.name)
-    assert runs == {stage.run for stage in demo.STAGES}
+    assert told.startswith("Worst class: boat, IoU 16.0. Of the pixels predicted as boat, 72 % background in truth. ")
+    assert "predicted as another class: nothing else. " in told
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists and is no earlier demo"):
+    with pytest.raises(InputError, match="exists and is not an earlier demo"):
         demo.main(["--runs", str(tmp_path)])
     assert (tmp_path / "thesis.txt").exists()
 
@@ -115,7 +87,7 @@ def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
         for kind in ("make_pseudo/masks", "train_seg/predicted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96), 1).save(folder / kind / f"{name}.png")
-    picture = Image.open(demo.sheet(tmp_path))
+    picture = Image.open(demo.draw_contact_sheet(tmp_path))
     assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 18)
     red, green, blue = picture.getpixel((4 + 196 + 96, 18 + 96))  # the hottest colour over the image: these CAMs are 1
     assert red > 126 and red > max(green, blue)

@@ -8,7 +8,7 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import corpora, encode_words, load_words
 from clipwsss.toy.clip import WORDS
-from clipwsss.toy.shapes import CLASSES, SUBTYPES
+from clipwsss.toy.scenes import CLASSES, SUBTYPES
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..distributed import barrier, is_main
 from ..errors import InputError
-from ..toy.shapes import CLASSES
+from ..toy.scenes import CLASSES
 from ..toy.world import RECIPE, draw_world
 from .base import MOST_PIXELS, Entry, TagDataset, files_of, masks_of, split_error
 

@@ -1,7 +1,7 @@
-"""Draw a toy world, or re-make the tiny CLIP that knows its words.
+"""Draw a toy world, or train the tiny CLIP that knows its words.
 
-    python -m clipwsss.toy --draw DIR --seed 0    draws 800 training and 200 held-out images, tags, masks
-    python -m clipwsss.toy --train-clip           trains the CLIP from nothing, in minutes
+    python -m clipwsss.toy --draw DIR --seed 0    draw 800 training and 200 held-out images, tags and masks
+    python -m clipwsss.toy --train-clip           train the CLIP from scratch, which takes minutes
 """
 from pathlib import Path
 
@@ -16,17 +16,17 @@ def get_parser() -> Parser:
     parser = Parser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0])
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
-    task.add_argument("--draw", type=Path, metavar="DIR", help="draw a world into this new folder")
-    task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from nothing")
-    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the world, or of the CLIP")
-    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="training images to draw")
-    add("--n-val", type=whole(1), default=200, help="held-out images to draw")
+    task.add_argument("--draw", type=Path, metavar="DIR", help="draw a toy world into the new folder DIR")
+    task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from scratch")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world or of the CLIP's training")
+    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="number of training images")
+    add("--n-val", type=whole(1), default=200, help="number of held-out images")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
-        help="how often a class of the world is on its own background")
+        help="probability that a class is drawn on its own background")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
-        help=f"half-size of its smallest object over the image's side (of the largest: {LARGEST})")
-    add("--out", type=Path, default=CLIP_WEIGHTS, help="where the CLIP is saved")
-    add("--steps", type=whole(1), default=600, help="training steps of the CLIP")
+        help=f"half-size of the smallest object as a fraction of the image's side (of the largest {LARGEST})")
+    add("--out", type=Path, default=CLIP_WEIGHTS, help="file that the trained CLIP is saved to")
+    add("--steps", type=whole(1), default=600, help="number of training steps of the CLIP")
     return parser
 
 
@@ -36,9 +36,10 @@ def main(argv: list[str] | None = None) -> int:
         draw_world(args.draw, args.seed, args.n_train, args.n_val, args.co_occurrence, args.smallest)
         return 0
     save_toy_clip(train_clip(args.steps, args.seed)[0], args.out)
-    right = zero_shot(load_toy_clip(args.out), draw_scenes(1000, 0, "clip_val"))
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB; of 1000 held-out scenes named right: "
-          + ", ".join(f"{kind} {share:.1%}" for kind, share in right.items()))
+    accuracy = zero_shot(load_toy_clip(args.out), draw_scenes(1000, 0, "clip_val"))
+    shown = ", ".join(f"{sort} {share:.1%}" for sort, share in accuracy.items())
+    megabytes = args.out.stat().st_size / 1e6
+    print(f"{args.out}: {megabytes:.2f} MB; zero-shot accuracy on 1000 held-out scenes: {shown}")
     return 0
 
 

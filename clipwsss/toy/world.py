@@ -1,4 +1,7 @@
-"""The toy world on disk: a small VOC-like data set, drawn on demand, whose tags teach the background too."""
+"""The toy world on disk: a small data set in VOC2012's layout, which is drawn when it is needed.
+
+Its classes mostly occur on their own backgrounds, so that a classifier of tags learns the backgrounds too.
+"""
 import json
 import os
 import shutil
@@ -12,17 +15,17 @@ from PIL import Image
 from ..errors import InputError
 from ..pictures import colored, voc_palette
 from ..progress import Progress
-from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST, Scene, ScenePainter
-from .shapes import CLASSES, SUBTYPES
+from .scenes import (CLASSES, CO_OCCURRENCE, LARGEST, SMALLEST, SUBTYPES, TINIEST, Scene,
+                     ScenePainter)
 
-IMAGE_SIZE = 96
-FORGOTTEN = 3600  # seconds after which a half-drawn world belongs to a process that died
-RECIPE = "toy.json"  # marks a folder as a toy world and says how to draw it again
+TOY_IMAGE_SIZE = 96
+ABANDONED = 3600  # seconds after which a half-drawn world is taken to be of a process that died
+RECIPE = "toy.json"  # this file marks a folder as a toy world and holds the arguments it was drawn with
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 
 class WorldSettings(NamedTuple):
-    """What worlds may differ in beside their seed: arguments of `draw_world`."""
+    """Arguments of `draw_world` that make worlds of one seed differ."""
     n_train: int = 800
     co_occurrence: float = CO_OCCURRENCE
     smallest: float = SMALLEST
@@ -30,23 +33,23 @@ class WorldSettings(NamedTuple):
 
 def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n_train, n_val: int = 200,
                co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST) -> None:
-    """Draw the world of a seed into a new folder `root`, in VOC2012's layout; it appears whole or not at all.
+    """Draw the world of a seed into a new folder `root`, in VOC2012's layout: the whole world or nothing.
 
-    Annotations name each object's class and sub-type. `co_occurrence` in [0, 1]: how often a class is on its
-    own background; `smallest`: half-size of the smallest object over the image's side, at most LARGEST, that
-    of the largest. A smaller world is the beginning of a larger one of the same seed. InputError where `root`
-    is taken or a number out of range.
+    Annotations name the class and the sub-type of each object. co_occurrence: probability that a class is
+    drawn on its own background. smallest: half-size of the smallest object as a fraction of the image's side,
+    at most LARGEST. The first images of a larger world are those of a smaller world of the same seed.
+    InputError where `root` is not empty or a number is out of range.
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
-    shares = 0 <= co_occurrence <= 1 and TINIEST <= smallest <= LARGEST
-    if min(n_train, n_val) < 1 or seed < 0 or not shares:
-        raise InputError("a toy world has at least 1 image in each split, a seed >= 0, a co-occurrence in "
+    counts_are_right = n_train >= 1 and n_val >= 1 and seed >= 0
+    if not (counts_are_right and 0 <= co_occurrence <= 1 and TINIEST <= smallest <= LARGEST):
+        raise InputError("a toy world needs at least 1 image in each split, a seed >= 0, a co-occurrence in "
                          f"[0, 1] and a smallest half-size in [{TINIEST}, {LARGEST}], not "
                          f"{n_train}, {n_val}, seed {seed}, {co_occurrence} and {smallest}")
     for old in root.absolute().parent.glob(f".{root.name}.*"):
-        if time.time() - old.stat().st_mtime > FORGOTTEN:
+        if time.time() - old.stat().st_mtime > ABANDONED:
             shutil.rmtree(old)
     partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
     try:
@@ -54,7 +57,7 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n
             (partial / folder).mkdir(parents=True)
         progress = Progress("draw the toy world", n_train + n_val)
         for split, count in (("train", n_train), ("val", n_val)):
-            painter = ScenePainter(seed, split, IMAGE_SIZE, co_occurrence, smallest)
+            painter = ScenePainter(seed, split, TOY_IMAGE_SIZE, co_occurrence, smallest)
             names = [f"{split}_{i:05d}" for i in range(count)]
             for name in names:
                 _write_scene(partial, name, painter.tagged_scene())
@@ -66,19 +69,21 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n
         try:
             os.replace(partial, root)
         except OSError as error:
-            if not (root / RECIPE).is_file():  # else another process has drawn it meanwhile
-                raise InputError(f"{root}: could not be made ({error})") from error
+            if not (root / RECIPE).is_file():  # otherwise another process has drawn it in the meantime
+                raise InputError(f"{root}: cannot be created ({error})") from error
         progress.close()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_scene(root: Path, name: str, scene: Scene) -> None:
-    """One scene's image, mask and annotation; objects that others hide wholly are not in it."""
-    mask, lines = np.zeros_like(scene.instances), []
+    """Write a scene's image, mask and annotation. Objects that are wholly hidden are left out."""
+    mask = np.zeros_like(scene.instances)
+    lines = []
     for number, subtype in enumerate(scene.objects, 1):
-        if (scene.instances == number).any():
-            mask[scene.instances == number] = 1 + CLASSES.index(CLASS_OF[subtype])
+        visible = scene.instances == number
+        if visible.any():
+            mask[visible] = 1 + CLASSES.index(CLASS_OF[subtype])
             lines.append(f"  <object><name>{CLASS_OF[subtype]}</name><subtype>{subtype}</subtype></object>\n")
     Image.fromarray(scene.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
     colored(mask, voc_palette()).save(root / "SegmentationClassAug" / f"{name}.png")

@@ -1,7 +1,8 @@
-"""Every stage on toy worlds of 1, 4 and 16 times as many images: is time linear, is memory flat?
+"""Every stage on toy worlds of 1, 4 and 16 times as many images: is time linear, and is memory constant?
 
-`python tests/benchmarks/bench_scale.py` runs the scripts in fresh processes (no workers, one thread) and prints, per
-stage, CPU seconds an image between one size and the next, which starting Python has no part in, and peak memory.
+`python tests/benchmarks/bench_scale.py` runs each script in a process of its own, with one thread and without workers.
+For each stage it prints the CPU milliseconds that one more image costs between two sizes, which leaves out the start
+of Python, and the peak memory.
 """
 import argparse
 import os
@@ -20,7 +21,7 @@ STAGES = {
     "train_prompt": ["--method", "pole", "--epochs", "1"],
     "make_pseudo": ["--cams", "{out}/toy/train_cam/cams", "--refine", "color", "crf", "--threshold", "auto"],
     "train_seg": ["--epochs", "1", "--predict-split", "train", "--weights", "none"],
-    "eval": ["--boundary", "--per-image", "{out}/images.csv"],
+    "eval": ["--per-image", "{out}/images.csv"],
 }
 CHILD = """
 import importlib, resource, sys
@@ -31,7 +32,7 @@ print("usage", usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def run(root: Path, script: str, flags: list[str]) -> tuple[float, float]:
-    """CPU seconds and peak MB of one script."""
+    """CPU seconds and peak memory in MB of one script."""
     shared = ["--dataset", "toy", "--data-root", str(root / "data"), "--runs", str(root), "--workers", "0"]
     argv = [flag.format(out=root) for flag in (*shared, *flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -45,27 +46,28 @@ def run(root: Path, script: str, flags: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=40, help="of the smallest world")
-    parser.add_argument("--times", type=int, nargs=3, default=(1, 4, 16))
-    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=tuple(STAGES))
+    parser.add_argument("--images", type=int, default=40, help="number of images in the smallest world")
+    parser.add_argument("--times", type=int, nargs=3, default=(1, 4, 16), help="sizes of the worlds over --images")
+    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=tuple(STAGES), help="stages to run, in order")
     args = parser.parse_args()
-    counts, usage = [args.images * times for times in args.times], {script: [] for script in args.stages}
+    counts = [args.images * times for times in args.times]
+    usage = {script: [] for script in args.stages}
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
             root = Path(folder) / str(count)
             draw_world(root / "data", 0, count, 8)
             for script in args.stages:
-                usage[script].append(run(root, script, STAGES[script]))
-                print(f"{count:6} images  {script:<13} {usage[script][-1][0]:7.1f} s {usage[script][-1][1]:7.0f} MB",
-                      flush=True)
-    print(f"\n{'stage':<13} ms an image, {counts[0]} to {counts[1]}, {counts[1]} to {counts[2]} (ratio)   "
+                cpu_seconds, megabytes = run(root, script, STAGES[script])
+                usage[script].append((cpu_seconds, megabytes))
+                print(f"{count:6} images  {script:<13} {cpu_seconds:7.1f} s {megabytes:7.0f} MB", flush=True)
+    print(f"\n{'stage':<13} ms per image, {counts[0]} to {counts[1]}, {counts[1]} to {counts[2]} (ratio)   "
           "peak MB (last over first)")
-    for script, rows in usage.items():
-        (first, small), (second, middle), (third, large) = rows
-        slopes = [1e3 * (after - before) / (b - a) for (before, after), (a, b) in
-                  (((first, second), counts[:2]), ((second, third), counts[1:]))]
-        print(f"{script:<13} {slopes[0]:9.1f} {slopes[1]:9.1f}  ({slopes[1] / slopes[0]:.2f}x)   "
-              f"{small:.0f} {middle:.0f} {large:.0f} ({large / small:.2f}x)")
+    for script, measured in usage.items():
+        (time_small, memory_small), (time_middle, memory_middle), (time_large, memory_large) = measured
+        first = 1e3 * (time_middle - time_small) / (counts[1] - counts[0])
+        second = 1e3 * (time_large - time_middle) / (counts[2] - counts[1])
+        print(f"{script:<13} {first:9.1f} {second:9.1f}  ({second / first:.2f}x)   "
+              f"{memory_small:.0f} {memory_middle:.0f} {memory_large:.0f} ({memory_large / memory_small:.2f}x)")
 
 
 if __name__ == "__main__":
