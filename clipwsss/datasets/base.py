@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..fingerprint import digest
+from ..run import digest
 from ..pictures import voc_palette
 from ..progress import Progress
 from .reading import UNREADABLE, Checked, Size, read_image, read_mask
