@@ -203,10 +203,9 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--checkpoint {args.checkpoint}: made for the classes {', '.join(classes)}; "
                              f"{args.data_root} has {', '.join(unseen.classes)}")
     else:
-        starts_without_weights = args.weights == "none" and args.network != "mask2former"
-        if starts_without_weights and args.set_by.get("frozen_bn") != "the command line":
-            args.frozen_bn = False
-            print("--weights none: the batch norm learns too, since its initial statistics mean nothing")
+        if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != "the command line":
+            args.frozen_bn = False  # random weights and their statistics mean nothing
+            print("--weights none: nothing is frozen; the batch norm trains too")
         network, design = initial_segmenter(args, len(learned.classes) + 1)
         classes = learned.classes
         palette = learned.palette

@@ -202,7 +202,7 @@ def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str
     for name in sorted(before.keys() & now.keys()):
         path, mark = now[name]
         if before[name][1] != mark:
-            raise InputError(f"--resume: {path} has changed since the run in {out} began; --overwrite "
+            raise InputError(f"--out {out}: {path} has changed since the run there began; --overwrite "
                              "replaces the run, --out chooses another folder")
 
 
@@ -211,8 +211,8 @@ def refuse_changed_settings(out: Path, before: dict, now: dict) -> None:
     compared = (before.keys() | now.keys()) - FREE_ON_RESUME - now["inputs"].keys()
     for name in sorted(compared):
         if before.get(name) != now.get(name):
-            raise InputError(f"--resume: --{name.replace('_', '-')} was {before.get(name)} in {out} and is "
-                             f"{now.get(name)} now; use the same value, --overwrite or another --out")
+            raise InputError(f"--{name.replace('_', '-')} {now.get(name)}: the run in {out} has "
+                             f"{before.get(name)}; use the same value, --overwrite or another --out")
 
 
 def lock_folder(folder: Path) -> IO:

@@ -37,7 +37,7 @@ def refused(folder, message, *args, **options):
 def test_a_run_is_not_started_over_or_continued_otherwise(tmp_path):
     finished(tmp_path, lr=1.0, workers=0)
     refused(tmp_path, "already holds a run; --resume continues it, --overwrite replaces it", {"lr": 1.0})
-    refused(tmp_path, "--lr was 1.0 in .* and is 2.0 now", {"lr": 2.0, "workers": 0}, resume=True)
+    refused(tmp_path, "--lr 2.0: the run in .* has 1.0; use the same value", {"lr": 2.0, "workers": 0}, resume=True)
     refused(tmp_path, "give one of them", {"lr": 1.0}, resume=True, overwrite=True)
     Run(tmp_path, {"lr": 1.0, "workers": 4}, resume=True)
     assert (tmp_path / "result.json").exists()
@@ -138,7 +138,7 @@ def test_inputs_may_move_but_not_change(tmp_path, capsys):
     cams.rename(moved)
     Run(tmp_path / "run", {"cams": str(moved)}, resume=True, inputs=fingerprint_inputs({"cams": moved}))
     (moved / "a.npz").write_bytes(b"two")
-    refused(tmp_path / "run", "moved has changed since the run in .* began", {"cams": str(moved)}, resume=True,
+    refused(tmp_path / "run", "moved has changed since the run there began", {"cams": str(moved)}, resume=True,
             inputs=fingerprint_inputs({"cams": moved}))
     assert capsys.readouterr().out == ""
     (tmp_path / "run" / "masks").mkdir()
