@@ -53,7 +53,7 @@ def get_parser() -> argparse.ArgumentParser:
                            "--refine irn crf",
                            ("refine", "cams", "threshold", "segments", "segment_rule", "weights"))
     add = parser.add_argument_group("refinement").add_argument
-    add("--refine", nargs="+", choices=("none", *STAGES), default=["irn"], metavar="STAGE",
+    add("--refine", nargs="+", choices=("none", *STAGES), metavar="STAGE",
         help=f"stages in their order, of {', '.join(STAGES)}; none: the CAMs' own masks")
     add("--cams", type=Path, help="folder of CAM files, ours, IRN's or PSA's (default: train_prompt's)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
@@ -86,8 +86,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="training scales")
     add("--train-radius", type=whole(2, 64), default=10, help="radius of the pairs that training looks at")
-    training_flags(parser, resumes=False, batch_size=32, epochs=3, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4, momentum=0.0, crop_size=512)
+    training_flags(parser, resumes=False)
     return parser
 
 

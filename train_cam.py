@@ -17,8 +17,9 @@ from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
 from clipwsss.networks.batch_norm import fuse_batch_norm
-from clipwsss.options import (cam_settings, crop_loader, open_dataset, generator_flags, generator_settings, parse, open_scored,
-                              script_parser, start_run, training_flags, training_settings)
+from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
+from clipwsss.options import (open_dataset, open_scored, parse, script_parser, start_run, training_flags,
+                              training_settings)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import print_cam_curve
@@ -36,9 +37,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
     add("--output-stride", type=whole(1, 64), default=16, help="of a ResNet: image size over map size")
     add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
-    training_flags(parser, batch_size=16, epochs=5, lr=0.1, optimizer="sgd", schedule="poly",
-                   weight_decay=1e-4, momentum=0.0, crop_size=512)
-    generator_flags(parser, frozen_bn=True, freeze_stages=3)
+    training_flags(parser)
+    generator_flags(parser)
     return parser
 
 

@@ -15,8 +15,8 @@ from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
-from clipwsss.options import (inference_flags, open_dataset, parse, script_parser, stage_folder, start_run,
-                              start_weights, training_flags, training_settings)
+from clipwsss.options import (COMMAND_LINE, inference_flags, open_dataset, parse, script_parser, stage_folder,
+                              start_run, start_weights, training_flags, training_settings)
 from clipwsss.report.page import StageOutputs, write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
@@ -91,8 +91,7 @@ def get_parser() -> argparse.ArgumentParser:
         "(.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="write a trained segmenter as a torch.export program (.pt2) or as ONNX (.onnx)")
-    training_flags(parser, batch_size=5, lr=2.5e-4, optimizer="sgd", schedule="poly", weight_decay=5e-4,
-                   momentum=0.9, crop_size=321)
+    training_flags(parser)
     return parser
 
 
@@ -203,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--checkpoint {args.checkpoint}: made for the classes {', '.join(classes)}; "
                              f"{args.data_root} has {', '.join(unseen.classes)}")
     else:
-        if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != "the command line":
+        if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != COMMAND_LINE:
             args.frozen_bn = False  # random weights and their statistics mean nothing
             print("--weights none: nothing is frozen; the batch norm trains too")
         network, design = initial_segmenter(args, len(learned.classes) + 1)

@@ -1,18 +1,18 @@
-"""Flags and their parser: numbers with a range, pairs in order; a mistake is one line, help short or all."""
+"""Command-line flags: numbers within a range, pairs in order, and parsers whose mistakes are one line."""
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from .errors import InputError, nearest
 
-EXIT_STATUS = "exit status: 0 done, 2 wrong input or a fault of the machine, 130 interrupted"
+EXIT_STATUS = "exit status: 0 success, 2 wrong input or a fault of the machine, 130 interrupted"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help of the `shown` flags (None: all) with defaults that say something; the example as written."""
+    """Help of the `shown` flags, or of all where `shown` is None, with every default that is a value."""
 
     def __init__(self, prog: str, shown: Collection[str] | None = None):
         super().__init__(prog)
@@ -26,15 +26,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.dest.rpartition("_")[2].upper()
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are InputErrors of one line, which names the nearest valid flag or choice."""
 
     def __init__(self, prog: str | None = None, formatter_class: Callable = HelpFormatter, **options: object):
-        super().__init__(prog, formatter_class=formatter_class, **options)
+        super().__init__(prog, formatter_class=formatter_class, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None,
                    namespace: argparse.Namespace | None = None) -> argparse.Namespace:
@@ -46,10 +47,10 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             valid = ", ".join(map(str, action.choices)) + nearest(value, action.choices)
-            raise argparse.ArgumentError(action, f"{value!r} is none of {valid}")
+            raise argparse.ArgumentError(action, f"{value!r} is not one of {valid}")
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message.removeprefix('argument ')} ({self.prog} --help lists all flags)")
+        raise InputError(f"{message.removeprefix('argument ')} ({self.prog} --help lists the flags)")
 
 
 class ShowAll(argparse.Action):
@@ -62,7 +63,7 @@ class ShowAll(argparse.Action):
 
 
 class ScriptParser(Parser):
-    """A parser with --help of the `essential` flags (destinations) and --help-all of all."""
+    """A parser with --help for the `essential` flags (by destination) and --help-all for all of them."""
 
     def __init__(self, description: str, example: str, essential: Sequence[str]):
         super().__init__(description=description, epilog=f"example:\n  {example}\n\n{EXIT_STATUS}",
@@ -72,41 +73,57 @@ class ScriptParser(Parser):
                           help="show every flag and exit")
 
 
-class Number(NamedTuple):
-    """An argparse type: a number of `kind` int or float from `low` to `high`, both included."""
-    kind: type
-    low: float
-    high: float = math.inf
-
-    def __call__(self, text: str) -> float:
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """The type of a whole number from `low` to `high`, both included."""
+    def check(text: str) -> int:
         try:
-            value = self.kind(text)
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {range_text(low, high)}")
+        return value
+    return check
+
+
+def real(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """The type of a finite number from `low` to `high`, both included."""
+    def check(text: str) -> float:
+        try:
+            value = float(text)
         except ValueError:
             value = math.nan
-        if not (self.low <= value <= self.high and math.isfinite(value)):
-            noun = "a whole number" if self.kind is int else "a number"
-            span = f"from {self.low:g} to {self.high:g}" if self.high < math.inf else f"from {self.low:g} up"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {span}")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {range_text(low, high)}")
         return value
+    return check
 
 
-whole, real = partial(Number, int), partial(Number, float)  # the types of numbers from `low` to `high`
+def range_text(low: float, high: float) -> str:
+    """A range in words: "from 1 to 64", or "of at least 1"."""
+    if high < math.inf:
+        return f"from {low:g} to {high:g}"
+    return f"of at least {low:g}"
 
 
 class Ascending(argparse.Action):
-    """LO HI, the first not above the second (0 stands only beside 0), or any other number of values."""
+    """LO HI, the first not above the second (0 only beside 0), or any other number of values."""
 
     def __call__(self, parser: Parser, namespace: argparse.Namespace, values: list, *_: object) -> None:
-        low, high = values[0], values[-1]
-        if len(values) == 2 and (low > high or (low == 0) != (high == 0)):
-            raise argparse.ArgumentError(self, f"{low:g} {high:g} is no range; write the lower end first")
+        if len(values) == 2:
+            low, high = values
+            only_one_is_zero = (low == 0) != (high == 0)
+            if low > high or only_one_is_zero:
+                raise argparse.ArgumentError(
+                    self, f"{low:g} {high:g} is not a range; write the lower end first")
         setattr(namespace, self.dest, values)
 
 
 def file_to_write(*suffixes: str) -> Callable[[str], Path]:
-    """The type of a file that a script writes: its name ends in one of `suffixes`, and no folder has it."""
+    """The type of a file that a script writes: its name ends in one of `suffixes`, and it is not a folder."""
     def check(text: str) -> Path:
         if not text.endswith(suffixes) or Path(text).is_dir():
-            raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file in {' or '.join(suffixes)}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a file name that ends in {' or '.join(suffixes)}")
         return Path(text)
     return check

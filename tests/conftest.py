@@ -9,6 +9,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`pytest -m smoke` runs a few central tests of every module in under a minute."""
+    config.addinivalue_line("markers", "smoke: a quick, central test")
+
+
 @pytest.fixture(scope="session")
 def voc_sample() -> Path:
     """Folder with 8 real VOC images and published CAM files; the test is skipped where it is absent."""

@@ -1,9 +1,12 @@
 """Masked regions through CLIP against plain loops."""
+import pytest
 import torch
 import torch.nn.functional as F
 
-from clipwsss.guidance.regions import encode_regions
-
+from clipwsss.cams.cam_files import write_cam
+from clipwsss.datasets import Batch
+from clipwsss.errors import InputError
+from clipwsss.guidance.regions import cam_file_regions, encode_regions
 
 
 def batch(size=(24, 40)):
@@ -38,3 +41,24 @@ def test_gradients_reach_the_maps_and_not_clip(tiny_clip):
     present[pairs] = True
     assert (probabilities.grad.abs().sum((2, 3)) > 0).equal(present)
     assert all(p.grad is None for p in tiny_clip.parameters())
+
+
+def test_regions_of_cam_files_are_those_of_their_maps(tiny_clip, tmp_path):
+    images, probabilities, pairs = batch((24, 40))
+    labels = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])
+    data = Batch(["a", "b"], images, labels.float(), None)
+    for index, name in enumerate(data.names):
+        keys = labels[index].nonzero()[:, 0]
+        write_cam(tmp_path, name, keys, probabilities[index, keys])
+    found = cam_file_regions(tiny_clip, tmp_path, data, "cpu")
+    assert found.names == ["a", "a", "b"] and found.classes.tolist() == [0, 3, 1]
+    maps = F.interpolate(probabilities.half().float(), (24, 40), mode="bilinear", align_corners=False)
+    foreground, background = encode_regions(tiny_clip, images, pairs[0], maps[pairs])
+    assert torch.allclose(found.present, maps[pairs], atol=1e-6)
+    assert torch.allclose(found.foreground, foreground, atol=1e-5)
+    assert torch.allclose(found.background, background, atol=1e-5)
+    square = F.interpolate(images, (40, 40), mode="bilinear")
+    with pytest.raises(InputError, match="do not fit an image of"):
+        cam_file_regions(tiny_clip, tmp_path, data._replace(images=square), "cpu")
+    resized = cam_file_regions(tiny_clip, tmp_path, data._replace(images=square), "cpu", resized=True)
+    assert resized.present.shape == (3, 40, 40)

@@ -1,11 +1,9 @@
-"""Counting chosen words: own name, true sub-type, wrong word, by hand; bad files named."""
+"""The report on chosen words: shares, pictures, the released shares."""
 import json
 
-import pytest
 from PIL import Image
 
 from clipwsss.guidance import selection
-from clipwsss.errors import InputError
 from clipwsss.toy.world import draw_world
 
 
@@ -16,12 +14,6 @@ def entry(word, *candidates):
 TABLE = {"x": {"boat": entry("ship", "boat", "ship"), "car": entry("car", "car", "van")},
          "y": {"boat": entry("boat", "boat", "ship")}, "z": {"boat": entry("ship", "boat", "ship")}}
 TRUTH = {"x": {"boat": ["ship", "canoe"], "car": ["van"]}, "y": {"boat": ["ship"]}, "z": {"boat": ["canoe"]}}
-
-
-def test_counts_by_hand():
-    assert selection.count_choices([(TABLE, None)]) == {"boat": {"other": 2, "own": 1}, "car": {"own": 1}}
-    assert selection.count_choices([(TABLE, TRUTH)]) == {"boat": {"true": 1, "own": 1, "other": 1}, "car": {"own": 1}}
-    assert selection.count_choices([(TABLE, None), (TABLE, None)])["boat"] == {"other": 4, "own": 2}
 
 
 def test_report_has_shares_and_a_picture(tmp_path):
@@ -37,10 +29,6 @@ def test_the_command_reads_a_runs_file(tmp_path, capsys):
     path.write_text(json.dumps(TABLE))
     assert selection.main([str(path)]) == 0 and (tmp_path / "own_names.png").exists()
     assert "| car | 1 | 100 | 0 |" in capsys.readouterr().out
-    for text in ("[]", "{}", "not json", '{"x": {"boat": 3}}', '{"x": {"boat": {"word": "ship"}}}'):
-        path.write_text(text)
-        with pytest.raises(InputError, match="prompts.json"):
-            selection.main([str(path)])
 
 
 def test_truth_of_a_toy_world(tmp_path):

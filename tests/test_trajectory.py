@@ -23,7 +23,7 @@ from clipwsss.datasets import build_dataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.files import read_network
-from clipwsss.guidance import given
+from clipwsss.guidance import regions
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words
 from clipwsss.options import parse
@@ -46,7 +46,7 @@ def float64():
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        patch.setattr(given, "resize_cam", lambda *args: resize_cam(*args).astype("float64"))
+        patch.setattr(regions, "resize_cam", lambda *args: resize_cam(*args).astype("float64"))
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(1)
         yield
@@ -225,8 +225,12 @@ def guide(world, generator, settings, text, background, groups=(), adapters=(nn.
         text_side = F.normalize(adapters[1](text(pairs)), dim=-1)
         otm = -cosine(image_side["fg"], text_side).log().mean()
         btm = -(1 - cosine(image_side["bg"], text_side)).log().mean()
-        every = (seen["fg"][:, None] * background).sum(-1)
+        k = batch.labels.nonzero()[:, 1]
+        repelled = background if background.dim() == 2 else background[k]  # of all classes, or each one's own
+        every = (seen["fg"][:, None] * repelled).sum(-1)
+        every = every if background.dim() == 2 else every.clamp(1e-4, 0.9999)
         cbs = -((1 - every).log() * (every > settings["suppress_threshold"])).sum()
+        cbs = cbs if settings["suppress_reduction"] == "sum" else cbs / len(every)
         assert cbs > 0, "no foreground is like a background word: the term is not tested"
         loss = (settings["w_fg"] * otm + settings["w_bg"] * btm + settings["w_suppress"] * cbs
                 + settings["w_area"] * area(maps))

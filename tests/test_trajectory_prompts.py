@@ -1,6 +1,4 @@
 """Ten steps of each stage of SemPLeS and of both papers together beside loops as in test_trajectory.py."""
-import json
-
 import test_trajectory
 import torch
 import torch.nn.functional as F
@@ -109,7 +107,7 @@ def minmax_area(maps):
 
 
 def test_both(world, tmp_path):
-    """POLE's words and SemPLeS' maps; its prompts, learned on the start's maps, are read as CLIMS' words."""
+    """POLE's words, SemPLeS' maps, and its prompts, learned on the start's maps."""
     settings = published(train_prompt, "train_prompt", "--method", "both")
     assert settings["map_scale"] == "minmax" and settings["match_epochs"] == 0 and settings["w_area"] > 0
     run_script(world, tmp_path, "both", {**settings, **TINY_PROMPTS}, "class_prompt", "background_prompt",
@@ -121,15 +119,9 @@ def test_both(world, tmp_path):
     compare(log, "background_prompts", losses)
     assert close(learned_vectors(tmp_path), vectors)
 
-    listed = text_features(clip, [f"a photo of {word}." for word in words.background])
-    read = (prompt_text(clip, vectors) @ listed.T).argmax(1).tolist()
-    written = json.loads((tmp_path / "background_words.json").read_text())
-    assert written == {name: words.background[index] for name, index in zip(CLASSES, read)}
-    assert 1 < len(set(read)) < len(read)  # a word that several classes' prompts are read as counts once
-
     chosen, generator = chosen_words(world, clip, words), fresh(world, stem=False)
     losses = guide(world, generator, settings,
                    lambda pairs: text_features(clip, [f"a photo of {chosen[pair]}." for pair in pairs]),
-                   listed[sorted(set(read))], scale=(resize_then_minmax(0.1), minmax_area))
+                   prompt_text(clip, vectors)[:, None], scale=(resize_then_minmax(0.1), minmax_area))
     compare(log, "guide", losses)
     compare_networks(tmp_path, generator)

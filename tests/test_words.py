@@ -2,9 +2,12 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from clipwsss import clip
 from clipwsss.errors import InputError
-from clipwsss.guidance.words import ASSETS, corpora, load_words
+from clipwsss.guidance.words import ASSETS, corpora, encode_words, load_words, without_candidates
 
 
 def test_voc_and_coco_words():
@@ -19,7 +22,7 @@ def test_voc_and_coco_words():
     assert len(names) == 80 < len(coco.background) and all(3 <= len(row) <= 5 for row in coco.candidates)
 
 
-@pytest.mark.parametrize("corpus, label, words", [
+RELEASED = [
     ("wikipedia", "bicycle", ["bicycle", "bike", "motorcycle", "motorbike"]),
     ("wikipedia", "bottle", ["bottle", "flask", "jug", "soda"]),
     ("wikipedia", "bus", ["bus", "buse", "tram", "trolleybus"]),
@@ -31,10 +34,14 @@ def test_voc_and_coco_words():
     ("bnc", "motorbike", ["motorbike", "bike", "motorcycle"]),
     ("bnc", "person", ["player", "person", "someone", "individual"]),
     ("news", "dog", ["dog", "dogs", "puppy", "pitbull"]),
-    ("news", "sofa", ["sofa", "couch", "settee", "sofas"])])
-def test_first_words_of_a_corpus_are_the_names_of_poles_release(corpus, label, words):
-    for n in range(1, len(words)):  # 2, 3 and 4 names, the class's own counted
-        assert load_words("voc12", [label], synonyms_file=corpus, n_synonyms=n).candidates == [words[:n + 1]]
+    ("news", "sofa", ["sofa", "couch", "settee", "sofas"])]
+
+
+def test_first_words_of_a_corpus_are_the_names_of_poles_release():
+    for corpus, label, words in RELEASED:
+        for n in range(1, len(words)):  # 2, 3 and 4 names, the class's own counted
+            found = load_words("voc12", [label], synonyms_file=corpus, n_synonyms=n).candidates
+            assert found == [words[:n + 1]], (corpus, label, n)
 
 
 def test_every_voc_class_has_four_names_where_the_release_has():
@@ -48,7 +55,7 @@ def test_every_voc_class_has_four_names_where_the_release_has():
 def test_own_data_words(tmp_path):
     words = load_words("folder", ["lake", "cat"], synonyms={"cat": ["kitty", "cat", "moggy"]})
     assert words.candidates == [["lake"], ["cat", "kitty", "moggy"]] and "lake" not in words.background
-    assert words.with_background(["sea", "kitty", "sea", "lake"]).background == ["sea"]
+    assert without_candidates(["sea", "kitty", "sea", "lake"], words.candidates) == ["sea"]
     path = tmp_path / "s.json"
     path.write_text('{"cat": ["tabby", "tom", "puss"]}')
     assert load_words("folder", ["lake", "cat"], None, path, 2).candidates[1] == ["cat", "tabby", "tom"]
@@ -58,3 +65,12 @@ def test_own_data_words(tmp_path):
     path.write_text('{"cat": "tabby"}')
     with pytest.raises(InputError, match="expected an object of lists"):
         load_words("folder", ["lake", "cat"], None, path)
+
+
+def test_encoded_words_are_the_encoded_template(tiny_clip):
+    text = encode_words(tiny_clip, "a photo of {}.", ["boat", "potted plant"])
+    expected = tiny_clip.encode_text(clip.tokenize(["a photo of boat.", "a photo of potted plant."]))
+    assert torch.allclose(text, F.normalize(expected, dim=-1), atol=1e-6)
+    assert encode_words(tiny_clip, "{}", []).shape == (0, 32)
+    with pytest.raises(InputError, match="write {} for the class"):
+        encode_words(tiny_clip, "a photo", ["boat"])

@@ -9,9 +9,11 @@ def similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     image [N,D] and text [N,D] give [N]; text [N,M,D] gives [N,M]. In float32 under autocast too: bfloat16
     cannot tell 0.996 from 1. Source: CLIMS' release.
     """
-    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-    cosine = (image * text if text.dim() == 2 else image[:, None] * text).sum(dim=-1)
-    return cosine.clamp(1e-4, 1 - 1e-4)
+    image = F.normalize(image.float(), dim=-1)
+    text = F.normalize(text.float(), dim=-1)
+    if text.dim() == 3:
+        image = image[:, None]
+    return (image * text).sum(dim=-1).clamp(1e-4, 1 - 1e-4)
 
 
 def attract(similarities: torch.Tensor) -> torch.Tensor:
@@ -31,8 +33,8 @@ def repel(similarities: torch.Tensor) -> torch.Tensor:
 
 
 def suppress(similarities: torch.Tensor, threshold: float) -> torch.Tensor:
-    """-log(1 - s) where s > threshold and 0 elsewhere, of foreground regions' similarities s to background
-    prompts, [N,M] or [N].
+    """-log(1 - s) where s > threshold and 0 elsewhere, for the similarities s [N,M] or [N] of foreground
+    regions and background prompts.
 
     Source: CLIMS' CBS, which sums it over pairs and prompts; SemPLeS eq. 3 is the mean over pairs of one
     prompt, with threshold 0.

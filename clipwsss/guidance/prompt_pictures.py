@@ -1,6 +1,6 @@
 """Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
 
-    python -m clipwsss.guidance.prompt_pictures --image IMAGE --text "a photo of boat." --prompts FILE.pt --out DIR
+    python -m clipwsss.guidance.prompt_pictures --image IMAGE --text "a photo of boat." --out DIR
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ from ..errors import InputError, run_script
 from ..flags import Parser, whole
 from .regions import encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
-from .prompts import encode_words, read_learned
+from .prompts import read_learned
 from .propose import clip_parser
-from .words import read_words
+from .words import encode_words, read_words
 
 
 @torch.no_grad()

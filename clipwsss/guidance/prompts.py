@@ -1,6 +1,5 @@
-"""What stands for a class or its background: prompts that give text features in one call."""
+"""Prompts with learned vectors: the template language, the prompt as a module, its file."""
 import re
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,142 +9,11 @@ from torch import Tensor, nn
 
 from ..clip import CLIP, tokenize
 from ..clip.tokenizer import encode
-from ..distributed import gather
 from ..errors import InputError, input_errors
 from ..files import read_network, save_network
 
 SLOT = re.compile(r"\[([SC])(?:\*(\d+)|:([^\]]*))\]")
-# How vectors that no word starts are drawn: CoOp's way, and that of SemPLeS' release.
-STARTS = {"normal": lambda *shape: 0.02 * torch.randn(*shape), "uniform": torch.rand}
-
-
-@torch.no_grad()
-def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
-    """Normalised text features [len(words),D] of `template` with each word for its {}; [0,D] for no words."""
-    device = clip.text_projection.device
-    if not words:
-        return torch.empty(0, clip.text_projection.shape[1], device=device)
-    if "{}" not in template:
-        raise InputError(f"--template {template!r}: write {{}} for the class, as in 'a photo of {{}}.'")
-    with input_errors(f"template {template!r}: "):  # too long, or a word that a small CLIP does not know
-        tokens = tokenize([template.replace("{}", word) for word in words])
-        return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
-
-
-# Image names, classes [N] and features [N,D] of regions, batch by batch.
-CamRegions = Callable[[], Iterable[tuple[Sequence[str], Tensor, Tensor]]]
-Learn = Callable[["LearnedPrompt"], None]
-
-
-class Prompt(nn.Module):
-    """What every prompt answers, so that the training loop knows no methods.
-
-    `prompt(names, classes, regions)` gives text features [N,D] (or [N,M,D] of M prompts a class) for N pairs
-    of images (their `names`) and classes [N]; `regions` [N,D] are the pairs' foreground features, if at hand.
-    """
-
-    def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
-        """Choose or learn what has to be known before the generator is tuned.
-
-        cam_regions() gives the features of the baseline CAMs' regions in batches; learn(prompt) trains the
-        vectors of a LearnedPrompt with the generator fixed.
-        """
-
-    def start_epoch(self, epoch: int) -> None:
-        """Told each epoch's number before it begins."""
-
-
-class FixedPrompt(Prompt):
-    """Constant text features, encoded once: text [K,D] (one prompt a class) or [K,M,D] (M may be 0)."""
-
-    def __init__(self, text: Tensor):
-        super().__init__()
-        self.register_buffer("text", text.detach())
-
-    def forward(self, names: Sequence[str], classes: Tensor, regions: Tensor | None = None) -> Tensor:
-        return self.text[classes]
-
-
-class SelectedPrompt(Prompt):
-    """POLE's prompt class learning: per image and class the candidate nearest to the masked image (eq. 6).
-
-    With `reselect_every` N > 0, each step's own foreground features choose anew in epochs 0, N, 2N, ...
-    """
-
-    def __init__(self, clip: CLIP, template: str, candidates: list[list[str]], reselect_every: int = 0):
-        super().__init__()
-        text = [encode_words(clip, template, words) for words in candidates]
-        self.register_buffer("text", nn.utils.rnn.pad_sequence(text, batch_first=True))
-        self.candidates, self.reselect_every, self.refresh = candidates, reselect_every, False
-        self.choices: dict[str, dict[int, list[float]]] = {}
-        self.fresh: dict[str, dict[int, list[float]]] = {}  # chosen here since all processes shared theirs
-
-    def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
-        if not self.choices:
-            for names, classes, regions in cam_regions():
-                self.select(names, classes, regions)
-            self.share_choices()
-
-    def start_epoch(self, epoch: int) -> None:
-        self.refresh = self.reselect_every > 0 and epoch % self.reselect_every == 0
-
-    def end_epoch(self, epoch: int) -> None:
-        self.share_choices()
-
-    def share_choices(self) -> None:
-        """Let every process know what each has chosen."""
-        for choices in gather(self.fresh):
-            for name, by_class in choices.items():
-                self.choices.setdefault(name, {}).update(by_class)
-        self.fresh = {}
-
-    @torch.no_grad()
-    def select(self, names: Sequence[str], classes: Tensor, regions: Tensor) -> None:
-        """Record the cosine of each pair's region features [N,D] with all candidates; the highest wins."""
-        cosines = (F.normalize(regions.float(), dim=-1)[:, None] * self.text[classes]).sum(dim=-1)
-        for name, k, row in zip(names, classes.tolist(), cosines.tolist()):
-            for choices in (self.choices, self.fresh):
-                choices.setdefault(name, {})[k] = row[:len(self.candidates[k])]
-
-    def chosen(self, name: str, k: int) -> int:
-        """Index of the chosen candidate of class k in image `name`; the class's own name is 0."""
-        if k not in self.choices.get(name, {}):
-            raise InputError(f"image {name}: no word was selected for class {self.candidates[k][0]!r}; "
-                             "its baseline CAM is missing")
-        cosines = self.choices[name][k]
-        return cosines.index(max(cosines))
-
-    def forward(self, names: Sequence[str], classes: Tensor, regions: Tensor | None = None) -> Tensor:
-        if self.refresh and regions is not None:
-            self.select(names, classes, regions)
-        picks = [self.chosen(name, k) for name, k in zip(names, classes.tolist())]
-        return self.text[classes, torch.tensor(picks, dtype=torch.long, device=classes.device)]
-
-    def report(self, classes: list[str]) -> dict:
-        """Readable table: image -> class -> chosen word and the similarity of every candidate."""
-        table: dict[str, dict] = {}
-        for name, by_class in sorted(self.choices.items()):
-            for k, cosines in sorted(by_class.items()):
-                similarity = {word: round(value, 4) for word, value in zip(self.candidates[k], cosines)}
-                word = self.candidates[k][self.chosen(name, k)]
-                table.setdefault(name, {})[classes[k]] = {"word": word, "similarity": similarity}
-        return table
-
-    def load_report(self, table: dict, classes: list[str]) -> None:
-        """Take choices from such a table (--prompts); InputError where it has other candidates."""
-        for name, by_class in table.items():
-            for label, entry in by_class.items():
-                words = self.candidates[classes.index(label)] if label in classes else None
-                if list(entry["similarity"]) != words:
-                    raise InputError(f"--prompts: image {name}, class {label!r} was selected from other "
-                                     "candidates; select again without --prompts")
-                self.choices.setdefault(name, {})[classes.index(label)] = list(entry["similarity"].values())
-
-    def get_extra_state(self) -> dict:
-        return self.choices
-
-    def set_extra_state(self, state: dict) -> None:
-        self.choices = state
+PROMPT_STARTS = ("normal", "uniform")  # CoOp's N(0, 0.02^2), and U(0, 1) as in SemPLeS' release
 
 
 class Slot(NamedTuple):
@@ -156,140 +24,146 @@ class Slot(NamedTuple):
 
 
 def parse_template(template: str) -> list[str | Slot]:
-    """A template as literal texts and slots in turn (LearnedPrompt says how they are written)."""
-    parts, end = [], 0
+    """A template as literal texts and slots in turn; InputError for brackets of another form.
+
+    "a [S*2] {}." gives ["a ", Slot(own=False, count=2, words=None), " {}."].
+    """
+    parts = []
+    end = 0
     for mark in SLOT.finditer(template):
         kind, count, words = mark.groups()
-        parts += [template[end:mark.start()], Slot(kind == "C", int(count or 0), words)]
+        parts.append(template[end:mark.start()])
+        parts.append(Slot(kind == "C", int(count or 0), words))
         end = mark.end()
     parts.append(template[end:])
-    if any(mark in part for part in parts if isinstance(part, str) for mark in "[]"):
+    literal = "".join(part for part in parts if isinstance(part, str))
+    if "[" in literal or "]" in literal:
         raise InputError(f"template {template!r}: vectors are written [S*n], [C*n] (n a whole number), "
                          "[S:words] or [C:words]")
     return parts
 
 
-class LearnedPrompt(Prompt):
+class LearnedPrompt(nn.Module):
     """Prompts with learned vectors; `template` says which positions are words and which are learned.
 
-    [S*n] is n vectors shared by all classes, [C*n] n vectors of each class's own, {} the class's name, all
-    else literal words. [S:a photo of] and [C:{}] are as many vectors as those words have tokens and start
-    from them; others are drawn as `start` says ("normal": N(0, 0.02^2), "uniform": U(0, 1)). "[S*16] {}." is
-    CoOp (IJCV 2022), "a photo of [C:{}]." POLE's target-only row, "[S:a photo of] [C:{}]." DeFo (arXiv
-    2210.04287), "a photo of [C*30]." SemPLeS' background prompt (sec. 3.3). Gradients reach `vectors` alone.
+    [S*n] is n vectors shared by all classes, [C*n] n vectors of each class's own, {} the class's name, and
+    all else literal words. [S:a photo of] and [C:{}] are as many vectors as those words have tokens and start
+    from their embeddings; all other vectors are drawn at random as `start` says. "[S*16] {}." is CoOp (IJCV
+    2022), "a photo of [C:{}]." POLE's target-only row, "[S:a photo of] [C:{}]." DeFo (arXiv 2210.04287),
+    "a photo of [C*30]." SemPLeS' background prompt (sec. 3.3). `vectors` [V,width] are the only parameters.
+    InputError for a template that has nothing to learn, reads alike for all classes or is too long.
     """
 
-    def __init__(self, clip: CLIP, template: str, names: list[str], start: str = "normal",
-                 joint: bool = False):
+    def __init__(self, clip: CLIP, template: str, names: list[str], start: str = "normal"):
         super().__init__()
-        self.template, self.names, self.joint = template, list(names), joint
-        self.text: Tensor | None = None  # the features once they are fixed
-        self.clip = [clip]  # in a list: CLIP's weights are not this module's
-        token_start, token_end = tokenize("")[0, :2].tolist()
+        self.template = template
+        self.names = list(names)
         parts = parse_template(template)
-        layouts, given = self._layouts(parts, token_start)
-        if not given:
+        tokens, vectors, begins = self._positions(parts)
+        if not begins:
             raise InputError(f"--template {template!r}: nothing to learn; write [S*n] (shared) or [C*n] (per "
                              "class), or [S:words] and [C:words] to start from words")
-        if "{}" not in template and not any(isinstance(part, Slot) and part.own for part in parts):
-            raise InputError(f"--template {template!r}: all classes read alike; write {{}} or [C*n]")
-        length = max(map(len, layouts)) + 1
+        own_vectors = any(isinstance(part, Slot) and part.own for part in parts)
+        if "{}" not in template and not own_vectors:
+            raise InputError(f"--template {template!r}: it reads alike for all classes; write {{}} or [C*n]")
+        start_token, end_token = tokenize("")[0, :2].tolist()
+        length = max(map(len, tokens)) + 2
         if length > clip.context_length:
-            raise InputError(f"--template {template!r}: {length} tokens with its start and end, "
-                             f"but this CLIP reads {clip.context_length}")
-        ends = torch.tensor([len(layout) for layout in layouts])
-        padded = [[*layout, (token_end, -1)] + [(token_start, -1)] * (length - len(layout) - 1)
-                  for layout in layouts]
-        table = torch.tensor(padded)
-        words = self._embed(table[..., 0])
-        vectors = STARTS[start](len(given), words.shape[-1])
-        known = [index for index, token in enumerate(given) if token is not None]
-        if known:
-            vectors[known] = self._embed(torch.tensor([[given[index] for index in known]]))[0].cpu()
-        self.vectors = nn.Parameter(vectors.to(words.device))
-        for name, value in (("words", words), ("slots", table[..., 1]), ("ends", ends)):
-            self.register_buffer(name, value.to(words.device), persistent=False)
+            raise InputError(f"--template {template!r}: {length} tokens with the start and end tokens, but "
+                             f"this CLIP reads at most {clip.context_length}")
+        # One row for each class: start token, words and vectors, end token, padding. Slots are -1 at words.
+        # "[S*2] {}." and the class "boat": words [start, -, -, boat, ., end], slots [-1, 0, 1, -1, -1, -1].
+        words = torch.full((len(names), length), start_token)
+        slots = torch.full((len(names), length), -1)
+        for k, (row, own) in enumerate(zip(tokens, vectors)):
+            for position, (token, vector) in enumerate(zip(row, own), 1):
+                if vector is None:
+                    words[k, position] = token
+                else:
+                    slots[k, position] = vector
+            words[k, len(row) + 1] = end_token
+        ends = torch.tensor([len(row) + 1 for row in tokens])
 
-    def _layouts(self, parts: list[str | Slot], token_start: int) -> tuple[list, list[int | None]]:
-        """Each class's (token, vector or -1) by position, and the token that each vector starts from, if any.
+        embedded = self._embed(clip, words)
+        if start == "uniform":
+            values = torch.rand(len(begins), embedded.shape[-1])
+        else:
+            values = 0.02 * torch.randn(len(begins), embedded.shape[-1])
+        for vector, token in enumerate(begins):
+            if token is not None:
+                values[vector] = self._embed(clip, torch.tensor([[token]]))[0, 0].cpu()
+        device = embedded.device
+        self.vectors = nn.Parameter(values.to(device))
+        self.register_buffer("words", embedded, persistent=False)
+        self.register_buffer("slots", slots.to(device), persistent=False)
+        self.register_buffer("ends", ends.to(device), persistent=False)
 
-        Shared vectors come first among the vectors, then those of class after class.
+    def _positions(self, parts: list[str | Slot]) -> tuple[list[list], list[list], list[int | None]]:
+        """For each class, position by position, its token or None, and its vector's index or None.
+
+        Third, for each vector the token that it starts from, or None for a random start. Shared vectors come
+        first among the vectors, then those of one class after another.
         """
-        given: list[int | None] = []
+        begins: list[int | None] = []
 
-        def new_vectors(slot: Slot, name: str) -> range:
-            tokens = [None] * slot.count if slot.words is None else encode(slot.words.replace("{}", name))
-            given.extend(tokens)
-            return range(len(given) - len(tokens), len(given))
+        def new_vectors(slot: Slot, name: str) -> list[int]:
+            first = len(begins)
+            if slot.words is None:
+                begins.extend([None] * slot.count)
+            else:
+                begins.extend(encode(slot.words.replace("{}", name)))
+            return list(range(first, len(begins)))
 
-        shared = {index: new_vectors(part, "") for index, part in enumerate(parts)
-                  if isinstance(part, Slot) and not part.own}
-        layouts = []
+        shared = {}
+        for index, part in enumerate(parts):
+            if isinstance(part, Slot) and not part.own:
+                shared[index] = new_vectors(part, "")
+        all_tokens = []
+        all_vectors = []
         for name in self.names:
-            layout = [(token_start, -1)]
+            tokens = []
+            vectors = []
             for index, part in enumerate(parts):
                 if isinstance(part, str):
-                    layout += [(token, -1) for token in encode(part.replace("{}", name))]
+                    literal = encode(part.replace("{}", name))
+                    tokens += literal
+                    vectors += [None] * len(literal)
                 else:
-                    vectors = shared.get(index) or new_vectors(part, name)
-                    layout += [(token_start, vector) for vector in vectors]
-            layouts.append(layout)
-        return layouts, given
+                    learned = shared[index] if index in shared else new_vectors(part, name)
+                    tokens += [None] * len(learned)
+                    vectors += learned
+            all_tokens.append(tokens)
+            all_vectors.append(vectors)
+        return all_tokens, all_vectors, begins
 
     @torch.no_grad()
-    def _embed(self, tokens: Tensor) -> Tensor:
-        with input_errors(f"template {self.template!r}: "):  # a word that a small CLIP does not know
-            return self.clip[0].embed_tokens(tokens.to(self.clip[0].text_projection.device))
+    def _embed(self, clip: CLIP, tokens: Tensor) -> Tensor:
+        with input_errors(f"template {self.template!r}: "):  # a small CLIP does not know every word
+            return clip.embed_tokens(tokens.to(clip.text_projection.device))
 
-    def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
-        """Learn with the generator fixed, unless the vectors are learned together with it (`joint`)."""
-        if not self.joint:
-            learn(self)
-            self.vectors.requires_grad_(False)
-            self.text = self.features().detach()
-
-    def features(self) -> Tensor:
+    def forward(self, clip: CLIP) -> Tensor:
         """Normalised text features [K,D] of the present vectors."""
         learned = self.vectors[self.slots.clamp(min=0)]
         embeddings = torch.where(self.slots[..., None] >= 0, learned, self.words)
-        return F.normalize(self.clip[0].encode_text_embeddings(embeddings, self.ends), dim=-1)
-
-    def forward(self, names: Sequence[str], classes: Tensor, regions: Tensor | None = None) -> Tensor:
-        return (self.features() if self.text is None else self.text)[classes]
-
-    @torch.no_grad()
-    def save(self, path: Path) -> None:
-        """The vectors, with the text features [K,D] that later runs and pictures read."""
-        config = {"template": self.template, "names": self.names, "text": self.features().cpu()}
-        save_network(self, "learned prompt", config, path)
+        return F.normalize(clip.encode_text_embeddings(embeddings, self.ends), dim=-1)
 
 
-class ReadPrompt(Prompt):
-    """Learned prompts read as words: all classes repel the words, text [V,D], that some prompt is nearest to.
-
-    `read` [K], once ready, has each class's word (this project's: SemPLeS' prompts make CLIMS' list).
-    """
-
-    def __init__(self, learned: Prompt, words: list[str], text: Tensor):
-        super().__init__()
-        self.learned, self.words, self.read = learned, words, []
-        self.register_buffer("text", text)
-
-    def make_ready(self, cam_regions: CamRegions | None, learn: Learn) -> None:
-        self.learned.make_ready(cam_regions, learn)
-        nearest = (self.learned.text @ self.text.T).argmax(dim=1)
-        self.read = [self.words[index] for index in nearest.tolist()]
-        self.text = self.text[nearest.unique()]
-
-    def forward(self, names: Sequence[str], classes: Tensor, regions: Tensor | None = None) -> Tensor:
-        return self.text.expand(len(classes), -1, -1)
+@torch.no_grad()
+def save_learned(prompt: LearnedPrompt, clip: CLIP, path: Path) -> None:
+    """Write a prompt's vectors, with the text features [K,D] that later runs and pictures read."""
+    config = {"template": prompt.template, "names": prompt.names, "text": prompt(clip).cpu()}
+    save_network(prompt, "learned prompt", config, path)
 
 
 def read_learned(path: Path, clip: CLIP, n_classes: int | None = None) -> tuple[list[str], Tensor]:
-    """Names and text features [K,D] of a file of learned prompts; InputError if it does not fit."""
+    """Names and text features [K,D] of a file of learned prompts; InputError where they do not fit."""
     config, _ = read_network(path, "learned prompt")
-    text, dim = config["text"], clip.text_projection.shape[1]
-    if text.shape != (n_classes or len(text), dim):
-        of = f"of {n_classes} classes " if n_classes else ""
-        raise InputError(f"{path}: not learned prompts {of}for this CLIP ({dim} dimensions)")
+    text = config["text"]
+    width = clip.text_projection.shape[1]
+    if text.shape[-1] != width:
+        raise InputError(f"{path}: its prompts were learned for a CLIP of {text.shape[-1]} dimensions; this "
+                         f"CLIP has {width}")
+    if n_classes is not None and len(text) != n_classes:
+        raise InputError(f"{path}: it holds learned prompts of {len(text)} classes; this data has "
+                         f"{n_classes}")
     return config["names"], text.to(clip.text_projection.device)

@@ -17,8 +17,7 @@ from ..files import write_json
 from ..errors import InputError, run_script
 from ..flags import Parser, file_to_write, whole
 from .regions import load_clip
-from .prompts import encode_words
-from .words import read_words
+from .words import encode_words, read_words
 
 
 class Candidate(NamedTuple):

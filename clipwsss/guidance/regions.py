@@ -1,19 +1,38 @@
-"""CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
+"""What frozen CLIP sees of an image: the part that a class's map covers, and the part that it leaves."""
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from ..cams.base import MapGenerator
+from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
 from ..clip import CLIP, CheckpointError, load
+from ..datasets import Batch, TagDataset
 from ..errors import InputError
 from ..toy.clip import load_toy_clip
 
 
-def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
+class Regions(NamedTuple):
+    """A batch's N pairs of an image and one of its classes, and what CLIP sees of them.
 
-    A file may hold a toy CLIP too. InputError names one that is missing, damaged or no CLIP.
+    names [N]: each pair's image; classes [N]. probabilities P [B,K,h,w] of the batch, in [0,1]; present
+    [N,h,w]: P of the pairs. foreground, background [N,D]: normalised features of X * P and X * (1 - P).
+    """
+    names: list[str]
+    classes: Tensor
+    probabilities: Tensor
+    present: Tensor
+    foreground: Tensor
+    background: Tensor | None
+
+
+def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
+    """A frozen CLIP by published name or file; `toy` is the small one of the toy world.
+
+    A file may also hold a toy CLIP. InputError names a file that is missing, damaged or not a CLIP.
     """
     if name == "toy":
         return load_toy_clip().to(device)
@@ -25,18 +44,80 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
         raise InputError(str(error)) from error
 
 
-def encode_regions(clip: CLIP, images: torch.Tensor, image_index: torch.Tensor, masks: torch.Tensor,
-                   with_background: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Normalised features [N,D] of X*P and X*(1 - P) for N masks P [N,h,w] in [0,1].
+def encode_regions(clip: CLIP, images: Tensor, image_index: Tensor, masks: Tensor,
+                   with_background: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Normalised features [N,D] of X * P and X * (1 - P) for N masks P [N,h,w] in [0,1].
 
-    images [B,3,H,W] in [0,1], each mask's by `image_index` [N], go through CLIP at its own resolution in one
-    batch; P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3, POLE
-    sec. 3.2, SemPLeS eq. 1). Not as CLIMS' release: CLIP's own normalisation, antialiasing, half-pixel grid.
+    images [B,3,H,W] in [0,1]; image_index [N] is each mask's image. All go through CLIP at its own resolution
+    in one batch. P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3,
+    POLE sec. 3.2, SemPLeS eq. 1). CLIMS' release differs: it normalises as for ImageNet, does not antialias
+    and aligns corners.
     """
     size = (clip.input_resolution, clip.input_resolution)
     view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
     view = clip.normalise(view)[image_index]
     mask = F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)
-    regions = torch.cat([view * mask, view * (1 - mask)]) if with_background else view * mask
+    regions = view * mask
+    if with_background:
+        regions = torch.cat([regions, view * (1 - mask)])
     features = F.normalize(clip.encode_image(regions, normalised=True).float(), dim=-1)
-    return (*features.chunk(2),) if with_background else (features, None)
+    if not with_background:
+        return features, None
+    foreground, background = features.chunk(2)
+    return foreground, background
+
+
+def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_scale: str,
+                      epsilon: float = 0.1) -> Regions:
+    """The regions of a batch by the generator's present maps.
+
+    map_scale: how P comes from maps, "sigmoid" or "minmax"; epsilon is that of `minmax`.
+    """
+    maps = generator(batch.images.contiguous(memory_format=torch.channels_last))
+    probabilities = generator.probabilities(maps, map_scale, epsilon)
+    image_index, classes = batch.labels.nonzero(as_tuple=True)
+    present = probabilities[image_index, classes]
+    masks = present
+    if map_scale == "minmax":  # SemPLeS' release scales the maps at the size that CLIP sees
+        size = (clip.input_resolution, clip.input_resolution)
+        masks = generator.probabilities(maps[image_index, classes][:, None], "minmax", epsilon, size)[:, 0]
+    foreground, background = encode_regions(clip, batch.images, image_index, masks)
+    names = [batch.names[i] for i in image_index.tolist()]
+    return Regions(names, classes, probabilities, present, foreground, background)
+
+
+def check_cam_files(cams: Path, dataset: TagDataset, read_all: bool) -> None:
+    """InputError where an image has no CAM file; with read_all also where a file does not fit its image."""
+    absent = set(dataset.names) - set(list_cams(cams))
+    if absent:
+        raise InputError(f"{cams}: image {min(absent)} has no CAM file, and neither have "
+                         f"{len(absent) - 1} others")
+    if read_all:
+        for index, name in enumerate(dataset.names):
+            tags = dataset.labels[index].nonzero()[:, 0].tolist()
+            size = dataset.image_size(index)
+            check_cam(read_cam(cams, name), cams / name, size, len(dataset.classes), tags)
+
+
+def cam_file_regions(clip: CLIP, cams: Path, batch: Batch, device: torch.device,
+                     with_background: bool = True, resized: bool = False) -> Regions:
+    """The regions of a batch of whole images by their CAM files, whatever made those.
+
+    resized: the images do not have their stored size, so that the files' sizes are not compared with it.
+    InputError names a CAM file that is missing, damaged or of another image.
+    """
+    size = tuple(batch.images.shape[-2:])
+    maps = torch.zeros(*batch.labels.shape, *size)
+    for index, name in enumerate(batch.names):
+        cam = read_cam(cams, name)
+        if not resized:
+            tags = batch.labels[index].nonzero()[:, 0].tolist()
+            check_cam(cam, cams / name, size, batch.labels.shape[1], tags)
+        maps[index, torch.from_numpy(cam.keys)] = torch.from_numpy(resize_cam(cam, size))
+    images = batch.images.to(device)
+    maps = maps.to(device)
+    image_index, classes = batch.labels.to(device).nonzero(as_tuple=True)
+    present = maps[image_index, classes]
+    foreground, background = encode_regions(clip, images, image_index, present, with_background)
+    names = [batch.names[i] for i in image_index.tolist()]
+    return Regions(names, classes, maps, present, foreground, background)

@@ -8,50 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..datasets import build_dataset
-from ..errors import input_errors, run_script
+from ..errors import run_script
 from ..flags import Parser
 from ..pictures import save
 from ..report.charts import radar
+from .choices import Truth, count_choices, read_choices
 from .words import ASSETS
-
-Truth = dict[str, dict[str, list[str]]]  # image -> class -> the words that are right there
-
-
-def read_choices(path: Path) -> dict:
-    """A run's prompts.json: image -> class -> chosen word and all similarities; InputError otherwise."""
-    with input_errors(f"{path}: not the prompts.json of a run of --class-prompt word: ",
-                      OSError, ValueError, AttributeError, TypeError, KeyError):
-        table = json.loads(path.read_text())
-        if not table or any(entry["word"] not in entry["similarity"]
-                            for rows in table.values() for entry in rows.values()):
-            raise ValueError("no selected words")
-    return table
 
 
 def toy_truth(root: Path, split: str) -> Truth:
     """The sub-types in every image of a toy world."""
     dataset = build_dataset("toy", root, split)
     return {name: dataset.subtypes(index) for index, name in enumerate(dataset.names)}
-
-
-def count_choices(tables: Sequence[tuple[dict, Truth | None]]) -> dict[str, Counter]:
-    """class -> number of choices: `own` (its name, the first candidate), `true` (in truth), `other`."""
-    counts: dict[str, Counter] = {}
-    for table, truth in tables:
-        for name, rows in table.items():
-            for label, entry in rows.items():
-                kind = "own" if entry["word"] == next(iter(entry["similarity"])) else "other"
-                if truth and entry["word"] in truth[name].get(label, []):
-                    kind = "true"
-                counts.setdefault(label, Counter())[kind] += 1
-    return dict(sorted(counts.items()))
-
-
-def own_name_shares(table: dict, classes: Sequence[str]) -> str:
-    """One line: how often each class's own name was chosen in a table of choices."""
-    counts = count_choices([(table, None)])
-    return ", ".join(f"{label} {100 * counts[label]['own'] / counts[label].total():.0f}%"
-                     for label in classes if label in counts)
 
 
 def released_shares(classes: Iterable[str]) -> dict[str, float]:

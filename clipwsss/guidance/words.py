@@ -1,8 +1,14 @@
-"""Words of a data set from JSON: each class's prompt name, its candidate synonyms, the background's words."""
+"""The words of a data set: class names, synonyms and background words for prompts, and their features."""
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clip import CLIP, tokenize
 from ..datasets.tags import read_text
 from ..errors import InputError, input_errors
 
@@ -10,49 +16,75 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 class Words(NamedTuple):
-    """Classes, each one's prompt name and candidates (the name first, then synonyms), background words."""
+    """Classes with their words.
+
+    names: each class's name in prompts. candidates: each class's name and then its synonyms, among which POLE
+    chooses. background: words that the foreground must not resemble (CLIMS).
+    """
     classes: list[str]
     names: list[str]
     candidates: list[list[str]]
     background: list[str]
 
-    def with_background(self, words: list[str]) -> "Words":
-        """These background words, less those that stand for a class."""
-        taken = {word for row in self.candidates for word in row}
-        return self._replace(background=[word for word in dict.fromkeys(words) if word not in taken])
+
+@torch.no_grad()
+def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
+    """Normalised text features [len(words),D] of the template with each word in the place of {}.
+
+    InputError for a template without {}, and for a text that this CLIP cannot read.
+    """
+    device = clip.text_projection.device
+    if not words:
+        return torch.empty(0, clip.text_projection.shape[1], device=device)
+    if "{}" not in template:
+        raise InputError(f"--template {template!r}: write {{}} for the class, as in 'a photo of {{}}.'")
+    with input_errors(f"template {template!r}: "):  # it is too long, or a small CLIP does not know a word
+        tokens = tokenize([template.replace("{}", word) for word in words])
+        return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
 
 
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
                synonyms_file: Path | str | None = None, n_synonyms: int | None = None,
                person: str | None = None) -> Words:
-    """Words of a data set: its JSON asset where it has one, else the class names with `synonyms`.
+    """The words of a data set: those of its JSON asset, or else its class names with `synonyms`.
 
-    `synonyms_file` (JSON: class -> list of words, or the name of one of the data set's `corpora`) replaces
-    candidates of the classes it names; `n_synonyms` caps them; `person` is the prompt name of that class.
-    Without an asset the background is CLIMS' VOC list less the classes' own words. InputError on a file that
-    is no such JSON or names an unknown class.
+    synonyms_file: a JSON file (class -> list of words) or the name of one of the data set's `corpora`, whose
+    candidates replace those of the classes that it names. n_synonyms: the number of synonyms of a class that
+    are used. person: the prompt name of that class. A data set without an asset has CLIMS' background words
+    for VOC, without those that stand for one of its classes. InputError on a file that is not such JSON or
+    names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     if asset.exists():
         known = json.loads(asset.read_text())
+        names = [known["names"][name] for name in classes]
+        synonyms = known["synonyms"]
     else:
         known = json.loads((ASSETS / "prompts_voc12.json").read_text())
-        known |= {"names": {name: name for name in classes}, "synonyms": synonyms or {}}
-    names, synonyms = [known["names"][name] for name in classes], known["synonyms"]
+        names = list(classes)
+        synonyms = synonyms or {}
     if person and "person" in classes:
         names[list(classes).index("person")] = person
     if synonyms_file is not None:
-        synonyms |= _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
-    candidates = [list(dict.fromkeys([name, *synonyms.get(label, [])[:n_synonyms]]))
-                  for name, label in zip(names, classes)]
-    return Words(list(classes), names, candidates, []).with_background(known["background"])
+        synonyms = synonyms | _read_synonyms(Path(synonyms_file), corpora(dataset), classes)
+    candidates = []
+    for name, label in zip(names, classes):
+        words = [name, *synonyms.get(label, [])[:n_synonyms]]
+        candidates.append(list(dict.fromkeys(words)))
+    return Words(list(classes), names, candidates, without_candidates(known["background"], candidates))
+
+
+def without_candidates(words: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[str]:
+    """Background words, each once, without those that stand for a class."""
+    taken = {word for row in candidates for word in row}
+    return [word for word in dict.fromkeys(words) if word not in taken]
 
 
 def read_words(path: Path) -> list[str]:
     """One word or phrase a line; InputError on a missing, unreadable or empty file."""
     words = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]
     if not words:
-        raise InputError(f"{path}: no words in it; write one word or phrase a line")
+        raise InputError(f"{path}: the file holds no words; write one word or phrase a line")
     return words
 
 
@@ -64,18 +96,24 @@ def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:
 
 
 def _read_synonyms(path: Path, built_in: dict[str, dict], classes: list[str]) -> dict[str, list[str]]:
+    """The candidates of a file, or of a built-in list of this name."""
     if not path.is_file():
         if str(path) in built_in:
             return built_in[str(path)]
-        raise InputError(f"--synonyms {path}: no such file, nor a built-in list of this data set "
-                         f"({', '.join(built_in) or 'it has none'})")
+        lists = ", ".join(built_in) or "none for this data set"
+        raise InputError(f"--synonyms {path}: there is no such file and no built-in list of this name; the "
+                         f"built-in lists are: {lists}")
     with input_errors(f"{path}: not a readable JSON file: ", OSError, ValueError):
-        table = json.loads(path.read_text())
-    rows = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(row, list) and all(isinstance(word, str) for word in row) for row in rows):
+        table = json.loads(read_text(path))
+    if not isinstance(table, dict) or not all(_is_word_list(row) for row in table.values()):
         raise InputError(f"{path}: expected an object of lists of words, "
                          f'such as {{"{classes[0]}": ["word", "word"]}}')
     for name in table:
         if name not in classes:
             raise InputError(f"{path}: unknown class {name!r}; the classes are {', '.join(classes)}")
     return table
+
+
+def _is_word_list(row: object) -> bool:
+    """Whether a JSON value is a list of texts."""
+    return isinstance(row, list) and all(isinstance(word, str) for word in row)

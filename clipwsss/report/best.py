@@ -2,7 +2,6 @@
 import copy
 
 import torch
-from torch import nn
 
 from ..cams.base import MapGenerator
 from ..cams.maps import merge_scales, multi_scale_maps
@@ -29,39 +28,33 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
     return float(scores(sum(gather(table)))["miou"].max())
 
 
-class BestEpoch(nn.Module):
-    """Told the end of each epoch, keeps the generator's weights of the one with the best `cam_miou`.
+class BestEpoch:
+    """The generator's weights of the epoch with the best CAM mIoU so far."""
 
-    ValueError for a data set without masks.
-    """
+    def __init__(self):
+        self.epoch = 0
+        self.miou = -1.0
+        self.weights = None
 
-    def __init__(self, generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0):
-        if not dataset.has_masks:
-            raise ValueError("this split has no masks to choose an epoch by")
-        super().__init__()
-        self.watched = [generator]  # in a list: its weights are not this module's
-        self.dataset, self.batch_size, self.workers = dataset, batch_size, workers
-        self.begin()
+    def consider(self, epoch: int, generator: MapGenerator, miou: float) -> None:
+        """Keep the weights of this epoch, counted from 0, where they are the best."""
+        if miou > self.miou:
+            self.epoch = epoch + 1
+            self.miou = miou
+            self.weights = copy.deepcopy(generator.state_dict())
 
-    def begin(self) -> None:
-        """Keep nothing yet."""
-        self.kept = {"epoch": 0, "miou": -1.0, "weights": None}
+    def restore(self, generator: MapGenerator) -> None:
+        """Give the generator the kept weights, and print which epoch they are of."""
+        generator.load_state_dict(self.weights)
+        print(f"kept epoch {self.epoch}: CAM mIoU {self.miou:.2f} at one scale; it was chosen by true masks, "
+              "which a method that learns from tags alone does not see")
 
-    def end_epoch(self, epoch: int) -> None:
-        miou = cam_miou(self.watched[0], self.dataset, self.batch_size, self.workers)
-        if miou > self.kept["miou"]:
-            weights = copy.deepcopy(self.watched[0].state_dict())
-            self.kept = {"epoch": epoch + 1, "miou": miou, "weights": weights}
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps."""
+        return {"epoch": self.epoch, "miou": self.miou, "weights": self.weights}
 
-    def restore(self) -> None:
-        """Give the generator the kept weights, say so and that masks chose them, and begin anew."""
-        self.watched[0].load_state_dict(self.kept["weights"])
-        print(f"kept epoch {self.kept['epoch']}: CAM mIoU {self.kept['miou']:.2f} at one scale; it was "
-              "chosen by true masks, which a method that learns from tags alone does not see")
-        self.begin()
-
-    def get_extra_state(self) -> dict:
-        return self.kept
-
-    def set_extra_state(self, state: dict) -> None:
-        self.kept = state
+    def load_state_dict(self, state: dict) -> None:
+        """Take what a checkpoint kept."""
+        self.epoch = state["epoch"]
+        self.miou = state["miou"]
+        self.weights = state["weights"]

@@ -1,0 +1,58 @@
+"""The objectives of guided training: what each stage asks of the regions that CLIP sees.
+
+Each gives `{name: (weight, total, count)}`: the loss is the sum over the terms of weight * total / count, and
+a term whose count is None is a plain sum. `training.fit` does this, and joins the terms of several processes.
+"""
+from torch import Tensor, nn
+
+from .losses import attract, repel, similarity, suppress
+from .regions import Regions
+
+PROMPT_EPSILON = 1e-4  # of minmax maps while prompts are learned (SemPLeS' release)
+
+
+def guided_loss(regions: Regions, text: Tensor, background_text: Tensor, adapters: nn.ModuleList,
+                weights: dict[str, float], threshold: float, reduction: str,
+                area_over: str) -> dict[str, tuple]:
+    """What trains the generator: CLIMS' OTM, BTM, CBS and REG (POLE eq. 5, SemPLeS eqs. 1 and 3).
+
+    text [N,D]: each pair's class prompt; background_text [N,M,D]: its M background prompts. adapters: that of
+    images and that of texts (POLE eqs. 7-8). weights: of the terms fg, bg, suppress and area. threshold: the
+    similarity above which suppression acts; reduction: its `sum` or `mean` over the pairs. area_over: whether
+    the area term is over the maps of `all` classes or of the `present` ones.
+    """
+    image_adapter, text_adapter = adapters
+    text = text_adapter(text)
+    fg = attract(similarity(image_adapter(regions.foreground), text))
+    bg = repel(similarity(image_adapter(regions.background), text))
+    suppressed = suppress(similarity(regions.foreground, background_text), threshold)
+    covered = regions.present if area_over == "present" else regions.probabilities
+    suppressed_pairs = None if reduction == "sum" else len(suppressed)
+    return {"fg": (weights["fg"], fg.sum(), len(fg)),
+            "bg": (weights["bg"], bg.sum(), len(bg)),
+            "suppress": (weights["suppress"], suppressed.sum(), suppressed_pairs),
+            "area": (weights["area"], covered.sum(), covered.numel())}
+
+
+def class_prompt_loss(regions: Regions, text: Tensor, weights: dict[str, float]) -> dict[str, tuple]:
+    """What trains class prompts, text [K,D], with the generator fixed: POLE eq. 5 as a loss of prompts."""
+    text = text[regions.classes]
+    fg = attract(similarity(regions.foreground, text))
+    bg = repel(similarity(regions.background, text))
+    return {"fg": (weights["fg"], fg.sum(), len(fg)),
+            "bg": (weights["bg"], bg.sum(), len(bg))}
+
+
+def background_prompt_loss(regions: Regions, text: Tensor, class_text: Tensor, w_image: float, w_class: float,
+                           repulsion: str) -> dict[str, tuple]:
+    """What trains background prompts, text [K,D], with the generator fixed: SemPLeS eq. 2.
+
+    They are attracted to (1 - P)X and repelled from the text of their class, class_text [K,D]. The repulsion
+    is -log(1 - s) as in the `paper`, or +log s as in its `release`.
+    """
+    text = text[regions.classes]
+    to_class = similarity(class_text[regions.classes], text)
+    repelled = repel(to_class) if repulsion == "paper" else -attract(to_class)
+    image = attract(similarity(regions.background, text))
+    return {"image": (w_image, image.sum(), len(image)),
+            "text": (w_class, repelled.sum(), len(repelled))}

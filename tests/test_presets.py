@@ -1,0 +1,126 @@
+"""The preset blocks: every key is a real flag, values are taken as they stand, no mechanism beside the blocks."""
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+from clipwsss import presets
+from clipwsss.errors import InputError
+from clipwsss.options import parse
+
+STAGES = ("train_cam", "train_prompt", "make_pseudo", "train_seg")
+BLOCKS = {name: value for name, value in vars(presets).items() if isinstance(value, dict) and "block" in value}
+
+
+def parsed(stage, *flags):
+    """The settings of a command line."""
+    parser = importlib.import_module(stage).get_parser()
+    return vars(parse(parser, ["--data-root", ".", *flags], stage))
+
+
+def rows():
+    """(stage, data, block) of every row of the tables."""
+    for (data, _), block in presets.TRAIN_CAM.items():
+        yield "train_cam", data, block
+    for data, methods in presets.TRAIN_PROMPT.items():
+        for block in methods.values():
+            yield "train_prompt", data, block
+    for data, walks in presets.MAKE_PSEUDO.items():
+        for block in walks.values():
+            yield "make_pseudo", data, block
+    for (data, _), block in presets.TRAIN_SEG.items():
+        yield "train_seg", data, block
+
+
+def as_flags(name, value):
+    """A setting as it is written on a command line."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{name.replace('_', '-')}"]
+    return [flag, *map(str, value if isinstance(value, list) else [value])]
+
+
+def test_every_block_is_named_sourced_and_used():
+    used = [block for _, _, block in rows()]
+    for name, block in BLOCKS.items():
+        assert block["block"] == name and block["source"]
+        assert any(block is item for item in used), f"{name} is in no table"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_value_is_one_that_its_flag_takes(stage):
+    parser = importlib.import_module(stage).get_parser()
+    known = vars(parser.parse_args([]))
+    for _, data, block in rows():
+        settings = {name: value for name, value in block.items() if name not in ("block", "source")}
+        if (stage, data, block["block"]) not in {(s, d, b["block"]) for s, d, b in rows()}:
+            continue
+        assert settings.keys() <= known.keys(), block["block"]
+        words = [word for name, value in settings.items() for word in as_flags(name, value)]
+        taken = vars(parser.parse_args(words))
+        for name, value in settings.items():
+            assert taken[name] == value and type(taken[name]) is type(value), (block["block"], name)
+        for splits in presets.SPLITS.get(stage, {}).values():
+            assert not settings.keys() & splits.keys() and splits.keys() <= known.keys()
+
+
+def test_blocks_are_literals_on_one_base_that_has_none():
+    """POLE_COCO = POLE | dict(...), where POLE itself is a plain dict(...)."""
+    bases = {}
+    for node in ast.parse(Path(presets.__file__).read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id in BLOCKS:
+            value = node.value
+            name = node.targets[0].id
+            bases[name] = None
+            if isinstance(value, ast.BinOp):
+                assert isinstance(value.op, ast.BitOr) and isinstance(value.left, ast.Name), name
+                bases[name] = value.left.id
+                value = value.right
+            assert isinstance(value, ast.Call) and value.func.id == "dict", name
+            for keyword in value.keywords:
+                ast.literal_eval(keyword.value)
+    assert bases.keys() == BLOCKS.keys()
+    for name, base in bases.items():
+        assert base is None or bases[base] is None, f"{name} stands on {base}, which stands on {bases[base]}"
+
+
+def test_the_block_of_a_command():
+    for flags, stage, block in (
+            (["--method", "pole"], "train_prompt", "POLE"),
+            (["--dataset", "folder", "--method", "pole"], "train_prompt", "POLE"),
+            (["--method", "semples", "--generator", "weaktr"], "train_prompt", "SEMPLES_WEAKTR"),
+            (["--dataset", "coco14", "--method", "semples"], "train_prompt", "SEMPLES_COCO"),
+            (["--preset", "quick", "--method", "coop"], "train_prompt", "QUICK_COOP"),
+            (["--dataset", "toy", "--preset", "quick", "--method", "clims"], "train_prompt", "TOY_CLIMS"),
+            ([], "make_pseudo", "IRN_VOC"), (["--refine", "psa", "crf"], "make_pseudo", "PSA"),
+            (["--refine", "crf"], "make_pseudo", "IRN_VOC"), (["--dataset", "toy"], "make_pseudo", "TOY_COLOR"),
+            (["--dataset", "toy", "--refine", "none"], "make_pseudo", "TOY_NO_WALK"),
+            (["--network", "mask2former"], "train_seg", "MASK2FORMER"), ([], "train_cam", "IRN_CAM")):
+        settings = parsed(stage, *flags)
+        assert settings["set_by"]["split" if block == "none" else _any_key(block)].startswith(f"presets.{block}: ")
+    with pytest.raises(InputError, match="--method coop: there are no settings of it for --generator weaktr"):
+        parsed("train_prompt", "--method", "coop", "--generator", "weaktr")
+    with pytest.raises(InputError, match="--network mask2former: there is no --preset quick of it"):
+        parsed("train_seg", "--network", "mask2former", "--preset", "quick")
+
+
+def _any_key(block):
+    """A setting that the block sets."""
+    return next(name for name in BLOCKS[block] if name not in ("block", "source", "refine"))
+
+
+@pytest.mark.smoke
+def test_published_values():
+    clims = parsed("train_prompt", "--method", "clims")
+    assert [clims[name] for name in ("w_fg", "w_bg", "w_suppress", "w_area")] == [10, 24, 1, 0.2]
+    assert (clims["suppress_threshold"], clims["suppress_reduction"]) == (0.26, "sum")
+    assert (clims["lr"], clims["epochs"], clims["schedule"]) == (2.5e-4, 15, "poly")
+    pole = parsed("train_prompt", "--method", "pole")
+    assert (pole["adapter"], pole["epochs"], pole["schedule"], pole["class_prompt"]) == ("learnable", 10, "cosine", "word")
+    semples = parsed("train_prompt", "--method", "semples")
+    assert [semples[name] for name in ("w_fg", "w_bg", "w_prompt_class", "w_suppress")] == [1, 2.4, 0.02, 0.05]
+    coco = parsed("train_prompt", "--method", "semples", "--dataset", "coco14")
+    assert [coco[name] for name in ("w_bg", "w_prompt_class", "w_suppress", "lr")] == [0.75, 0.01, 0.2, 2.4e-7]
+    coco = parsed("train_prompt", "--method", "clims", "--dataset", "coco14")
+    assert [coco[name] for name in ("w_fg", "w_bg", "w_suppress", "lr", "epochs")] == [2, 14, 1.25 / 2, 5e-4, 8]
