@@ -31,7 +31,7 @@ PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Flags; the defaults are deeplab-pytorch's for VOC 2012 (DeepLabV2, 20,000 steps of 2 x 5 images)."""
+    """The flags; presets.py has their values for each data set and network."""
     parser = script_parser(__doc__, "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("network", "weights", "masks", "iterations", "predict_split", "checkpoint",
                             "predict"))

@@ -59,7 +59,7 @@ def test_every_number_has_a_range(capsys, script):
             fault = fault_of(capsys, script, [flag, *[value] * count], f"{flag}: {value!r} is not")
             if fault:
                 faults.append(f"{flag} {value}: {fault}")
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 WRONG = {
@@ -235,7 +235,7 @@ def test_a_wrong_command_is_one_line_and_changes_nothing(finished, monkeypatch, 
             fault += f"; changed: {sorted(map(str, after.keys() ^ before.keys())) or 'contents'}"
         if fault:
             faults.append(f"{' '.join(flags)}: {fault}")
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 def text(name, content):
@@ -328,12 +328,14 @@ def faults_of(capsys, new_copy, rows):
 
 
 def test_a_damaged_file_is_named_and_nothing_changes(new_copy, capsys):
-    assert faults_of(capsys, new_copy, AT_THE_START) == []
+    faults = faults_of(capsys, new_copy, AT_THE_START)
+    assert not faults, "\n".join(faults)
 
 
 def test_a_file_damaged_behind_its_header_is_named_when_it_is_read(new_copy, capsys):
     rows = [(damage, script, [*flags, "--out", "new"], told) for damage, script, flags, told in WHEN_READ]
-    assert faults_of(capsys, new_copy, rows) == []
+    faults = faults_of(capsys, new_copy, rows)
+    assert not faults, "\n".join(faults)
 
 
 def test_bad_cams_are_left_out_by_skip_bad(new_copy, capsys):
