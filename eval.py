@@ -1,15 +1,14 @@
-"""Score CAM folders, pseudo masks or predictions against true masks; compare folders, draw pictures."""
+"""Score CAMs, pseudo masks or predictions against true masks, compare folders and draw pictures."""
 import argparse
 import csv
-import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import numpy as np
+from numpy.typing import NDArray
 
+from clipwsss.cams.cam_files import list_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.distributed import is_main
@@ -21,132 +20,149 @@ from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import mean_present, scores
 from clipwsss.report.page import compare
-from clipwsss.report.scoring import (THRESHOLDS, CamFolder, Folder, LabelFolder, Tally, by_class, miou_curve,
-                                     print_curve, score)
+from clipwsss.report.scoring import (CAM_THRESHOLD, THRESHOLDS, ImageScore, by_class, list_label_maps,
+                                     miou_curve, print_curve, read_labels, score_cams, score_label_maps)
 from clipwsss.run import refuse_inside
 
-DEFAULTS = ((CamFolder, "train_cam", "cams"), (CamFolder, "train_prompt", "cams"),
-            (LabelFolder, "make_pseudo", "masks"), (LabelFolder, "train_seg", "predictions"))
-COLUMNS = ("iou", "precision", "recall", "boundary")
+CELL = 320  # side in pixels of a picture of --pictures
 
 
-class Result(NamedTuple):
-    """A folder (CAMs: with their best threshold), its counts, their scores by class, the report for JSON."""
-    folder: Folder
-    tally: Tally
-    scores: dict
+class FolderScores(NamedTuple):
+    """How well one folder agrees with the true masks.
+
+    threshold: the background threshold of best mIoU for a folder of CAMs, None for a folder of label maps.
+    confusion: int64 [n,n], for CAMs at that threshold. image_scores: the scores of each image; empty for CAMs
+    without --per-image. report: the folder's figures for JSON, in percent.
+    """
+    folder: Path
+    threshold: float | None
+    confusion: NDArray
+    image_scores: list[ImageScore]
     report: dict
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Flags; without --cams and --masks the data set's default folders that fit the split are scored."""
+    """The script's flags."""
     parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val",
-                           ("cams", "masks", "boundary", "report", "json", "per_image", "confusion",
-                            "pictures"))
-    add = parser.add_argument_group("folders to score").add_argument
-    add("--cams", type=Path, nargs="+", default=[], metavar="DIR",
-        help="folders of CAM files (ours, IRN's, PSA's)")
-    add("--masks", type=Path, nargs="+", default=[], metavar="DIR",
-        help="folders of label maps (PNG): pseudo masks or predictions")
+                           ("cams", "masks", "report", "json", "per_image", "confusion", "pictures"))
+    add = parser.add_argument_group("folders to score (default: those outputs of the stages in RUNS/DATASET "
+                                    "that hold images of the split)").add_argument
+    add("--cams", type=Path, nargs="+", metavar="DIR",
+        help="folders of CAM files, written by this library, by IRN or by PSA")
+    add("--masks", type=Path, nargs="+", metavar="DIR",
+        help="folders of label maps NAME.png: pseudo masks or predictions")
     add("--thresholds", type=real(0, 1), nargs="+", default=THRESHOLDS, metavar="T",
-        help="background scores to try on CAMs")
-    add("--boundary", action="store_true", help="also boundary IoU (bands of 2%% of the image diagonal)")
+        help="background thresholds to score CAMs at; the best one is reported in detail")
     add = parser.add_argument_group("outputs").add_argument
-    add("--report", type=Path, nargs="+", metavar="RUN", help="only put these finished runs side by side, in "
-        "OUT/report.html")
-    add("--json", type=file_to_write(".json"), metavar="FILE", help="write the figures here")
+    add("--report", type=Path, nargs="+", metavar="RUN",
+        help="write OUT/report.html, which shows these finished runs side by side, and score nothing")
+    add("--json", type=file_to_write(".json"), metavar="FILE", help="write the scores to this JSON file")
     add("--per-image", type=file_to_write(".csv"), metavar="FILE",
-        help="write every image's scores, worst first, as CSV")
-    add("--confusion", action="store_true", help="draw a confusion matrix per folder into OUT")
+        help="write the scores of each image to this CSV file, the lowest mIoU first")
+    add("--confusion", action="store_true", help="draw the confusion matrix of each folder into OUT")
     add("--pictures", type=whole(0), default=0, metavar="N",
-        help="draw overlays of the first N images into OUT/pictures")
+        help="draw the label maps of the first N images into OUT/pictures")
     run_flags(parser)
     return parser
 
 
-def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> list[Folder]:
-    """The folders of --cams and --masks, or the default outputs that hold this split's images."""
+def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[Path], list[Path]]:
+    """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
     if args.cams or args.masks:
-        return [*map(CamFolder, args.cams), *map(LabelFolder, args.masks)]
-    places = [kind(stage_folder(args.runs, args.dataset, stage) / name) for kind, stage, name in DEFAULTS]
-    folders = [item for item in places if item.path.is_dir() and not item.names().isdisjoint(dataset.names)]
-    if not folders:
-        raise InputError(f"no files of split {args.split} in {', '.join(str(item.path) for item in places)}: "
+        return args.cams or [], args.masks or []
+    cams = [stage_folder(args.runs, args.dataset, "train_cam") / "cams",
+            stage_folder(args.runs, args.dataset, "train_prompt") / "cams"]
+    masks = [stage_folder(args.runs, args.dataset, "make_pseudo") / "masks",
+             stage_folder(args.runs, args.dataset, "train_seg") / "predictions"]
+    split = set(dataset.names)
+    cams_found = [folder for folder in cams if folder.is_dir() and split.intersection(list_cams(folder))]
+    masks_found = [folder for folder in masks
+                   if folder.is_dir() and split.intersection(list_label_maps(folder))]
+    if not cams_found and not masks_found:
+        raise InputError(f"no CAMs or masks of split {args.split} in {', '.join(map(str, [*cams, *masks]))}; "
                          "give --cams or --masks")
-    return folders
+    return cams_found, masks_found
 
 
-def evaluate(dataset: TagDataset, folder: Folder, args: argparse.Namespace) -> Result:
-    """Score one folder: a CAM's threshold curve first, then label maps where details are asked for."""
-    names, jobs = ["background", *dataset.classes], ImageJobs(dataset.names, args.workers, args.skip_bad)
-    curve = None
-    if isinstance(folder, CamFolder):
-        tally = score(dataset, folder, jobs, args.thresholds)
-        curve = miou_curve(tally.confusion, args.thresholds, names)
-        best = curve["curve"].index(curve["best"])
-        folder = folder._replace(threshold=curve["best"]["threshold"])
-        tally = tally._replace(confusion=tally.confusion[best])
-    if curve is None or args.boundary or args.per_image:
-        tally = score(dataset, folder, jobs, boundary=args.boundary)
-    curve = curve or miou_curve(tally.confusion[None], [None], names)
-    figures = scores(tally.confusion)
-    if args.boundary:
-        figures["boundary"] = scores(tally.boundary)["iou"][:-1]
-    return Result(folder, tally, figures, report_of(folder, tally.images, curve, figures, names))
+def evaluate_cams(dataset: TagDataset, folder: Path, jobs: ImageJobs, thresholds: Sequence[float],
+                  per_image: bool) -> FolderScores:
+    """Score a folder of CAM files at all thresholds, and in detail at the best one."""
+    names = ["background", *dataset.classes]
+    tables, images = score_cams(dataset, folder, jobs, thresholds)
+    curve = miou_curve(tables, thresholds, names)
+    best = curve["curve"].index(curve["best"])
+    threshold = curve["best"]["threshold"]
+    image_scores = []
+    if per_image:
+        _, image_scores = score_label_maps(dataset, folder, jobs, threshold)
+    report = folder_report(folder, images, curve, tables[best], names)
+    return FolderScores(folder, threshold, tables[best], image_scores, report)
 
 
-def report_of(folder: Folder, images: int, curve: dict, figures: dict, names: list[str]) -> dict:
-    """One folder's figures for JSON, in percent."""
-    report = {"folder": str(folder.path), "images": images, "classes": int(figures["classes"]), **curve,
-              "accuracy": round(float(figures["accuracy"]), 4)}
-    for key, by_name, mean in (("precision", "precision", "mean_precision"),
-                               ("recall", "recall", "mean_recall"),
-                               ("boundary", "boundary_iou", "boundary_miou")):
-        if key in figures:
-            report[by_name] = by_class(figures[key], names)
-            report[mean] = round(float(mean_present(figures[key])), 4)
-    return report
+def evaluate_label_maps(dataset: TagDataset, folder: Path, jobs: ImageJobs) -> FolderScores:
+    """Score a folder of label maps."""
+    names = ["background", *dataset.classes]
+    table, image_scores = score_label_maps(dataset, folder, jobs)
+    curve = miou_curve(table[None], [None], names)  # one point without a threshold
+    report = folder_report(folder, len(image_scores), curve, table, names)
+    return FolderScores(folder, None, table, image_scores, report)
 
 
-def print_result(result: Result, names: list[str]) -> None:
-    """One folder's table: the curve of CAMs, then every class that occurs."""
-    folder, _, figures, report = result
-    what = "label maps" if folder.threshold is None else "CAMs"
-    print(f"\n{folder.path}: {what} of {report['images']} images, {report['classes']} classes occur")
-    if folder.threshold is not None:
-        print_curve(report["curve"])
-        print(f"best threshold {folder.threshold:g}:")
+def folder_report(folder: Path, images: int, curve: dict, table: NDArray, names: list[str]) -> dict:
+    """One folder's figures for JSON, in percent; the scores of classes that do not occur are left out."""
+    figures = scores(table)
+    return {"folder": str(folder), "images": images, "classes": int(figures["classes"]), **curve,
+            "accuracy": round(float(figures["accuracy"]), 4),
+            "precision": by_class(figures["precision"], names),
+            "mean_precision": round(float(figures["mean_precision"]), 4),
+            "recall": by_class(figures["recall"], names),
+            "mean_recall": round(float(figures["mean_recall"]), 4)}
+
+
+def print_result(result: FolderScores, names: list[str]) -> None:
+    """Print one folder's table: for CAMs the curve, then each class that occurs."""
+    figures = scores(result.confusion)
+    images = result.report["images"]
+    classes = result.report["classes"]
+    what = "label maps" if result.threshold is None else "CAMs"
+    print(f"\n{result.folder}: {what} of {images} images, {classes} classes occur")
+    if result.threshold is not None:
+        print_curve(result.report["curve"])
+        print(f"best threshold {result.threshold:g}:")
     width = max(map(len, names)) + 2
-    columns = [key for key in COLUMNS if key in figures]
-    print(" " * width + "".join(f"{key:>11}" for key in columns))
+    columns = [figures["iou"], figures["precision"], figures["recall"]]
+    print(f"{'':<{width}}        iou  precision     recall")
     for index, name in enumerate(names):
         if np.isfinite(figures["iou"][index]):
-            line = "".join(f"{figures[key][index]:11.2f}" for key in columns)
+            line = "".join(f"{column[index]:11.2f}" for column in columns)
             print(f"{name:<{width}}{line.replace('nan', '  -')}")
-    print(f"{'mean':<{width}}" + "".join(f"{mean_present(figures[key]):11.2f}" for key in columns))
-    print(f"pixel accuracy {report['accuracy']:.2f}")
+    print(f"{'mean':<{width}}" + "".join(f"{mean_present(column):11.2f}" for column in columns))
+    print(f"pixel accuracy {result.report['accuracy']:.2f}")
 
 
-def print_comparison(results: list[Result], names: list[str]) -> None:
-    """All folders in one summary; two of them also side by side with the difference per class."""
+def print_comparison(results: list[FolderScores], names: list[str]) -> None:
+    """Print a line for each folder; of two folders, also the IoU of each class side by side."""
     print("\n mIoU  accuracy  threshold  folder")
     for result in results:
-        threshold = "-" if result.folder.threshold is None else f"{result.folder.threshold:g}"
+        threshold = "-" if result.threshold is None else f"{result.threshold:g}"
         print(f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f} {threshold:>10}  "
-              f"{result.folder.path}")
-    if len(results) == 2:
-        first, second = (np.append(result.scores["iou"], result.scores["miou"]) for result in results)
-        width = max(map(len, names)) + 2
-        print(f"\n{'IoU':<{width}}    first   second  second - first")
-        for name, before, after in zip([*names, "mean"], first, second):
-            if np.isfinite(before) or np.isfinite(after):
-                line = f"{name:<{width}}{before:9.2f}{after:9.2f}{after - before:+16.2f}"
-                print(line.replace("+nan", "   -").replace("nan", "  -"))
+              f"{result.folder}")
+    if len(results) != 2:
+        return
+    first = scores(results[0].confusion)
+    second = scores(results[1].confusion)
+    rows = [*zip(names, first["iou"], second["iou"]), ("mean", first["miou"], second["miou"])]
+    width = max(map(len, names)) + 2
+    print(f"\n{'IoU':<{width}}    first   second  second - first")
+    for name, before, after in rows:
+        if np.isfinite(before) or np.isfinite(after):
+            line = f"{name:<{width}}{before:9.2f}{after:9.2f}{after - before:+16.2f}"
+            print(line.replace("+nan", "   -").replace("nan", "  -"))
 
 
-def write_csv(path: Path, results: list[Result]) -> None:
-    """Scores of every image, worst first, of all folders."""
-    rows = [(str(result.folder.path), *row) for result in results for row in result.tally.per_image]
+def write_csv(path: Path, results: list[FolderScores]) -> None:
+    """Write the scores of all folders' images, the lowest mIoU first."""
+    rows = [(result.folder, *score) for result in results for score in result.image_scores]
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["folder", "image", "miou", "accuracy"])
@@ -154,24 +170,36 @@ def write_csv(path: Path, results: list[Result]) -> None:
             writer.writerow([folder, name, f"{miou:.2f}", f"{accuracy:.2f}"])
 
 
-def labels_of(folders: list[Folder]) -> list[str]:
-    """Short distinct names of folders, for files and titles."""
-    short = ["-".join(folder.path.absolute().parts[-2:]) for folder in folders]
-    return [f"{name}-{index + 1}" if short.count(name) > 1 else name for index, name in enumerate(short)]
+def short_names(folders: list[Path]) -> list[str]:
+    """A distinct short name of each folder, its last two parts, for the names of files and for titles."""
+    short = ["-".join(folder.absolute().parts[-2:]) for folder in folders]
+    return [f"{name}-{number}" if short.count(name) > 1 else name
+            for number, name in enumerate(short, start=1)]
 
 
-def draw(dataset: TagDataset, folders: list[Folder], out: Path, count: int) -> None:
-    """Write OUT/pictures/NAME.png for the first images: image, every folder's overlay, truth."""
-    titles = ["image", *labels_of(folders)]
-    held = [folder.names() for folder in folders]
-    indices = [i for i, name in enumerate(dataset.names) if all(name in names for names in held)][:count]
+def draw_pictures(dataset: TagDataset, folders: list[tuple[Path, float | None]], out: Path,
+                  count: int) -> None:
+    """Write OUT/NAME.png of the first images that all folders hold: image, each folder's label map, truth.
+
+    folders: each with its background threshold, None for a folder of label maps.
+    """
+    titles = ["image", *short_names([folder for folder, _ in folders])]
+    in_all = set(dataset.names)
+    for folder, threshold in folders:
+        in_all.intersection_update(list_label_maps(folder) if threshold is None else list_cams(folder))
+    indices = [index for index, name in enumerate(dataset.names) if name in in_all][:count]
     for index in indices:
-        name, image, size = dataset.names[index], dataset.load_image(index), dataset.image_size(index)
-        maps = [folder.labels(name, size) for folder in folders]
-        truth = dataset.load_mask(index) if dataset.has_masks else None
-        row = [image] + [overlay(image, item, dataset.palette) for item in [*maps, truth] if item is not None]
-        sheet = contact_sheet([row], titles + ["truth"] * (truth is not None), [name], cell=320)
-        save(sheet, out / f"{name}.png")
+        name = dataset.names[index]
+        image = dataset.load_image(index)
+        size = dataset.image_size(index)
+        row = [image]
+        for folder, threshold in folders:
+            row.append(overlay(image, read_labels(folder, name, size, threshold), dataset.palette))
+        shown_titles = titles
+        if dataset.has_mask(index):
+            row.append(overlay(image, dataset.load_mask(index), dataset.palette))
+            shown_titles = [*titles, "truth"]
+        save(contact_sheet([row], shown_titles, [name], cell=CELL), out / f"{name}.png")
     print(f"{len(indices)} pictures in {out}")
 
 
@@ -183,33 +211,49 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     dataset = open_dataset(args)
     names = ["background", *dataset.classes]
-    drawn = args.out / "pictures" if args.pictures or args.confusion else None
-    for flag, path in (("--json", args.json), ("--per-image", args.per_image), ("--out", drawn)):
-        if path:
-            refuse_inside(flag, path, dataset.folders())
-    folders = chosen_folders(args, dataset)
-    results = [evaluate(dataset, folder, args) for folder in folders] if dataset.has_masks else []
+    if args.json:
+        refuse_inside("--json", args.json, dataset.folders())
+    if args.per_image:
+        refuse_inside("--per-image", args.per_image, dataset.folders())
+    if args.pictures or args.confusion:
+        refuse_inside("--out", args.out / "pictures", dataset.folders())
+
+    cam_folders, mask_folders = chosen_folders(args, dataset)
+    results = []
+    if dataset.has_masks:
+        for folder in cam_folders:
+            jobs = ImageJobs(dataset.names, args.workers, args.skip_bad)
+            results.append(evaluate_cams(dataset, folder, jobs, args.thresholds, bool(args.per_image)))
+        for folder in mask_folders:
+            jobs = ImageJobs(dataset.names, args.workers, args.skip_bad)
+            results.append(evaluate_label_maps(dataset, folder, jobs))
     if not is_main():
         return 0
-    if not results:
-        print(f"{args.data_root}, split {args.split}: no masks, so no mIoU")
+
     for result in results:
         print_result(result, names)
+    if not results:
+        print(f"{args.data_root}, split {args.split}: there are no masks, so no mIoU is computed")
     if len(results) > 1:
         print_comparison(results, names)
     if args.json:
-        empty = {"images": 0, "classes": 0, "curve": [], "best": None}
-        reports = [result.report for result in results] or [empty]
+        reports = [result.report for result in results]
+        if not reports:
+            reports = [{"images": 0, "classes": 0, "curve": [], "best": None}]
         write_json(reports[0] if len(reports) == 1 else {"runs": reports}, args.json)
     if args.per_image and results:
         write_csv(args.per_image, results)
     if args.confusion:
-        for label, result in zip(labels_of([result.folder for result in results]), results):
+        for label, result in zip(short_names([result.folder for result in results]), results):
             path = args.out / f"confusion-{label}.png"
-            save(confusion_picture(result.tally.confusion, names), path)
+            save(confusion_picture(result.confusion, names), path)
             print(f"confusion matrix in {path}")
     if args.pictures:
-        draw(dataset, [result.folder for result in results] or folders, args.out / "pictures", args.pictures)
+        folders = [(result.folder, result.threshold) for result in results]
+        if not results:
+            folders = [*((folder, CAM_THRESHOLD) for folder in cam_folders),
+                       *((folder, None) for folder in mask_folders)]
+        draw_pictures(dataset, folders, args.out / "pictures", args.pictures)
     return 0
 
 

@@ -29,9 +29,8 @@ from clipwsss.guidance.words import Words, encode_words, load_words, read_words,
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, stage_folder,
                               start_run, training_flags, training_settings)
 from clipwsss.presets import find_block
-from clipwsss.report.best import BestEpoch, cam_miou
-from clipwsss.report.page import StageOutputs, write_report
-from clipwsss.report.scoring import print_cam_curve
+from clipwsss.report.page import write_report
+from clipwsss.report.scoring import BestEpoch, cam_miou, print_cam_curve
 from clipwsss.run import Run
 from clipwsss.training import Training, compile_networks, fit, pick_device, seed_everything, use_bf16
 
@@ -285,7 +284,7 @@ def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagD
     save_generator(generator, run.path("generator.pt"))
     write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
     run.result(**print_cam_curve(scored, run.path("cams")))
-    write_report(run.out, "train_prompt", StageOutputs(scored, cams=run.path("cams")))
+    write_report(run.out, "train_prompt", scored, cams=run.path("cams"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,22 +9,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clipwsss.datasets import Batch, TagDataset
+from clipwsss.datasets.base import whole_image
+from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.loaders import make_loader, size_loader
-from clipwsss.datasets.transforms import eval_transform, train_transform
+from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
 from clipwsss.options import (COMMAND_LINE, inference_flags, open_dataset, parse, script_parser, stage_folder,
                               start_run, start_weights, training_flags, training_settings)
-from clipwsss.report.page import StageOutputs, write_report
+from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.predict import (FUSIONS, Photos, image_files, predict_images, refuse_taken_names,
                                       write_label_maps)
 from clipwsss.segment.segmenter import (SEGMENTERS, build_segmenter, export_network, load_segmenter,
                                         save_segmenter)
-from clipwsss.segment.submission import pack
 from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
 PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is written after each epoch
@@ -149,7 +150,7 @@ def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDa
 def predict(args: argparse.Namespace, network: nn.Module, dataset: TagDataset, folder: Path,
             palette: NDArray, done: Collection[str] = (), overlay_names: Sequence[str] = ()) -> None:
     """Write the label maps of a data set's images but those in `done`, and overlays if labels have names."""
-    whole_images = dataset.with_transform(eval_transform(), masks=False)
+    whole_images = dataset.with_transform(whole_image, masks=False)
     loader = size_loader(whole_images, args.test_batch_size, args.workers, done)
     predictions = predict_images(network, loader, args.test_scales, args.test_flip, args.test_fusion,
                                  args.test_precision)
@@ -228,11 +229,10 @@ def main(argv: list[str] | None = None) -> int:
         scores = print_label_miou(unseen, folder, f"{args.predict_split} predictions", args.workers)
         figures = {"split": args.predict_split, **scores}
         if args.submit and is_main():
-            pack(unseen, folder, args.submit)
+            write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")
     run.result(**figures)
-    write_report(run.out, "train_seg",
-                 StageOutputs(unseen or learned, masks=run.path("predictions") if unseen else None))
+    write_report(run.out, "train_seg", unseen or learned, masks=run.path("predictions") if unseen else None)
     return 0
 
 

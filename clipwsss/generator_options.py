@@ -47,8 +47,8 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
         help="images of one size in a forward pass when CAMs are made")
     inference_flags(add)
     add("--cam-format", choices=tuple(FORMATS), default="npz",
-        help="npz: maps at a quarter of the image's size; full: also at full size; irn: the .npy files of IRN; "
-        "psa: those of PSA and WeakTr")
+        help="npz: maps at a quarter of the image's size; full: also at full size; irn: the .npy files of "
+        "IRN; psa: those of PSA and WeakTr")
 
 
 def generator_settings(args: argparse.Namespace) -> GeneratorSettings:

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .datasets import CROWDS, DATASETS, TagDataset, build_dataset
-from .datasets.reading import MOST_PIXELS, Checked
+from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
 from .errors import InputError
 from .flags import ScriptParser, real, whole
 from .presets import SPLITS, find_block
@@ -141,9 +140,8 @@ def training_settings(args: argparse.Namespace, label: str, **changes: object) -
 
 def open_dataset(args: argparse.Namespace, split: str | None = None) -> TagDataset:
     """The data set of the command line, of --split or of another split."""
-    memory = args.runs / args.dataset / "checked.json"
-    return build_dataset(args.dataset, args.data_root, split or args.split, skip_bad=args.skip_bad,
-                         crowds=args.crowds, checked=Checked(memory, args.max_pixels))
+    return build_dataset(args.dataset, args.data_root, split or args.split, args.skip_bad, args.crowds,
+                         args.max_pixels)
 
 
 def open_scored(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:

@@ -1,10 +1,10 @@
-"""Pictures of images and label maps: overlays, heat maps, contact sheets; palette PNG files."""
+"""Pictures of images and label maps: overlays, heat maps, contact sheets, and PNG files with a palette."""
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from scipy.ndimage import generate_binary_structure, maximum_filter, minimum_filter
 
 from .files import atomic_path
 
@@ -13,24 +13,34 @@ TEXT_SIZE = 12
 
 
 def voc_palette() -> np.ndarray:
-    """VOC's 256 colours, uint8 [256, 3]: bits 0-2, 3-5, 6-7 of a number fill R, G, B from the top bit."""
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return np.hstack([np.packbits(bits[:, channel::3], axis=1) for channel in range(3)])
+    """The 256 colours of PASCAL VOC's label maps, uint8 [256, 3].
+
+    The bits of a label go to red, green and blue in turn, the lowest first, and fill each of them from its
+    highest bit down. Example: label 11 is 1011 in binary. Red takes its bits 0 and 3, which makes 11000000,
+    green its bit 1, 10000000, and blue its bit 2, 00000000: the colour is (192, 128, 0).
+    """
+    labels = np.arange(256, dtype=np.uint8)
+    bits = np.unpackbits(labels[:, None], axis=1, bitorder="little")
+    channels = [np.packbits(bits[:, channel::3], axis=1) for channel in range(3)]
+    return np.hstack(channels)
 
 
 def save(picture: Image.Image, path: Path | str) -> None:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG file; an interruption leaves no partial file."""
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
 def write_mask(path: Path | str, mask: np.ndarray, palette: np.ndarray) -> None:
-    """Write label map uint8 [H,W] as a palette PNG (palette uint8 [256,3]), whole or not at all."""
+    """Write label map uint8 [H,W] as a PNG with a palette uint8 [256,3]; no partial file is ever left.
+
+    ValueError where the label map is not uint8.
+    """
     save(colored(mask, palette), path)
 
 
 def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Label map uint8 [H,W] as a palette image of the same values."""
+    """A label map uint8 [H,W] as an image with a palette uint8 [256,3]; ValueError for another type."""
     if mask.dtype != np.uint8:
         raise ValueError(f"a label map is uint8, not {mask.dtype}")
     picture = Image.fromarray(mask, "L")
@@ -40,14 +50,21 @@ def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 def edges(mask: np.ndarray) -> np.ndarray:
     """Bool [H,W]: pixels of label map [H,W] whose left, right, upper or lower neighbour has another label."""
-    cross = generate_binary_structure(2, 1)
-    return maximum_filter(mask, footprint=cross) != minimum_filter(mask, footprint=cross)
+    result = np.zeros(mask.shape, bool)
+    differs_below = mask[1:] != mask[:-1]
+    result[1:] |= differs_below
+    result[:-1] |= differs_below
+    differs_right = mask[:, 1:] != mask[:, :-1]
+    result[:, 1:] |= differs_right
+    result[:, :-1] |= differs_right
+    return result
 
 
 def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> Image.Image:
-    """The image with its label map uint8 [H,W] of the same size: classes tinted, the background as it is.
+    """An image with the classes of its label map uint8 [H,W] tinted and their regions outlined in white.
 
-    Each region has a white outline; ignored pixels (255) are whitish. ValueError when the sizes differ.
+    opacity: share in [0,1] of the class's colour (palette uint8 [256,3]). The background keeps its colour;
+    ignored pixels (255) are tinted white. ValueError where image and label map differ in size.
     """
     pixels = np.asarray(image.convert("RGB"), np.float32)
     if pixels.shape[:2] != mask.shape:
@@ -62,31 +79,42 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: 
 
 def with_legend(picture: Image.Image, entries: Sequence[tuple[np.ndarray, str]],
                 columns: int = 1) -> Image.Image:
-    """The picture over a list of colours, uint8 [3], and what they stand for."""
-    font, line = ImageFont.load_default(TEXT_SIZE), TEXT_SIZE + 6
-    height = picture.height + line * -(-len(entries) // columns)
-    result = Image.new("RGB", (picture.width, height), "white")
+    """The picture with a legend below: colours uint8 [3] and their texts, in so many columns."""
+    font = ImageFont.load_default(TEXT_SIZE)
+    line = TEXT_SIZE + 6
+    lines = math.ceil(len(entries) / columns)
+    result = Image.new("RGB", (picture.width, picture.height + line * lines), "white")
     result.paste(picture, (0, 0))
     draw = ImageDraw.Draw(result)
     for index, (color, text) in enumerate(entries):
-        left, top = index % columns * picture.width // columns, picture.height + index // columns * line
-        box = left + 3, top + 3, left + TEXT_SIZE + 3, top + line - 3
+        row, column = divmod(index, columns)
+        left = column * picture.width // columns
+        top = picture.height + row * line
+        box = (left + 3, top + 3, left + TEXT_SIZE + 3, top + line - 3)
         draw.rectangle(box, tuple(color.tolist()), "gray")
         draw.text((left + line + 3, top + line / 2), text, "black", font, anchor="lm")
     return result
 
 
 def shares(mask: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> list[tuple[np.ndarray, str]]:
-    """A legend of a label map's classes by their shares (names: background first)."""
+    """Legend entries of a label map's classes with their percentage of its pixels, the largest first.
+
+    mask: uint8 [H,W]; palette: uint8 [256,3]; names: the classes, background first.
+    """
     counts = np.bincount(mask.ravel(), minlength=256)[:len(names)]
-    present = [index for index in np.argsort(-counts, kind="stable") if index and counts[index]]
-    legend = [(palette[index], f"{names[index]} {max(100 * counts[index] / mask.size, 0.1):.1f} %")
-              for index in present]
-    return legend or [(palette[0], "nothing but background")]
+    entries = []
+    for index in np.argsort(-counts, kind="stable"):
+        if index > 0 and counts[index] > 0:
+            percent = max(100 * counts[index] / mask.size, 0.1)
+            entries.append((palette[index], f"{names[index]} {percent:.1f} %"))
+    return entries or [(palette[0], "nothing but background")]
 
 
 def heat(cam: np.ndarray, image: Image.Image | None = None, opacity: float = 0.6) -> Image.Image:
-    """A map float [h,w] in [0,1] from dark blue to red; over `image`, resized to it, where one is given."""
+    """A map float [h,w] in [0,1] in colours from dark blue (0) to red (1).
+
+    image: laid under the map, which is resized to it and has this opacity.
+    """
     values = np.clip(cam, 0, 1)
     stops = np.linspace(0, 1, len(HEAT))
     colors = np.stack([np.interp(values, stops, HEAT[:, channel]) for channel in range(3)], -1)
@@ -98,18 +126,20 @@ def heat(cam: np.ndarray, image: Image.Image | None = None, opacity: float = 0.6
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], titles: Sequence[str],
                   names: Sequence[str] | None = None, cell: int = 192, gap: int = 4) -> Image.Image:
-    """One picture of rows of pictures under column titles, each with its name below; None leaves a hole.
+    """One picture of rows of pictures below the titles of their columns; None leaves a place empty.
 
-    Pictures are fitted into squares of `cell` pixels. ValueError when a row's length is not that of `titles`.
+    names: a line below each row. Each picture is fitted into a square of `cell` pixels. ValueError where a
+    row does not have a picture, or None, for each title.
     """
     line = TEXT_SIZE + 6
     below = line if names else gap
     fitted = [[None if item is None else ImageOps.contain(item.convert("RGB"), (cell, cell)) for item in row]
               for row in rows]
     heights = [max((item.height for item in row if item), default=cell) for row in fitted]
-    size = (len(titles) * (cell + gap) + gap, line + sum(heights) + below * len(rows))
-    sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
+    width = len(titles) * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, line + sum(heights) + below * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(TEXT_SIZE)
     centers = [gap + column * (cell + gap) + cell // 2 for column in range(len(titles))]
     for center, title in zip(centers, titles):
         draw.text((center, line / 2), shorten(title, cell, font), "black", font, anchor="mm")
@@ -125,8 +155,11 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image | None]], titles: Sequence
 
 
 def shorten(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    """`text`, cut with "..." where it is wider than `width` pixels."""
+    """The text, cut and ended by "..." where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    fitting = (text[:end] + "..." for end in range(len(text) - 1, 0, -1))
-    return next((cut for cut in fitting if font.getlength(cut) <= width), "...")
+    for length in range(len(text) - 1, 0, -1):
+        cut = text[:length] + "..."
+        if font.getlength(cut) <= width:
+            return cut
+    return "..."

@@ -22,27 +22,29 @@ from .errors import InputError
 from .progress import Progress
 from .run import Run
 
-OPTIMIZERS, SCHEDULES = ("sgd", "adamw"), ("poly", "cosine", "constant")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("poly", "cosine", "constant")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is one), `cpu` or `cuda`, where each process has a GPU of its own.
+    """The device of a name: `cpu`, `cuda`, or `auto` for CUDA where it is available.
 
-    InputError when CUDA is asked for and absent, or has too few GPUs.
+    Each process of a machine has a GPU of its own. InputError where CUDA is asked for and missing, or has
+    fewer GPUs than there are processes.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device is visible; use --device cpu or auto")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank() >= torch.cuda.device_count():
-        raise InputError(f"torchrun --nproc_per_node: at most {torch.cuda.device_count()} here, one for each "
-                         "GPU, or --device cpu")
+        raise InputError(f"torchrun --nproc_per_node: this machine has {torch.cuda.device_count()} GPUs, and "
+                         "each process needs one; start fewer processes, or use --device cpu")
     torch.cuda.set_device(local_rank())
     return torch.device("cuda", local_rank())
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16; `auto` does where the device itself does."""
+    """Whether to compute in bfloat16; `auto` does where the device supports it natively."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -56,7 +58,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def compile_networks(*networks: nn.Module) -> None:
-    """Let networks run compiled where they are called; their copies and their weights' names stay plain.
+    """Compile networks in place; the names of their weights do not change, and copies are not compiled.
 
     InputError where torch.compile does not work, as without a C++ compiler or Triton.
     """
@@ -64,8 +66,9 @@ def compile_networks(*networks: nn.Module) -> None:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except RuntimeError as error:
-        raise InputError("--compile: torch.compile does not work here, it needs a C++ compiler (GPU: Triton) "
-                         f"({str(error).strip().partition(chr(10))[0]}); leave it out") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError("--compile: torch.compile does not work on this machine; it needs a C++ compiler, and "
+                         f"Triton on a GPU ({reason})") from error
     for network in networks:
         network.compile()
 
@@ -79,12 +82,12 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
 
 
 class Training(NamedTuple):
-    """How to train: `label` names the progress line, the log's lines and the checkpoint.
+    """How to train; `label` is the name of the training in the progress line, the log and the checkpoint.
 
-    accumulate: batches whose gradients make one step of optimiser and scheduler; steps: end after so many,
-    within an epoch too; clip_norm: 0 does not clip; warmup: steps of linear warm-up; precision: use_bf16's.
-    sync_bn: batch norm that trains takes the statistics of all processes' images (on GPUs).
-    Momentum is SGD's momentum: IRN's and CLIMS' PolyOptimizer hands weight decay to that slot and uses none.
+    momentum: of SGD. warmup: steps of linear warm-up. clip_norm: largest norm of the gradients, 0 disables
+    clipping. precision: as in `use_bf16`. accumulate: batches whose gradients make one step of the optimiser.
+    steps: end after so many steps, within an epoch too. sync_bn: batch norm that trains takes the statistics of
+    the images of all processes (on GPUs).
     """
     label: str
     epochs: int
@@ -116,10 +119,17 @@ def make_optimizer(groups: list[dict], training: Training) -> torch.optim.Optimi
 def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
                    warmup: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
     """Learning rate per step: `poly` (1 - t)^0.9, `cosine` to zero or `constant`, after a linear warm-up."""
-    shape = {"poly": lambda t: (1 - t) ** 0.9, "cosine": lambda t: 0.5 + 0.5 * math.cos(math.pi * t),
-             "constant": lambda t: 1.0}[name]
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1)) * shape(min(step / max(steps, 1), 1.0)))
+    def factor(step: int) -> float:
+        t = min(step / max(steps, 1), 1.0)  # the part of the training that is done
+        if name == "poly":
+            shape = (1 - t) ** 0.9
+        elif name == "cosine":
+            shape = 0.5 + 0.5 * math.cos(math.pi * t)
+        else:
+            shape = 1.0
+        return min(1.0, (step + 1) / max(warmup, 1)) * shape
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 LossTerms = dict[str, tuple[float, Tensor, Tensor | int | None]]  # name -> (weight, total, count)
@@ -158,9 +168,9 @@ class _LossModule(nn.Module):
 
 
 def _synchronise(modules: nn.Module, device: torch.device) -> None:
-    """Make the batch norms that are in training mode those of all processes."""
+    """Replace the batch norms that are in training mode by ones over the images of all processes."""
     if device.type != "cuda":
-        raise InputError("--sync-bn: torch synchronises batch norm on GPUs only; --frozen-bn needs none")
+        raise InputError("--sync-bn: torch synchronises batch norm on GPUs only; --frozen-bn does without")
     for parent in list(modules.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d) and child.training:
@@ -175,8 +185,8 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     groups: the optimiser's parameter groups. Batches have `names` and `to(device)`; several processes each
     take their part of every batch. The epoch's number, from 0, is `loader.sampler.epoch`. after_epoch(epoch)
     is called when an epoch has been trained, before its checkpoint is written. kept: other objects with
-    `state_dict` and `load_state_dict` that belong into the checkpoint. InputError names the batch's images
-    where the loss is not finite, and says so where weights are not.
+    `state_dict` and `load_state_dict` that the checkpoint holds too. InputError names the images of the batch
+    whose loss is not finite, and the epoch after which weights are not finite.
     """
     kept = kept or {}
     optimizer = make_optimizer(groups, training)

@@ -74,8 +74,7 @@ def make(root):
 
 
 def snapshot(root):
-    return {path: path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and path.name not in (".lock", "checked.json")}
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def cut(name, length=100):

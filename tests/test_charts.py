@@ -1,48 +1,13 @@
-"""Bars and radar: lengths and corners where the numbers say."""
+"""Spread over seeds, the radar and the picture of a confusion: texts, corners and colours that numbers ask for."""
 import numpy as np
-import pytest
 
-from clipwsss.report.charts import COLORS, bars, confusion_picture, radar
-
-BAR = np.array((170, 195, 230))
+from clipwsss.report.charts import COLORS, confusion_picture, radar, spread
 
 
-def bar_lengths(picture):
-    """Width in pixels of each row's bar, from the picture alone."""
-    pixels = np.asarray(picture).astype(int)
-    blue = (np.abs(pixels - BAR).sum(-1) < 8)
-    rows = [blue[34 + 26 * index + 6].sum() for index in range((picture.height - 34 - 24) // 26)]
-    return [int(row) for row in rows]
-
-
-def test_bars_are_as_long_as_their_means():
-    rows = {"one": [60.0], "half": [30.0], "three seeds": [10.0, 20.0, 30.0], "none": []}
-    lengths = bar_lengths(bars(list(rows), list(rows.values())))
-    assert lengths[0] == pytest.approx(2 * lengths[1], abs=3)
-    assert lengths[2] == pytest.approx(lengths[0] / 3, abs=3)
-    assert lengths[0] > 300 and lengths[3] == 0
-
-
-def dots(picture):
-    """Left and right end of the only row's dots in pixels: their centres, one or several seeds."""
-    pixels = np.asarray(picture).astype(int)
-    columns = np.flatnonzero((np.abs(pixels - COLORS[0]).sum(-1) < 60).any(0))
-    return (columns[0] + 2, columns[-1] - 2) if len(columns) else None
-
-
-def test_a_dot_stands_at_every_seeds_value():
-    left, right = dots(bars(["row"], [[0.0, 80.0]]))
-    assert left == pytest.approx(34, abs=2) and right == pytest.approx(690 - 13, abs=2)  # 2 % of room
-    assert dots(bars(["row"], [[20.0, 80.0]]))[0] == pytest.approx(left + 0.25 * (right - left), abs=2)
-    for values in ([100.0, 100.0], [0.03]):  # the highest value ends the scale, whatever it is
-        assert dots(bars(["row"], [values])) == pytest.approx((right, right), abs=2)
-    assert dots(bars(["row"], [[0.0]])) == pytest.approx((left, left), abs=2)
-
-
-def test_a_row_without_values_is_called_failed():
-    pixels = np.asarray(bars(["row"], [[]])).astype(int)
-    assert dots(pixels) is None and (pixels[..., 0] - pixels[..., 1] > 100).sum() > 20  # a red word
-    assert bar_lengths(bars(["row"], [[]])) == [0]
+def test_spread_is_the_mean_and_the_deviation_of_finite_values():
+    assert spread([40.0, 42.0, float("nan")]) == "41.0 ± 1.4"
+    assert spread([1.25], "+") == "+1.2" and spread([-1.0], "+") == "-1.0"
+    assert spread([float("nan")]) == spread([]) == "failed"
 
 
 def test_radar_has_a_corner_at_every_share():

@@ -32,16 +32,17 @@ def told(capsys, root, status=0):
 
 def test_counts_and_advice(mydata, capsys):
     lines = told(capsys, mydata)
-    assert lines[0] == "train: 25 images, 0 with masks; smallest, middle, largest (H x W): 6 x 9, 6 x 23, 6 x 37"
+    assert lines[0] == ("train: 25 images, 0 with masks; sizes (H x W): smallest 6 x 9, median 6 x 23, "
+                        "largest 6 x 37")
     assert lines[1].startswith("val: 5 images, 1 with masks; ")
     assert [line.split() for line in lines[2:6]] == [["images", "of", "train", "val"], ["boat", "17", "3"],
                                                      ["water", "19", "3"], ["car", "6", "2"]]
     assert lines[7:] == [
-        "to change for better masks:",
-        "boat: 20 of its 20 images have water too, so that nothing tells them apart: add images of boat alone",
-        "water: 20 of its 22 images have boat too, so that nothing tells them apart: add images of water alone",
-        "car (8): fewer than 20 images, of which its maps are hardly learned: add some or drop the class",
-        "", "nothing is wrong"]
+        "to improve the masks:",
+        "boat: 20 of its 20 images also show water, so the two cannot be told apart: add images of boat alone",
+        "water: 20 of its 22 images also show boat, so the two cannot be told apart: add images of water alone",
+        "car (8): fewer than 20 images, too few for good maps: add images or drop the class",
+        "", "no errors found"]
 
 
 def test_what_stops_scripts_or_costs_time(mydata, capsys):
@@ -53,13 +54,14 @@ def test_what_stops_scripts_or_costs_time(mydata, capsys):
     save_image(mydata / "images/i7.png", (6, 1001))
     lines = told(capsys, mydata)
     for expected in (
-            "boat is in 31 of 31 images: add some without it",
-            "water (8), car (0): fewer than 20 images, of which its maps are hardly learned: add some or drop the class",
-            "other0.jpg, other1.jpg, other2.jpg, other3.jpg, other4.jpg and 2 more: in no good row of the table: not used",
-            "i5: in more than one split", "i7: a long side over 1000 pixels: smaller copies are much faster and no worse",
-            "no split is called train: name the one to train on by --split"):
+            "boat is in 31 of 31 images: add some images without it",
+            "water (8), car (0): fewer than 20 images, too few for good maps: add images or drop the class",
+            "other0.jpg, other1.jpg, other2.jpg, other3.jpg, other4.jpg and 2 more: not used, because no row of the "
+            "table names the image or one of its files is bad",
+            "i5: in more than one split", "i7: the long side has over 1000 pixels; smaller copies are much faster and give masks as good",
+            "no split is called train: name the split to train on by --split"):
         assert expected in lines
-    assert lines[-3].startswith("no class has synonyms, of which --method pole chooses: ")
+    assert lines[-3].startswith("no class has synonyms, which --method pole chooses from: ")
 
 
 def test_every_problem_of_every_split_in_one_pass(mydata, capsys):

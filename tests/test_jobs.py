@@ -25,37 +25,44 @@ def jobs(workers: int, skip_bad: bool = False) -> ImageJobs:
     return ImageJobs(NAMES, workers, skip_bad)
 
 
-@pytest.mark.parametrize("workers, count", [(0, 70), (1, 70), (2, 70), (2, 1), (3, 2)])
-def test_results_come_in_order_from_this_process_and_the_workers(workers, count):
+@pytest.mark.smoke
+def test_results_come_in_order_from_this_process_and_the_workers():
     before = torch.get_num_threads()
-    results = list(jobs(workers).run("jobs", described, range(count)))
-    assert [result[0] for result in results] == list(range(count))
-    assert all((result[3] == result[0]).all() for result in results)
-    processes = [result[1] for result in results]
-    assert len(set(processes)) == min(workers + 1, count)
-    if workers and count == len(NAMES):
-        assert len(NAMES) / (workers + 1) == pytest.approx(processes.count(os.getpid()), abs=CHUNK)
-        assert {result[2] for result in results} == {1}
-    assert torch.get_num_threads() == before
-    assert not list(jobs(workers).run("jobs", described, []))
+    for workers, count in ((0, 70), (1, 70), (2, 70), (2, 1), (3, 2)):
+        results = list(jobs(workers).run("jobs", described, range(count)))
+        assert [result[0] for result in results] == list(range(count)), (workers, count)
+        assert all((result[3] == result[0]).all() for result in results)
+        processes = [result[1] for result in results]
+        assert len(set(processes)) == min(workers + 1, count), (workers, count)
+        if workers and count == len(NAMES):
+            assert len(NAMES) / (workers + 1) == pytest.approx(processes.count(os.getpid()), abs=CHUNK)
+            assert {result[2] for result in results} == {1}
+        assert torch.get_num_threads() == before
+    assert not list(jobs(2).run("jobs", described, []))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_bad_images_stop_or_are_left_out_from_then_on(workers, capsys):
-    with pytest.raises(InputError, match="file33: unreadable .*--skip-bad") as caught:
-        list(jobs(workers).run("jobs", odd, range(70)))
-    assert "\n" not in str(caught.value)
-    skipping = jobs(workers, skip_bad=True)
-    expected = [index for index in range(70) if index not in (33, 40)]
-    assert list(skipping.run("jobs", odd, range(70))) == expected
-    assert skipping.failures == {33: "file33: unreadable", 40: "image40: no such value"}
-    assert "skipped: file33: unreadable\nskipped: image40: no such value\n" in capsys.readouterr().err
-    assert len(list(skipping.run("jobs", described, range(70)))) == 68
+def test_totals_add_up_field_by_field():
+    assert jobs(2).total("sum", lambda index: (1, index, np.eye(2) * index), range(5))[:2] == [5, 10]
+    assert np.array_equal(jobs(0).total("sum", lambda index: (np.eye(2),), range(3))[0], 3 * np.eye(2))
+    assert jobs(0).total("sum", described, []) is None
+
+
+def test_bad_images_stop_or_are_left_out_from_then_on(capsys):
+    for workers in (0, 2):
+        with pytest.raises(InputError, match="file33: unreadable .*--skip-bad") as caught:
+            list(jobs(workers).run("jobs", odd, range(70)))
+        assert "\n" not in str(caught.value)
+        skipping = jobs(workers, skip_bad=True)
+        expected = [index for index in range(70) if index not in (33, 40)]
+        assert list(skipping.run("jobs", odd, range(70))) == expected, workers
+        assert skipping.failures == {33: "file33: unreadable", 40: "image40: no such value"}
+        assert "skipped: file33: unreadable\nskipped: image40: no such value\n" in capsys.readouterr().err
+        assert len(list(skipping.run("jobs", described, range(70)))) == 68
 
 
 def test_what_is_missing_is_counted(capsys):
     absent = {3: "image3: absent", 5: "image5: absent"}
-    with pytest.raises(InputError, match="image3: absent .and 1 more of 70 images; --skip-bad goes on"):
+    with pytest.raises(InputError, match="image3: absent .and 1 more of 70 images; --skip-bad leaves"):
         jobs(0).leave_out(absent)
     skipping = jobs(0, skip_bad=True)
     skipping.leave_out(absent)

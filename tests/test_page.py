@@ -11,9 +11,8 @@ from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError
 from clipwsss.files import write_json
 from clipwsss.pictures import write_mask
-from clipwsss.report.page import (DATA, SAMPLE, TEMPLATE, StageOutputs, command_of, compare, curves_of, read_report, render,
-                                  write_report)
-from clipwsss.report.scoring import class_figures
+from clipwsss.report.page import (DATA_ELEMENT, SAMPLED_IMAGES, PAGE_TEMPLATE, command_of, compare, curves_of, files_in, read_report,
+                                  render, write_report)
 from clipwsss.toy.world import draw_world
 
 EVIL = "</script><script>window.stolen = 1</script><img src=x onerror='window.stolen = 1'>"
@@ -49,10 +48,12 @@ def runs(tmp_path_factory):
     write_json(words, root / "train_prompt" / "prompts.json")
     for stage in ("train_cam", "train_prompt", "make_pseudo"):
         folder = root / stage
-        write_report(folder, stage, StageOutputs(dataset, folder / "cams", folder / "masks" if stage == "make_pseudo" else None))
+        masks = folder / "masks" if stage == "make_pseudo" else None
+        write_report(folder, stage, dataset, folder / "cams", masks)
     return root
 
 
+@pytest.mark.smoke
 def test_the_report_holds_what_the_run_recorded(runs):
     run, = read_report(runs / "train_prompt" / "report.html")["runs"]
     assert run["command"] == "python train_prompt.py --out 'runs/my run' --scales 1.0 0.5 --no-restart"
@@ -75,21 +76,21 @@ def test_the_worst_pictures_come_first_and_the_first_images_follow(runs):
 
 def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
     dataset = build_dataset("toy", runs / "data", "train")
-    monkeypatch.setattr("clipwsss.report.page.SAMPLE", 7)
+    monkeypatch.setattr("clipwsss.report.page.SAMPLED_IMAGES", 7)
     seen = []
-    monkeypatch.setattr("clipwsss.report.page.image_miou", lambda data, folder, index: seen.append(index) or 50.0)
-    write_report(runs / "train_cam", "train_cam", StageOutputs(dataset, runs / "train_cam" / "cams"))
-    assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLE == 200
+    monkeypatch.setattr("clipwsss.report.page.image_miou", lambda data, index, *_: seen.append(index) or 50.0)
+    write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
+    assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLED_IMAGES == 200
     dataset.entries = [entry._replace(mask=None) for entry in dataset.entries]
-    write_report(runs / "train_cam", "train_cam", StageOutputs(dataset, runs / "train_cam" / "cams"))
+    write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
     pictures = read_report(runs / "train_cam" / "report.html")["runs"][0]["pictures"]
     assert [item["name"] for item in pictures] == dataset.names[:12] and pictures[0]["miou"] is None
 
 
 def test_no_text_ends_the_script_and_nothing_is_asked_for(runs):
     page = (runs / "train_prompt" / "report.html").read_text()
-    assert EVIL not in page and page.count("</script>") == TEMPLATE.read_text().count("</script>") == 2
-    assert "default-src 'none'" in page and "http" not in DATA.sub("", page).replace("http://www.w3.org/2000/svg", "").replace(
+    assert EVIL not in page and page.count("</script>") == PAGE_TEMPLATE.read_text().count("</script>") == 2
+    assert "default-src 'none'" in page and "http" not in DATA_ELEMENT.sub("", page).replace("http://www.w3.org/2000/svg", "").replace(
         "http-equiv", "")
     assert "innerHTML" not in page and len(page) < 3_000_000
 
@@ -111,19 +112,14 @@ def test_eval_puts_runs_side_by_side_without_a_data_set(runs, tmp_path, capsys):
     assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
-def test_class_figures_say_what_pixels_are_taken_for():
-    table = np.array([[90, 10, 0], [60, 39, 1], [0, 0, 0]])
-    figures = class_figures(table, ["background", "boat", "sea"])
-    assert figures["iou"] == {"background": 56.25, "boat": 35.4545, "sea": 0.0}
-    assert figures["taken_for"] == {"background": {"boat": 10.0}, "boat": {"background": 60.0, "sea": 1.0}, "sea": {}}
-    assert figures["taken_from"] == {"background": {"boat": 40.0}, "boat": {"background": 20.41}, "sea": {"boat": 100.0}}
-    assert figures["miou"] == pytest.approx(30.5682, abs=1e-3)
-
-
-def test_command_and_curves_of_nothing(tmp_path):
+def test_command_curves_and_files_of_a_bare_run(tmp_path):
     assert command_of("train_cam", {"set_by": {}}) == "python train_cam.py"
     (tmp_path / "log.jsonl").write_text('{"label": "result", "miou": NaN}\n')
     assert curves_of(tmp_path / "log.jsonl") == {}
+    (tmp_path / ".lock").touch()
+    (tmp_path / "cams").mkdir()
+    (tmp_path / "cams" / "one.npz").touch()
+    assert files_in(tmp_path) == ["cams/: 1 files", "log.jsonl: 0 kB"]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ PALETTE = np.zeros((256, 3), np.uint8)
 PALETTE[1], PALETTE[2] = (200, 0, 0), (0, 100, 0)
 
 
+@pytest.mark.smoke
 def test_mask_round_trip_keeps_values_and_palette(tmp_path):
     mask = np.array([[0, 1, 2], [255, 2, 1]], np.uint8)
     pictures.write_mask(tmp_path / "a" / "mask.png", mask, PALETTE)

@@ -7,7 +7,8 @@ from PIL import Image
 from clipwsss.guidance import prompt_pictures
 from clipwsss.errors import run_script
 from clipwsss.guidance.regions import load_clip
-from clipwsss.guidance.prompts import LearnedPrompt, encode_words
+from clipwsss.guidance.prompts import LearnedPrompt, save_learned
+from clipwsss.guidance.words import encode_words
 from clipwsss.toy.world import draw_world
 
 
@@ -54,7 +55,7 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     prompts, words = tmp_path / "background_prompts.pt", tmp_path / "words.txt"
     learned = LearnedPrompt(clip, "a photo of [C:{}].", ["water", "sky"])
     learned.names = ["boat", "plane"]
-    learned.save(prompts)
+    save_learned(learned, clip, prompts)
     words.write_text("water\nsky\nroad\n")
     argv = ["--image", *map(str, files), "--text", "a photo of boat.", "--prompts", str(prompts), "--words", str(words),
             "--clip", "toy", "--n", "2", "--out", str(tmp_path / "out")]
@@ -70,7 +71,7 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     for flags, message in ((["--image", str(tmp_path / "bad.jpg"), "--text", "boat"], "bad.jpg: not a readable image"),
                            (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),
-                           (["--image", str(files[0])], "name texts"), (["--text", "boat"], "what to compare them with"),
+                           (["--image", str(files[0])], "give texts"), (["--text", "boat"], "what to compare them with"),
                            (["--image", str(files[0]), "--text", "boat", "--n", "0"], "'0' is not a whole number")):
         assert run_script(lambda: prompt_pictures.main([*flags, "--clip", "toy"])) == 2
         error = capsys.readouterr().err

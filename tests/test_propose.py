@@ -6,8 +6,7 @@ import pytest
 from clipwsss.guidance import propose
 from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.regions import load_clip
-from clipwsss.guidance.words import corpora, load_words
-from clipwsss.guidance.prompts import encode_words
+from clipwsss.guidance.words import corpora, encode_words, load_words
 from clipwsss.toy.clip import WORDS
 from clipwsss.toy.shapes import CLASSES, SUBTYPES
 
@@ -74,7 +73,7 @@ def test_own_classes_and_bad_lists(word_list, tmp_path, capsys):
     assert table["car"][0] == "van" and len(table["car"]) == 3 and len(set(table["car"])) == 3  # yours stay
     line = next(line for line in lines if line.startswith("car "))
     assert line.index("van") < line.index(" | ") < line.index(table["car"][1])
-    for text, message in (("\n\n", "no words in it"), ("zebra\n", "this small CLIP knows 49 tokens, and not 'zebra'"),
+    for text, message in (("\n\n", "the file holds no words"), ("zebra\n", "this small CLIP knows 49 tokens, and not 'zebra'"),
                           ("boat " * 40, "words.txt")):
         word_list.write_text(text)
         assert run_script(lambda: propose.main(argv)) == 2
@@ -94,9 +93,9 @@ def test_built_in_corpora_by_name(tmp_path):
     assert load_words("voc12", classes, synonyms_file="wikipedia", n_synonyms=1).candidates[12] == ["horse", "hors"]
     assert load_words("voc12", classes, synonyms_file="news", n_synonyms=2).candidates[14] == ["player", "person", "someone"]
     assert "railway" in words.candidates[18] and "railway" not in words.background  # no word stands for both
-    with pytest.raises(InputError, match="no such file, nor a built-in list of this data set .*bnc, chatgpt-long, news"):
+    with pytest.raises(InputError, match="there is no such file and no built-in list .*bnc, chatgpt-long, news"):
         load_words("voc12", classes, synonyms_file="bcn")
-    with pytest.raises(InputError, match="it has none"):
+    with pytest.raises(InputError, match="none for this data set"):
         load_words("folder", ["cat"], synonyms_file="bnc")
 
 
@@ -105,5 +104,5 @@ def test_no_corpus_repeats_a_word_or_the_prompt_name():
         for corpus, lists in corpora(dataset).items():
             names = dict(zip(lists, load_words(dataset, list(lists)).names))
             for label, words in lists.items():
-                fuse_batch_norm = [word.casefold() for word in (names[label], *words)]
-                assert len(set(fuse_batch_norm)) == len(fuse_batch_norm), (dataset, corpus, label)
+                folded = [word.casefold() for word in (names[label], *words)]
+                assert len(set(folded)) == len(folded), (dataset, corpus, label)

@@ -1,20 +1,28 @@
-"""Folders behind one interface, their tallies against plain sums, the curve, the printed figures."""
+"""Scores of folders against plain sums, the curve, the printed figures; the epoch of best CAMs."""
+import json
+
 import numpy as np
 import pytest
+import torch
+from test_train_scripts import guide, runs  # noqa: F401 (a fixture)
+from torch import nn
 
-from clipwsss.cams.cam_files import write_cam
+import train_prompt
+from clipwsss.cams.cam_files import read_cam, resize_cam, write_cam
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report import scoring
-from clipwsss.report.metrics import boundary_confusion, confusion, scores, threshold_confusions
+from clipwsss.report.metrics import confusion, scores, threshold_confusions
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 
 
 class Data:
     """The part of a data set that scoring uses; the last of its 40 images has no mask."""
-    names, classes, has_masks = [f"image{number:02d}" for number in range(40)], ["cat", "dog"], True
+    names = [f"image{number:02d}" for number in range(40)]
+    classes = ["cat", "dog"]
+    has_masks = True
 
     def __len__(self) -> int:
         return len(self.names)
@@ -27,61 +35,129 @@ class Data:
 
 
 @pytest.fixture
-def folders(tmp_path) -> tuple[scoring.LabelFolder, scoring.CamFolder]:
+def folders(tmp_path):
+    """A folder of label maps and one of CAM files of all images of `Data`."""
     rng = np.random.default_rng(100)
     for name in Data.names:
         write_mask(tmp_path / "labels" / f"{name}.png", rng.integers(0, 3, (16, 12)).astype(np.uint8),
                    voc_palette())
         write_cam(tmp_path / "cams", name, np.array([1, 0]), rng.random((2, 4, 3)))
-    return scoring.LabelFolder(tmp_path / "labels"), scoring.CamFolder(tmp_path / "cams")
+    return tmp_path / "labels", tmp_path / "cams"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_tallies_are_the_sums_over_images(folders, workers):
-    data, (labels, cams) = Data(), folders
+@pytest.mark.smoke
+def test_tables_are_the_sums_over_images(folders):
+    data = Data()
+    labels, cams = folders
     truths = [data.load_mask(index) for index in range(39)]
-    tally = scoring.score(data, labels, ImageJobs(data.names, workers), boundary=True)
-    maps = [labels.labels(name, (16, 12)) for name in data.names]
+    maps = [scoring.read_labels(labels, name, (16, 12), None) for name in data.names]
     tables = [confusion(*pair, 3) for pair in zip(maps, truths)]
-    assert tally.images == 39 and np.array_equal(tally.confusion, sum(tables))
-    assert np.array_equal(tally.boundary, sum(boundary_confusion(*pair, 3) for pair in zip(maps, truths)))
-    figures = scores(tables[7])
-    assert len(tally.per_image) == 39
-    assert tally.per_image[7] == ("image07", figures["miou"], figures["accuracy"])
-    swept = scoring.score(data, cams, ImageJobs(data.names, workers), THRESHOLDS)
-    expected = sum(threshold_confusions(*cams.maps(name, (16, 12)), truth, THRESHOLDS, 3)
-                   for name, truth in zip(data.names, truths))
-    assert swept.images == 39 and np.array_equal(swept.confusion, expected)
-    for threshold, table in zip(THRESHOLDS, expected):  # CAMs as label maps say the same
-        alone = scoring.score(data, cams._replace(threshold=threshold), ImageJobs(data.names))
-        assert np.array_equal(alone.confusion, table) and alone.boundary == 0
+    files = [read_cam(cams, name) for name in data.names]
+    swept = sum(threshold_confusions(resize_cam(file, (16, 12)), file.keys, truth, THRESHOLDS, 3)
+                for file, truth in zip(files, truths))
+    for workers in (0, 2):
+        table, image_scores = scoring.score_label_maps(data, labels, ImageJobs(data.names, workers))
+        assert np.array_equal(table, sum(tables)), workers
+        figures = scores(tables[7])
+        assert len(image_scores) == 39, workers
+        assert image_scores[7] == ("image07", figures["miou"], figures["accuracy"]), workers
+        found, images = scoring.score_cams(data, cams, ImageJobs(data.names, workers), THRESHOLDS)
+        assert images == 39 and np.array_equal(found, swept), workers
+    for threshold, expected in zip(THRESHOLDS, swept):  # CAMs read as label maps give the same
+        table, _ = scoring.score_label_maps(data, cams, ImageJobs(data.names), threshold)
+        assert np.array_equal(table, expected), threshold
 
 
-def test_missing_files_stop_or_are_left_out(folders, tmp_path):
-    data, (labels, _) = Data(), folders
+def test_missing_files_stop_or_are_left_out(folders):
+    data = Data()
+    labels, _ = folders
     for number in (3, 5, 39):
-        (labels.path / f"image{number:02d}.png").unlink()
+        (labels / f"image{number:02d}.png").unlink()
     with pytest.raises(InputError, match="labels: no file for image image03 .and 1 more of 40 images"):
-        scoring.score(data, labels, ImageJobs(data.names))
+        scoring.score_label_maps(data, labels, ImageJobs(data.names))
     jobs = ImageJobs(data.names, skip_bad=True)
-    assert scoring.score(data, labels, jobs).images == 37 and list(jobs.failures) == [3, 5]
-    for path in list(labels.path.iterdir()):
+    _, image_scores = scoring.score_label_maps(data, labels, jobs)
+    assert len(image_scores) == 37 and list(jobs.failures) == [3, 5]
+    for path in list(labels.iterdir()):
         path.unlink()
     with pytest.raises(InputError, match="no label maps"):
-        labels.names()
-    write_mask(labels.path / "stranger.png", np.zeros((2, 2), np.uint8), voc_palette())
+        scoring.list_label_maps(labels)
+    write_mask(labels / "stranger.png", np.zeros((2, 2), np.uint8), voc_palette())
     with pytest.raises(InputError, match="no file for image image00"):
-        scoring.score(data, labels, ImageJobs(data.names, skip_bad=True))
+        scoring.score_label_maps(data, labels, ImageJobs(data.names, skip_bad=True))
 
 
 def test_the_printed_figures_are_returned(folders, capsys):
-    data, (labels, cams) = Data(), folders
-    tally = scoring.score(data, cams, ImageJobs(data.names), scoring.THRESHOLDS)
-    curve = scoring.miou_curve(tally.confusion, scoring.THRESHOLDS, ["background", *data.classes])
-    best = scoring.print_cam_curve(data, cams.path)
+    data = Data()
+    labels, cams = folders
+    tables, _ = scoring.score_cams(data, cams, ImageJobs(data.names), scoring.THRESHOLDS)
+    curve = scoring.miou_curve(tables, scoring.THRESHOLDS, ["background", *data.classes])
+    best = scoring.print_cam_curve(data, cams)
     assert best["miou"] == max(point["miou"] for point in curve["curve"])
     assert f"best CAM mIoU {best['miou']:.2f} at threshold {best['threshold']:.2f}" in capsys.readouterr().out
-    table = scoring.score(data, labels, ImageJobs(data.names)).confusion
-    assert scoring.print_label_miou(data, labels.path, "masks")["miou"] == float(scores(table)["miou"])
+    table, _ = scoring.score_label_maps(data, labels, ImageJobs(data.names))
+    assert scoring.print_label_miou(data, labels, "masks")["miou"] == float(scores(table)["miou"])
     data.has_masks = False
-    assert scoring.print_cam_curve(data, cams.path) == scoring.print_label_miou(data, labels.path, "x") == {}
+    assert scoring.print_cam_curve(data, cams) == scoring.print_label_miou(data, labels, "x") == {}
+
+
+def test_class_figures_list_what_pixels_are_taken_for():
+    table = np.array([[90, 10, 0], [60, 39, 1], [0, 0, 0]])
+    figures = scoring.class_figures(table, ["background", "boat", "sea"])
+    assert figures["iou"] == {"background": 56.25, "boat": 35.4545, "sea": 0.0}
+    assert figures["taken_for"] == {"background": {"boat": 10.0}, "boat": {"background": 60.0, "sea": 1.0}, "sea": {}}
+    assert figures["taken_from"] == {"background": {"boat": 40.0}, "boat": {"background": 20.41}, "sea": {"boat": 100.0}}
+    assert figures["miou"] == pytest.approx(30.5682, abs=1e-3)
+
+
+def test_the_best_epoch_comes_back(capsys):
+    network = nn.Linear(1, 1, bias=False)
+    for mious, expected in (([30.0, 50.0, 40.0], 2), ([9.0, 8.0], 1), ([7.0, 7.0], 1)):
+        best = scoring.BestEpoch()
+        for epoch, miou in enumerate(mious):
+            nn.init.constant_(network.weight, epoch + 1)
+            best.consider(epoch, network, miou)
+        resumed = scoring.BestEpoch()
+        resumed.load_state_dict(best.state_dict())
+        for keeper in (best, resumed):
+            nn.init.constant_(network.weight, -1)
+            keeper.restore(network)
+            assert network.weight.item() == expected, mious
+            assert f"kept epoch {expected}: CAM mIoU {max(mious):.2f}" in capsys.readouterr().out
+    scoring.BestEpoch().restore(network)  # without an epoch, as with --epochs 0, the weights stay
+    assert network.weight.item() == 1
+
+
+def test_no_masks_no_best_epoch(folders):
+    data = Data()
+    data.has_masks = False
+    with pytest.raises(ValueError, match="no masks"):
+        scoring.cam_miou(nn.Linear(1, 1), data)
+
+
+def test_matching_hands_its_best_epoch_to_the_prompts(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """As in SemPLeS' release, stage (b) learns on the best checkpoint of stage (a)."""
+    mious = iter([70.0, 60.0, 50.0])
+    weights = []
+
+    def cam_miou(generator, *_):
+        weights.append(generator.classifier.weight.detach().clone())
+        return next(mious)
+
+    monkeypatch.setattr(train_prompt, "cam_miou", cam_miou)
+    seen = []
+    load_state_dict = nn.Module.load_state_dict
+
+    def loaded(self, state, *args, **kwargs):
+        seen.append(state)
+        return load_state_dict(self, state, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "load_state_dict", loaded)
+    guide(runs, tmp_path / "run", "--method", "semples", "--match-epochs", "2", "--prompt-epochs", "1",
+          "--keep-best", "val")
+    printed = capsys.readouterr().out
+    assert printed.index("kept epoch 1: CAM mIoU 70.00") < printed.index("background_prompts 1/1")
+    assert printed.index("background_prompts 1/1") < printed.index("kept epoch 1: CAM mIoU 50.00")
+    given = [state["classifier.weight"] for state in seen if "classifier.weight" in state]
+    assert any(torch.equal(weight, weights[0]) for weight in given)
+    assert json.loads((tmp_path / "run/args.json").read_text())["keep_best"] == "val"

@@ -45,7 +45,8 @@ def test_the_released_shares_stand_beside_vocs_classes_alone():
 def test_person_apart_from_player(tmp_path):
     """POLE's prompts call the class player; two of three choices here are another word, one of them "person"."""
     words = [entry(word, "player", "person", "human") for word in ("player", "person", "human")]
-    line = 'Person goes by "player"; "person" itself was chosen 33.3 % (POLE\'s release: 27.1 %).'
+    line = ('The prompt name of the class person is "player"; the word "person" was chosen for 33.3 % '
+            "(POLE's release: 27.1 %).")
     assert line in selection.report([({str(i): {"person": word} for i, word in enumerate(words)}, None)],
                                     tmp_path / "radar.png")
     assert selection.person_itself([({"x": {"person": entry("person", "person", "human")}}, None)]) == ""

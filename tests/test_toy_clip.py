@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from clipwsss import clip
 from clipwsss.errors import InputError, run_script
-from clipwsss.guidance.prompts import encode_words
+from clipwsss.guidance.words import encode_words
 from clipwsss.guidance.regions import load_clip
 from clipwsss.toy import __main__ as command
 from clipwsss.toy import clip as toy_clip

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
-from clipwsss.datasets.transforms import eval_transform, train_transform
+from clipwsss.datasets.base import whole_image
+from clipwsss.datasets.transforms import train_transform
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])
 
@@ -17,30 +19,34 @@ def striped(height: int, width: int) -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.stack([mask, 255 - mask, mask // 2], axis=2)), mask
 
 
-def test_eval_keeps_every_value():
+@pytest.mark.smoke
+def test_whole_images_equal_torchvisions_conversion():
+    every_value = Image.fromarray(np.arange(256 * 3, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3))
     image, mask = striped(11, 17)
-    tensor, label = eval_transform()(image, mask)
-    assert tensor.shape == (3, 11, 17) and tensor.dtype == torch.float32 and tensor.is_contiguous()
-    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
-    assert torch.allclose(tensor, expected, atol=1e-7) and tensor.max() == 1
+    for picture in (every_value, image):
+        tensor, none = whole_image(picture)
+        assert none is None and tensor.dtype == torch.float32 and tensor.is_contiguous()
+        assert torch.equal(tensor, functional.to_dtype(functional.pil_to_tensor(picture), torch.float32, scale=True))
+        assert torch.equal(tensor, train_transform(None, resize_long=None, flip=False)(picture, None)[0])
+    label = whole_image(image, mask)[1]
     assert label.dtype == torch.int64 and torch.equal(label, torch.from_numpy(mask).long())
-    assert eval_transform()(image, None)[1] is None
 
 
-@pytest.mark.parametrize("options", [{"resize_long": None}, {"resize_long": None, "scales": (1.0, 1.0)}])
-def test_mask_follows_image_exactly(options):
+@pytest.mark.smoke
+def test_mask_follows_image_exactly():
     image, mask = striped(40, 64)
-    torch.manual_seed(0)
-    flipped = 0
-    for _ in range(20):
-        tensor, label = train_transform(48, **options)(image, mask)
-        assert tensor.shape == (3, 48, 48) and label.shape == (48, 48)
-        inside = label != 255
-        assert inside.sum() == 40 * 48, "all rows are kept, 48 of 64 columns"
-        assert torch.equal((tensor[0] * 255).round().long()[inside], label[inside])
-        row = label[inside.any(1)][0]
-        flipped += bool((row.diff() == -3).any())
-    assert 0 < flipped < 20
+    for options in ({"resize_long": None}, {"resize_long": None, "scales": (1.0, 1.0)}):
+        torch.manual_seed(0)
+        flipped = 0
+        for _ in range(20):
+            tensor, label = train_transform(48, **options)(image, mask)
+            assert tensor.shape == (3, 48, 48) and label.shape == (48, 48)
+            inside = label != 255
+            assert inside.sum() == 40 * 48, "all rows are kept, 48 of 64 columns"
+            assert torch.equal((tensor[0] * 255).round().long()[inside], label[inside])
+            row = label[inside.any(1)][0]
+            flipped += bool((row.diff() == -3).any())
+        assert 0 < flipped < 20, options
 
 
 def test_mask_follows_image_when_resized():
@@ -105,7 +111,7 @@ def test_brightness_stays_in_range_and_is_off_by_default():
     plain = train_transform(16, resize_long=None, flip=False)
     bright = train_transform(16, resize_long=None, flip=False, brightness=0.2)
     before = plain(image, None)[0]
-    assert torch.equal(before, eval_transform()(image, None)[0])
+    assert torch.equal(before, whole_image(image, None)[0])
     means = []
     for _ in range(50):
         after = bright(image, None)[0]

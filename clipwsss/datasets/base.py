@@ -1,29 +1,37 @@
-"""What every data set of images and tags shares: samples, batches, a check of all files before training."""
+"""What all data sets share: samples, batches, reading of image and mask files, the check of these files."""
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError
-from ..run import digest
+from ..errors import InputError, one_line
 from ..pictures import voc_palette
 from ..progress import Progress
-from .reading import UNREADABLE, Checked, Size, read_image, read_mask
-from .transforms import IGNORE, Transform, eval_transform
+from ..run import digest
 
-LONG_CHECK = 2000  # from so many images on, the check takes seconds and shows its progress
+IGNORE = 255  # the mask value of pixels that are neither trained on nor scored
+SMALLEST = 4  # pixels: an image with a shorter side has no map at half its size
+MOST_PIXELS = 100_000_000  # of an image, unless --max-pixels says otherwise
+LONG_CHECK = 2000  # from this many images on, the check of the files shows its progress
+EXIF_ORIENTATION = 0x0112
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit could not be raised by --max-pixels
+
+Size = tuple[int, int]  # (H, W)
+Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
 
 
 class Sample(NamedTuple):
-    """One image [3, H, W] float32 RGB in [0, 1]; label [K], 0 or 1; mask [H, W] int64, 255 = ignore."""
+    """One image [3, H, W] float32 RGB in [0, 1], its label [K] of 0 and 1, its mask [H, W] int64 or None."""
     name: str
     image: Tensor
     label: Tensor
@@ -31,7 +39,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples stacked: images [B, 3, H, W], labels [B, K], masks [B, H, W] or None without masks."""
+    """Samples stacked: images [B, 3, H, W], labels [B, K], masks [B, H, W] or None."""
     names: list[str]
     images: Tensor
     labels: Tensor
@@ -39,32 +47,53 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device."""
-        moved = (None if part is None else part.to(device, non_blocking=True) for part in self[1:])
-        return Batch(self.names, *moved)
+        images = self.images.to(device, non_blocking=True)
+        labels = self.labels.to(device, non_blocking=True)
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Batch(self.names, images, labels, masks)
 
 
 class Entry(NamedTuple):
-    """One image on disk: 0-based classes (None: untagged), mask file, place listing it, size once known."""
+    """One image of a data set, as files on disk.
+
+    tags: 0-based classes in rising order, or None where the image is untagged. mask: its file, if there is
+    one. where: the place that lists the image, for error messages. stated_size: the size that an annotation
+    file states. size: the size of the image file, known once the file has been checked.
+    """
     name: str
     image: Path
     tags: tuple[int, ...] | None
     mask: Path | None
     where: str
+    stated_size: Size | None = None
     size: Size | None = None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size; InputError where sizes differ."""
-    names, images, labels, masks = zip(*samples)
-    sizes = {tuple(image.shape[-2:]) for image in images}
+    """Stack samples of one size; InputError if their sizes differ."""
+    sizes = {tuple(sample.image.shape[-2:]) for sample in samples}
     if len(sizes) > 1:
         raise InputError(f"images of sizes {sorted(sizes)} in one batch: crop them or use --batch-size 1")
-    return Batch(list(names), torch.stack(images), torch.stack(labels),
+    masks = [sample.mask for sample in samples]
+    return Batch([sample.name for sample in samples],
+                 torch.stack([sample.image for sample in samples]),
+                 torch.stack([sample.label for sample in samples]),
                  None if any(mask is None for mask in masks) else torch.stack(masks))
 
 
+def whole_image(image: Image.Image, mask: np.ndarray | None = None) -> tuple[Tensor, Tensor | None]:
+    """An RGB image at its own size as float32 [3, H, W] in [0, 1], and its mask as int64 [H, W] or None."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    pixels.mul_(1.0 / 255)  # as torchvision's to_dtype does; a division by 255 may differ in the last bit
+    return pixels, None if mask is None else torch.from_numpy(mask).long()
+
+
 def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
-    """A folder's visible files with these suffixes in order; InputError without the folder."""
+    """The visible files of a folder that have one of these suffixes, sorted by name.
+
+    Raises InputError if there is no such folder.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     names = sorted(item.name for item in os.scandir(folder))
@@ -72,53 +101,126 @@ def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
 
 
 def masks_of(folder: Path) -> dict[str, Path]:
-    """Image name -> mask of a folder that need not be there."""
+    """Image name -> mask file, for the masks of a folder; empty if there is no such folder."""
     return {path.stem: path for path in files_of(folder)} if folder.is_dir() else {}
 
 
 def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
-    """The error for a split that the data does not have."""
+    """The error for a split that the data set does not have."""
     return InputError(f"--split {split}: {root} has {', '.join(splits) or 'no splits'}")
 
 
-class TagDataset(Dataset):
-    """Images with tags and perhaps masks: a subclass lists entries, this class checks and serves them.
+@contextmanager
+def open_file(path: Path, kind: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file, opened and not yet decoded; kind: `image` or `mask`.
 
-    names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms (per class), has_masks, splits,
-    skipped and notes (lines for the user). All files are decoded once on construction: InputError names the
-    first bad one, with `skip_bad` they are left out. Beside masks, an image without one is all 255.
+    Whatever a missing, damaged or unsuitable file raises, here or inside the block, becomes an InputError of
+    one line that names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            size = f"{file.height} x {file.width} pixels (H x W)"
+            if file.height * file.width > max_pixels:
+                raise ValueError(f"{size} are more than --max-pixels {max_pixels}")
+            if kind == "image" and min(file.size) < SMALLEST:
+                raise ValueError(f"{size}; each side needs at least {SMALLEST}")
+            if kind == "image" and file.mode.startswith(("I", "F")):
+                raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
+            if kind == "mask" and file.mode not in ("P", "L"):
+                raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is "
+                                 f"{file.mode}")
+            yield file
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {kind}") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path}: not a readable {kind} ({one_line(error) or 'out of memory'})") from error
+
+
+def exif_orientation(file: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 (upright) to 8; 5 to 8 swap height and width."""
+    # The base class's method: Pillow's own for PNG decodes all pixels to look for a tag behind them.
+    return Image.Image.getexif(file).get(EXIF_ORIENTATION, 1)
+
+
+def read_image(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS) -> Image.Image:
+    """An image file as RGB; `oriented` turns it as its EXIF tag says. InputError names an unreadable file."""
+    with open_file(path, "image", max_pixels) as file:
+        if oriented and exif_orientation(file) > 1:
+            return ImageOps.exif_transpose(file).convert("RGB")
+        return file.convert("RGB")
+
+
+def read_image_size(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS,
+                    decode: bool = False) -> Size:
+    """(H, W) of an image file, from its header; `decode` also reads all of its bytes. InputError as above."""
+    with open_file(path, "image", max_pixels) as file:
+        width, height = file.size
+        sideways = oriented and exif_orientation(file) >= 5
+        if decode:
+            file.draft("RGB", (1, 1))  # a JPEG at 1/8 of its size: all bytes are read, few pixels are made
+            file.load()
+    return (width, height) if sideways else (height, width)
+
+
+def read_mask(path: Path, max_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
+    with open_file(path, "mask", max_pixels) as file:
+        return np.array(file)
+
+
+class TagDataset(Dataset):
+    """Images with tags and perhaps masks. A subclass lists the entries; this class checks and serves them.
+
+    Attributes: names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms of each class,
+    has_masks, splits, skipped (one line for each file left out), notes (lines for the user).
+
+    When it is built, only the headers of its files are read: that they exist, their sizes and their modes.
+    With `skip_bad` every file is decoded, and images with bad files are left out. Otherwise the first problem
+    is an InputError, as is a damaged file later, when it is read. Samples are whole images until
+    `with_transform`. If only some images have masks, the mask of every other image is 255 everywhere.
     """
     classes: Sequence[str] = ()
-    category_ids: Sequence[int] = ()  # numbers of classes and images in COCO's files
-    image_ids: dict[str, int] = {}
+    category_ids: Sequence[int] = ()  # COCO's numbers of the classes
+    image_ids: dict[str, int] = {}  # COCO's numbers of the images
     palette: np.ndarray = voc_palette()
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
-                 skip_bad: bool = False, synonyms: dict[str, list[str]] | None = None,
-                 notes: Sequence[str] = (), checked: Checked | None = None):
-        self.splits, self.notes, self.synonyms = tuple(splits), list(notes), synonyms or {}
-        self.transform, self.checked = eval_transform(), checked or Checked()
-        self._accept(entries, list(problems), skip_bad)
+                 skip_bad: bool = False, max_pixels: int = MOST_PIXELS,
+                 synonyms: dict[str, list[str]] | None = None, notes: Sequence[str] = ()):
+        self.splits = tuple(splits)
+        self.max_pixels = max_pixels
+        self.synonyms = synonyms or {}
+        self.notes = list(notes)
+        self.transform: Transform = whole_image
+        self._keep_good(entries, list(problems), skip_bad)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Sample:
-        image, mask = self.load_image(index), self.load_mask(index) if self.has_masks else None
-        if self.has_masks and mask is None:
-            mask = np.full(image.size[::-1], IGNORE, np.uint8)
-        image, mask = self.transform(image, mask)
-        return Sample(self.names[index], image, self.labels[index], mask)
+        image = self.load_image(index)
+        mask = None
+        if self.has_masks:
+            mask = self.load_mask(index)
+            if mask is None:
+                mask = np.full((image.height, image.width), IGNORE, np.uint8)
+        pixels, labels = self.transform(image, mask)
+        return Sample(self.names[index], pixels, self.labels[index], labels)
 
     def load_image(self, index: int) -> Image.Image:
-        """The image as stored, PIL RGB."""
-        return read_image(self.entries[index].image, self.oriented, self.checked.most)
+        """The image as stored, PIL RGB; InputError names a damaged file."""
+        return read_image(self.entries[index].image, self.oriented, self.max_pixels)
 
     def load_mask(self, index: int) -> np.ndarray | None:
-        """The mask as stored, uint8 [H, W]: 0 background, 1..K, 255 ignore; None where the image has none."""
+        """The mask as stored, uint8 [H, W]: 0 background, 1..K, 255 ignore; None if the image has none.
+
+        InputError names a damaged file, and one with another value.
+        """
         path = self.entries[index].mask
-        return None if path is None else read_mask(path, self.checked.most)
+        return None if path is None else self._read_valid_mask(path)
 
     def has_mask(self, index: int) -> bool:
         """Whether an image has a mask, without reading it."""
@@ -129,64 +231,78 @@ class TagDataset(Dataset):
         return self.entries[index].size
 
     def folders(self) -> set[Path]:
-        """The folders that images and masks lie in."""
+        """The folders that hold the images and masks."""
         return {path.parent for entry in self.entries for path in (entry.image, entry.mask) if path}
 
     def fingerprint(self) -> str:
-        """Digest of the images' names, tags and sizes in pixels and bytes, and of the masks' sizes."""
+        """Digest of the images' names, tags and sizes in pixels and bytes, and the masks' sizes in bytes."""
         return digest((entry.name, entry.tags, entry.size,
                        *(path.stat().st_size for path in (entry.image, entry.mask) if path))
                       for entry in self.entries)
 
     def with_transform(self, transform: Transform, masks: bool = True) -> "TagDataset":
-        """A shallow copy with another transform; `masks=False` spares reading masks."""
+        """A shallow copy with another transform; with `masks=False` its samples have no masks."""
         other = copy.copy(self)
-        other.transform, other.has_masks = transform, self.has_masks and masks
+        other.transform = transform
+        other.has_masks = self.has_masks and masks
         return other
 
     def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
-        """A copy with FOLDER/NAME.png as masks, one for each image, checked; its `skipped` is its own."""
+        """A copy whose masks are FOLDER/NAME.png, checked as on construction; `skipped` is the copy's own."""
         present = {path.stem: path for path in files_of(Path(folder))}
-        problems = [f"{Path(folder) / name}.png: no such mask" for name in self.names if name not in present]
+        entries = []
+        problems = []
+        for entry in self.entries:
+            if entry.name in present:
+                entries.append(entry._replace(mask=present[entry.name]))
+            else:
+                problems.append(f"{Path(folder) / entry.name}.png: no such mask")
         other = copy.copy(self)
-        other._accept([entry._replace(mask=present[entry.name]) for entry in self.entries
-                       if entry.name in present], problems, skip_bad)
+        other._keep_good(entries, problems, skip_bad)
         return other
 
-    def _numbers(self, names: Iterable[str], where: Path | str) -> tuple[int, ...]:
-        """0-based classes of these names; InputError for an unknown one."""
+    def class_numbers(self, names: Iterable[str], where: Path | str) -> tuple[int, ...]:
+        """0-based numbers of these classes, in rising order; InputError for an unknown name."""
         names = set(names)
         unknown = sorted(names - set(self.classes))
         if unknown:
             raise InputError(f"{where}: unknown class {unknown[0]!r}; valid are {', '.join(self.classes)}")
         return tuple(sorted(self.classes.index(name) for name in names))
 
-    def _accept(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
-        """Check all entries in one pass and keep the good ones."""
-        unique: dict[str, Entry] = {}
+    def _keep_good(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
+        """Check all entries and keep the good ones; InputError unless all are good or `skip_bad` is set."""
+        listed: dict[str, Entry] = {}
         for entry in entries:
-            if entry.name in unique:
+            if entry.name in listed:
                 problems.append(f"{entry.where}: image {entry.name} is listed twice")
             elif entry.tags == ():
                 problems.append(f"{entry.where}: image {entry.name} has no tag")
             else:
-                unique[entry.name] = entry
-        progress = Progress("check files", len(unique)) if len(unique) >= LONG_CHECK else None
+                listed[entry.name] = entry
         self.entries = []
-        # Pillow decodes outside the interpreter's lock.
-        with self.checked.remembering(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for checked in pool.map(self._inspect, unique.values()):
-                (problems if isinstance(checked, str) else self.entries).append(checked)
+        progress = Progress("check files", len(listed)) if len(listed) >= LONG_CHECK else None
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            # Pillow decodes outside the interpreter's lock; headers are read faster without threads.
+            if skip_bad:
+                outcomes = pool.map(lambda entry: self._check_entry(entry, decode=True), listed.values())
+            else:
+                outcomes = map(self._check_entry, listed.values())
+            for entry, problem in outcomes:
+                if problem:
+                    problems.append(problem)
+                else:
+                    self.entries.append(entry)
                 if progress:
                     progress.update(1)
         if progress:
             progress.close()
         if problems and not skip_bad:
             more = f"and {len(problems) - 1} more; " if len(problems) > 1 else ""
-            raise InputError(f"{problems[0]} ({more}--skip-bad goes on without)")
+            raise InputError(f"{problems[0]} ({more}--skip-bad leaves bad images out)")
         if not self.entries:
-            first = problems[0] if problems else "; ".join(self.notes) or "none is listed"
-            raise InputError(f"no usable image is left of {len(problems)}; the first: {first}", problems)
+            first = problems[0] if problems else "; ".join(self.notes) or "no image is listed"
+            raise InputError(f"no usable image is left of {len(problems)}; the first problem: {first}",
+                             problems)
         self.skipped = problems
         self.names = [entry.name for entry in self.entries]
         self.has_masks = any(entry.mask is not None for entry in self.entries)
@@ -194,29 +310,39 @@ class TagDataset(Dataset):
         for row, entry in enumerate(self.entries):
             self.labels[row, list(entry.tags or ())] = 1
 
-    def _inspect(self, entry: Entry) -> Entry | str:
-        """The entry with its image's size, or the first problem of its files, all of which are read."""
-        try:
-            size = entry.size or self.checked.image_size(entry.image, self.oriented)
-            entry = entry._replace(size=size)
-            self._check_mask(entry)
-        except InputError as error:
-            return str(error)
-        except FileNotFoundError:
-            return f"{entry.image}: no such image, listed in {entry.where}"
-        except UNREADABLE as error:
-            return f"{entry.image}: not a readable image ({error}), listed in {entry.where}"
-        return entry
+    def _check_entry(self, entry: Entry, decode: bool = False) -> tuple[Entry, str | None]:
+        """(the entry with the size of its image, the first problem of its files or None).
 
-    def _check_mask(self, entry: Entry) -> None:
-        """InputError for a mask that does not fit the image or the classes."""
+        With `decode` all bytes of the files are read, else their headers.
+        """
+        try:
+            size = read_image_size(entry.image, self.oriented, self.max_pixels, decode)
+        except InputError as error:
+            return entry, f"{error}, listed in {entry.where}"
+        entry = entry._replace(size=size)
+        found = f"{size[0]} x {size[1]}"
+        if entry.stated_size not in (None, size):
+            stated = f"{entry.stated_size[0]} x {entry.stated_size[1]}"
+            return entry, f"{entry.image}: {found} (H x W), but {entry.where} says {stated}"
         if entry.mask is None:
-            return
-        size, values = self.checked.mask(entry.mask)
+            return entry, None
+        try:
+            with open_file(entry.mask, "mask", self.max_pixels) as file:
+                if (file.height, file.width) != size:
+                    raise InputError(f"{entry.mask}: mask is {file.height} x {file.width} (H x W), its image "
+                                     f"{found}")
+            if decode:
+                self._read_valid_mask(entry.mask)
+        except InputError as error:
+            return entry, str(error)
+        return entry, None
+
+    def _read_valid_mask(self, path: Path) -> np.ndarray:
+        """The mask of a file, uint8 [H, W]; InputError names a value that is no class."""
+        mask = read_mask(path, self.max_pixels)
         n_classes = len(self.classes)
-        if size != entry.size:
-            raise InputError(f"{entry.mask}: mask is {size[0]} x {size[1]} (H x W), its image "
-                             f"{entry.size[0]} x {entry.size[1]}")
-        if strange := [value for value in values if n_classes < value < IGNORE]:
-            raise InputError(f"{entry.mask}: value {strange[0]} in the mask; valid are 0 (background), "
+        wrong = mask[(mask > n_classes) & (mask != IGNORE)]
+        if wrong.size:
+            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "
                              f"1..{n_classes} and {IGNORE} (ignore)")
+        return mask

@@ -1,7 +1,6 @@
-"""One function over all images of a data set in several processes; bad files are named, not traced back."""
+"""One function over all images of a data set, in several processes; a bad image is named in one line."""
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -10,41 +9,45 @@ from ..distributed import broadcast, gather, shard
 from ..errors import InputError
 from ..progress import Progress
 
-CHUNK = 16  # images that a process takes at most at a time: sending results costs little then
-ROUNDS = 16  # fewer, where a process would not get so many chunks: all end at about the same time
+CHUNK = 16  # at most so many images go to a process at a time: sending back results then costs little
+ROUNDS = 16  # each process gets at least so many chunks, smaller ones if need be: all end at about one time
 
 
 class ImageJobs:
     """Runs functions of image numbers in this process and `workers` others (on CUDA they start by spawn).
 
-    Of torchrun's processes each has its share of the images. The first bad image raises InputError; with
+    Each of torchrun's processes has its share of the images. The first bad image raises InputError; with
     `skip_bad` it is printed, kept in `failures` (number -> line) and left out of later runs too.
     """
 
     def __init__(self, names: Sequence[str], workers: int = 0, skip_bad: bool = False, device: str = "cpu"):
-        self.names, self.workers, self.skip_bad = names, workers, skip_bad
+        self.names = names
+        self.workers = workers
+        self.skip_bad = skip_bad
         self.context = "spawn" if device == "cuda" else None
         self.failures: dict[int, str] = {}
 
     def leave_out(self, failures: dict[int, str]) -> None:
-        """Print these failures (number -> line), leave their images out; InputError without `skip_bad`."""
+        """Print these failures (number -> line) and leave their images out; InputError without `skip_bad`."""
         if failures and not self.skip_bad:
             more = f"and {len(failures) - 1} more of {len(self.names)} images; " if len(failures) > 1 else ""
-            raise InputError(f"{next(iter(failures.values()))} ({more}--skip-bad goes on without)")
+            raise InputError(f"{next(iter(failures.values()))} ({more}--skip-bad leaves bad images out)")
         self.failures |= failures
         for problem in failures.values():
             print(f"skipped: {problem}", file=sys.stderr)
 
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
-        """Yield the results of `work(index)` in order, under a progress line: those of this process's share.
+        """Yield the results of `work(index)` for this process's share of the images, in order.
 
-        At the end, which all processes have to reach, every file is written and all know all failures.
+        A progress line shows `label`. All processes have to read to the end: there every file is written, and
+        every process knows all failures.
         """
         todo = shard(broadcast([index for index in indices if index not in self.failures]))
-        progress, threads = Progress(label, len(todo)), torch.get_num_threads()
         helpers = min(self.workers, max(len(todo) - 1, 0))
+        progress = Progress(label, len(todo))
+        threads = torch.get_num_threads()
         if helpers:
-            torch.set_num_threads(1)  # as in the helpers: all images come out alike
+            torch.set_num_threads(1)  # as in the helpers: results do not depend on who made them
         try:
             for index, result, problem in self._outcomes(work, todo, helpers):
                 progress.update(1)
@@ -59,38 +62,58 @@ class ImageJobs:
             self.leave_out({index: failures[index] for index in failures.keys() - self.failures.keys()})
 
     def total(self, label: str, work: Callable[[int], tuple], indices: Sequence[int]) -> list | None:
-        """The sum, field by field, of the tuples `work(index)` of all processes; None without any."""
-        def added(parts: Iterable[Sequence | None]) -> list | None:
-            total = None
-            for part in parts:
-                if part is not None:
-                    total = [a + b for a, b in zip(total, part)] if total else list(part)
-            return total
-
-        return added(gather(added(self.run(label, work, indices))))
+        """The sum, field by field, of the tuples `work(index)` of all processes; None if there is none."""
+        return add_up(gather(add_up(self.run(label, work, indices))))
 
     def _outcomes(self, work: Callable[[int], object], todo: list[int], helpers: int) -> Iterator[tuple]:
-        """`_Jobs`' items in order; of helpers + 1 chunks of images this process takes one itself."""
-        jobs, size = _Jobs(work, self.names), min(CHUNK, 1 + len(todo) // (ROUNDS * (helpers + 1)))
+        """(image number, result, problem) of each image in order, as `Attempts` gives them.
+
+        The images go in chunks to this process and its helpers in turn. Of chunks 0 to 6 and two helpers,
+        this process works on 0, 3 and 6; a loader's two workers make 1, 2, 4 and 5 in the meantime.
+        """
+        attempts = Attempts(work, self.names)
+        turns = helpers + 1
+        size = min(CHUNK, 1 + len(todo) // (ROUNDS * turns))
         chunks = [todo[start:start + size] for start in range(0, len(todo), size)]
-        theirs = [chunk for number, chunk in enumerate(chunks) if number % (helpers + 1)]
-        arriving = iter(DataLoader(jobs, batch_sampler=theirs, num_workers=helpers, collate_fn=list,
-                                   prefetch_factor=4 if helpers else None,
+        helpers_chunks = [chunk for number, chunk in enumerate(chunks) if number % turns != 0]
+        arriving = iter(DataLoader(attempts, batch_sampler=helpers_chunks, num_workers=helpers,
+                                   collate_fn=list, prefetch_factor=4 if helpers else None,
                                    multiprocessing_context=self.context if helpers else None))
         for number, chunk in enumerate(chunks):
-            yield from next(arriving) if number % (helpers + 1) else map(jobs.__getitem__, chunk)
+            if number % turns == 0:
+                for index in chunk:
+                    yield attempts[index]
+            else:
+                yield from next(arriving)
 
 
-@dataclass
-class _Jobs(Dataset):
-    """The jobs as a data set, whose loader brings the processes: items (image number, result, problem)."""
-    work: Callable[[int], object]
-    names: Sequence[str]
+class Attempts(Dataset):
+    """`work` on each image as a data set, so that a loader's processes can do it.
+
+    Its items are (image number, result, None), or (image number, None, problem) for a bad image.
+    """
+
+    def __init__(self, work: Callable[[int], object], names: Sequence[str]):
+        self.work = work
+        self.names = names
 
     def __getitem__(self, index: int) -> tuple[int, object, str | None]:
         try:
             return index, self.work(index), None
         except InputError as error:
             return index, None, str(error)
-        except (ValueError, OSError) as error:  # raised where the image's name is not known
+        except (ValueError, OSError) as error:  # raised where the name of the image is not known
             return index, None, f"{self.names[index]}: {error}"
+
+
+def add_up(parts: Iterable[Sequence | None]) -> list | None:
+    """The sum, field by field, of those parts that are not None; None if all are."""
+    total = None
+    for part in parts:
+        if part is None:
+            continue
+        if total is None:
+            total = list(part)
+        else:
+            total = [sum_so_far + value for sum_so_far, value in zip(total, part)]
+    return total

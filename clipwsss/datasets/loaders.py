@@ -1,4 +1,4 @@
-"""Loaders of `Batch`es: shuffled ones for training, and whole images of one size for inference."""
+"""Loaders of `Batch`es: shuffled images for training, and whole images of one size for inference."""
 from collections.abc import Container, Iterator
 
 import numpy as np
@@ -10,10 +10,11 @@ from ..errors import InputError
 from .base import TagDataset, collate
 
 
-class Order(DistributedSampler):
-    """This process's (image number, seed of its random draws) of an epoch, decided by (seed, epoch) alone.
+class SeededSampler(DistributedSampler):
+    """This process's (image number, seed of its random draws) pairs of an epoch.
 
-    The processes' batches together are the one process's batch; InputError where they cannot share it.
+    They depend on (seed, epoch) alone: the batches of all processes together are the batch that one process
+    would have. InputError if the processes cannot share a batch equally.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int, drop_last: bool):
@@ -21,17 +22,22 @@ class Order(DistributedSampler):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        count, images = self.num_replicas, len(self.dataset)
-        if count > 1 and (self.batch_size % count or self.batch_size > images):
-            raise InputError(f"--batch-size {self.batch_size}: {count} processes share it, so it must be a "
-                             f"multiple of {count} and at most the number of images, {images}")
+        processes = self.num_replicas
+        images = len(self.dataset)
+        if processes > 1 and (self.batch_size % processes or self.batch_size > images):
+            raise InputError(f"--batch-size {self.batch_size}: {processes} processes share a batch, so its "
+                             f"size must be a multiple of {processes} and at most the number of images, "
+                             f"{images}")
         for step, index in enumerate(super().__iter__()):
-            drawn = np.random.SeedSequence((self.seed, self.epoch, step * count + self.rank))
-            yield index, int(drawn.generate_state(1)[0])
+            sequence = np.random.SeedSequence((self.seed, self.epoch, step * processes + self.rank))
+            yield index, int(sequence.generate_state(1)[0])
 
 
 class SeededDataset(Dataset):
-    """A data set by `Order`'s items: an image's draws are the same in any process and beside any others."""
+    """A data set indexed by the pairs of `SeededSampler`: the random draws of an image follow from its seed.
+
+    So they are the same in any process and beside any other images.
+    """
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -45,28 +51,33 @@ class SeededDataset(Dataset):
 
 def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bool = True, seed: int = 0,
                 drop_last: bool = False) -> DataLoader:
-    """A loader whose images and draws depend on (seed, epoch) alone: `loader.sampler.set_epoch` before each.
+    """A loader whose images and random draws depend on (seed, epoch) alone.
 
-    batch_size: of all processes together, which take equal parts of whole batches. Workers start anew each
-    epoch, with its number.
+    Call `loader.sampler.set_epoch(epoch)` before each epoch: workers start anew and take it over.
+    batch_size: of all processes together, each of which takes an equal part of every whole batch.
     """
     drop_last = len(dataset) >= batch_size and (drop_last or world_size() > 1)
-    order = Order(dataset, batch_size, shuffle, seed, drop_last)
-    return DataLoader(SeededDataset(dataset), max(1, batch_size // world_size()), sampler=order, num_workers=workers,
-                      collate_fn=collate, drop_last=drop_last, pin_memory=torch.cuda.is_available())
+    sampler = SeededSampler(dataset, batch_size, shuffle, seed, drop_last)
+    return DataLoader(SeededDataset(dataset), max(1, batch_size // world_size()), sampler=sampler,
+                      num_workers=workers, collate_fn=collate, drop_last=drop_last,
+                      pin_memory=torch.cuda.is_available())
 
 
 def size_loader(dataset: TagDataset, batch_size: int, workers: int = 0,
                 done: Container[str] = ()) -> DataLoader:
-    """The images but those in `done`, in batches of one size each (one forward pass for many).
+    """The images whose names are not in `done`, in batches of images of one size, for one forward pass each.
 
-    Of several processes each has its share of the batches; the main one's `done` holds for all.
+    Each process takes its share of the batches; the main process's `done` holds for all.
     """
     done = broadcast(done)
     groups: dict[tuple[int, int], list[int]] = {}
     for index, name in enumerate(dataset.names):
         if name not in done:
             groups.setdefault(dataset.image_size(index), []).append(index)
-    batches = [group[i:i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches[rank()::world_size()], num_workers=workers,
-                      collate_fn=collate, pin_memory=torch.cuda.is_available())
+    batches = []
+    for group in groups.values():
+        for start in range(0, len(group), batch_size):
+            batches.append(group[start:start + batch_size])
+    mine = batches[rank()::world_size()]
+    return DataLoader(dataset, batch_sampler=mine, num_workers=workers, collate_fn=collate,
+                      pin_memory=torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""Tables of tags: CSV of three forms, JSON lines or lists, COCO's JSON; the content says which one it is."""
+"""Tables of tags: CSV in three forms, JSON lines or lists, COCO's JSON. The content shows which one it is."""
 import csv
 import json
 import re
@@ -10,16 +10,18 @@ from typing import NamedTuple
 from ..errors import InputError, input_errors
 from .coco import LISTS, read_annotations
 
-TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # what a table of tags may be called
-COLUMNS = {**dict.fromkeys(("image", "file_name", "filename", "file"), "image"), "split": "split",
-           **dict.fromkeys(("labels", "label", "tags"), "labels")}
-MARKS = {**dict.fromkeys(("1", "1.0", "true"), True), **dict.fromkeys(("0", "0.0", "-1", "false", ""), False)}
-TAG_LISTS = {**LISTS, "images": {"id", "file_name"}, "annotations": {"image_id", "category_id"}}
-Record = tuple[str, object]  # the place "file:line"; its fields by name, or a line of JSON
+TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # suffixes that a table of tags may have
+COLUMNS = {"image": "image", "file_name": "image", "filename": "image", "file": "image",
+           "split": "split",
+           "labels": "labels", "label": "labels", "tags": "labels"}
+MARKS = {"1": True, "1.0": True, "true": True,  # values in a class's column
+         "0": False, "0.0": False, "-1": False, "false": False, "": False}
+TAG_LISTS = LISTS | {"images": {"id", "file_name"}, "annotations": {"image_id", "category_id"}}
+Record = tuple[str, object]  # a place, "file:line", and its fields by name or a line of JSON
 
 
 class TagRow(NamedTuple):
-    """An image as the table names it, its classes, its split and the place that says so, "file:line"."""
+    """An image as the table names it, its classes, its split and the place in the table, "file:line"."""
     image: str
     labels: set[str]
     split: str
@@ -27,17 +29,22 @@ class TagRow(NamedTuple):
 
 
 def read_tags(path: Path) -> tuple[list[TagRow], list[str]]:
-    """(the table's rows, what is wrong with others, by place); InputError where no row is good.
+    """(the good rows of a table, one line for each bad one); InputError if no row is good.
 
-    CSV (`,` `;` or tab, as the first line has it) with the columns `image` and `labels` (names separated by
-    `;` or `,`), or a column of 1 and 0 for each class, or `image` alone, whose folder is the class then; a
-    column `split` may be there, else all is `train`. JSON: objects of these keys, one a line or in a list; or
-    COCO's images, annotations and categories, whose regions are not read. `file_name`, `filename` and `file`
-    stand for image, `label` and `tags` for labels.
+    CSV, separated by `,`, `;` or tabs as its first line is, has a column `image` and one of these:
+    - a column `labels`: names of classes, separated by `;` or `,`;
+    - a column for each class, of 1 and 0;
+    - nothing else: the class is then the folder in the image's path.
+    A column `split` may be there; without it all images belong to `train`.
+    JSON has objects of these keys, one in each line or all in a list, or it is COCO's file of images,
+    annotations and categories, whose regions are not read.
+    `file_name`, `filename` and `file` may stand for `image`, `label` and `tags` for `labels`.
     """
-    text, rows, problems = read_text(path), [], []
-    records = json_records(path, text) if text.lstrip()[:1] in ("{", "[") else csv_records(path, text)
-    for where, fields in records:
+    text = read_text(path)
+    is_json = text.lstrip()[:1] in ("{", "[")
+    rows = []
+    problems = []
+    for where, fields in json_records(path, text) if is_json else csv_records(path, text):
         try:
             rows.append(row_of(fields, where))
         except ValueError as error:
@@ -49,43 +56,62 @@ def read_tags(path: Path) -> tuple[list[TagRow], list[str]]:
 
 def row_of(fields: object, where: str) -> TagRow:
     """The row of a record's fields (a dictionary or its JSON); ValueError says what is wrong with them."""
-    with input_errors("not JSON: "):
-        fields = json.loads(fields) if isinstance(fields, str) else fields
+    if isinstance(fields, str):
+        with input_errors("not JSON: "):
+            fields = json.loads(fields)
     if not isinstance(fields, dict):
         raise ValueError('expected {"image": "one.jpg", "labels": ["cat"]}')
     if None in fields or None in fields.values():
         raise ValueError("a value is missing, or there are too many (separate labels by ;)")
     fields = {COLUMNS.get(name.strip().lower(), name.strip()): value for name, value in fields.items()}
-    image, split = str(fields.pop("image", "")).strip(), str(fields.pop("split", "train")).strip()
-    if not image or not split:
-        raise ValueError(f"image {image} has no split" if image else "no image is named")
-    labels = fields.get("labels", [])
+    image = str(fields.pop("image", "")).strip()
+    split = str(fields.pop("split", "train")).strip()
+    if not image:
+        raise ValueError("no image is named")
+    if not split:
+        raise ValueError(f"image {image} has no split")
     if not fields:
         labels = [PurePosixPath(image.replace("\\", "/")).parent.name]
-    elif "labels" not in fields:
-        for name, value in fields.items():
-            mark = str(value).strip().lower()
-            if mark not in MARKS:
-                raise ValueError(f"{name} is {value!r}; a class's column holds 1 or 0, and a column of names "
-                                 "is called labels")
-            labels += [name] * MARKS[mark]
-    elif isinstance(labels, str):
-        labels = re.split("[;,]", labels)
-    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
-        raise ValueError(f"labels are {labels!r}, not a list of names")
+    elif "labels" in fields:
+        labels = split_labels(fields["labels"])
+    else:
+        labels = marked_classes(fields)
     return TagRow(image, {name.strip() for name in labels} - {""}, split, where)
 
 
+def split_labels(labels: object) -> list[str]:
+    """The names in a column `labels`: a list, or a text that separates them by `;` or `,`."""
+    if isinstance(labels, str):
+        return re.split("[;,]", labels)
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise ValueError(f"labels are {labels!r}, not a list of names")
+    return labels
+
+
+def marked_classes(fields: dict[str, object]) -> list[str]:
+    """The classes whose columns hold 1."""
+    labels = []
+    for name, value in fields.items():
+        mark = str(value).strip().lower()
+        if mark not in MARKS:
+            raise ValueError(f"{name} is {value!r}; the column of a class holds 1 or 0, and a column of "
+                             "names must be called labels")
+        if MARKS[mark]:
+            labels.append(name)
+    return labels
+
+
 def csv_records(path: Path, text: str) -> Iterator[Record]:
-    """Every line's record; InputError for a first line of no known form."""
+    """The record of each line that is not empty; InputError if the first line has none of the known forms."""
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     names = [COLUMNS.get(name.strip('" \r').lower()) for name in first.split(delimiter)]
     if len(names) > 1 and "image" not in names:
         raise InputError(f"{path}:1: the first line must be `image,labels`, `image,labels,split` or `image` "
                          f"and a column for each class, it is {first.strip()!r}")
-    reader = csv.DictReader(text.splitlines(keepends=True), None if "image" in names else ["image"],
-                            delimiter=delimiter, skipinitialspace=True)
+    header = None if "image" in names else ["image"]  # a single column may lack its name
+    lines = text.splitlines(keepends=True)
+    reader = csv.DictReader(lines, header, delimiter=delimiter, skipinitialspace=True)
     with input_errors(f"{path}: ", csv.Error):
         for fields in reader:
             if any(fields.values()):
@@ -93,9 +119,9 @@ def csv_records(path: Path, text: str) -> Iterator[Record]:
 
 
 def json_records(path: Path, text: str) -> Iterable[Record]:
-    """The records of a list or of lines of objects, or of COCO's tables."""
+    """The records of a list of objects, of lines of objects, or of COCO's file."""
     content = None
-    with suppress(ValueError):  # a file of lines is not one value
+    with suppress(ValueError):  # lines of objects are not one JSON value
         content = json.loads(text)
     if isinstance(content, list):
         return [(f"{path}: [{number}]", item) for number, item in enumerate(content)]
@@ -105,7 +131,7 @@ def json_records(path: Path, text: str) -> Iterable[Record]:
 
 
 def coco_records(path: Path) -> list[Record]:
-    """An annotation file's images with the names of their annotations' categories."""
+    """The images of an annotation file with the names of their annotations' categories."""
     content = read_annotations(path, TAG_LISTS)
     names = {category["id"]: category["name"] for category in content["categories"]}
     tags: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
@@ -117,7 +143,7 @@ def coco_records(path: Path) -> list[Record]:
 
 
 def read_text(path: Path) -> str:
-    """A text file; InputError if it is missing or not UTF-8."""
+    """The content of a text file; InputError if it is missing or not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except FileNotFoundError:

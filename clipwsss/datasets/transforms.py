@@ -1,5 +1,4 @@
-"""Joint transforms of image and mask by torchvision v2's functions, all chance from torch's generator."""
-from collections.abc import Callable
+"""Random transforms of image and mask for training, by torchvision's v2 functions and torch's generator."""
 from functools import partial
 
 import numpy as np
@@ -10,67 +9,70 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-IGNORE = 255
+from .base import IGNORE, Transform
+
 # Padding is ImageNet's mean colour in 8 bits, so that it is zero after a network's normalisation, as in IRN.
 MEAN_COLOUR = [124, 116, 104]
-AUGMENTS = ("crop", "area", "strong")
-STRONG = 27  # of RandAugment's 30 steps: 9 of timm's 10
+AUGMENTS = ("crop", "area", "strong")  # `train_transform`, `area_transform` and the same with strong changes
+STRONG = 27  # of RandAugment's 30 magnitudes: 9 of timm's 10
 Pair = tuple[Tensor, Tensor | None]
-Transform = Callable[[Image.Image, np.ndarray | None], Pair]
 
 
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
                     scales: tuple[float, ...] | None = None, flip: bool = True,
                     brightness: float = 0.0) -> Transform:
-    """As IRN and CLIMS: (PIL RGB, uint8 mask [H, W] or None) -> (float32 [3, h, w] in [0, 1], int64 or None).
+    """Scaling, mirroring and cropping as in IRN and CLIMS.
 
-    resize_long draws the long side in pixels (both ends included), scales a factor instead, between two of
-    them or one of more: images bicubic with antialiasing, masks nearest. A side below crop_size is padded by
-    the mean colour (mask: 255), the image at a random place; None does not crop. brightness b: times
-    U(1 - b, 1 + b) plus U(-b, b) / 4.
+    (PIL RGB, mask uint8 [H, W] or None) -> (image float32 [3, h, w] in [0, 1], mask int64 [h, w] or None).
+
+    resize_long: range of the long side in pixels, both ends included. scales: instead, two values are the
+    range of a factor, other numbers of values are the factors themselves. Images are resized bicubically with
+    antialiasing, masks by nearest neighbours. ValueError if both are given.
+    crop_size: side of a random crop. A shorter side is padded, the image being at a random place, by the mean
+    colour (mask: 255). None does not crop.
+    brightness: at b, values are multiplied by U(1 - b, 1 + b) and U(-b, b) / 4 is added.
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")
-    return partial(_transform, crop_size, resize_long, scales, flip, brightness)  # workers can receive it
-
-
-def eval_transform() -> Transform:
-    """The image at its own size as float32 [3, H, W] in [0, 1], the mask as int64 [H, W]."""
-    return train_transform(None, resize_long=None, flip=False)
+    # A partial of a module's function can be pickled for the loader's processes.
+    return partial(_train_pair, crop_size, resize_long, scales, flip, brightness)
 
 
 def area_transform(crop_size: int, strong: bool = True) -> Transform:
-    """As DeiT and WeakTr train, of the image alone: a crop of 8 to 100 % of its area, mirrored or not.
+    """A crop of 8 to 100 % of the image's area, perhaps mirrored, as for DeiT and WeakTr; masks are dropped.
 
-    strong: also two strong changes of RandAugment's (each left out half of the time) and at times a rectangle
-    erased.
+    strong: also two changes by RandAugment, each of which is left out half of the time, and in a quarter of
+    the images an erased rectangle.
     """
-    changes, erasing = [], []
+    changes = []
+    erasing = []
     if strong:
-        changes = 2 * [v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)]
+        change = v2.RandomApply([v2.RandAugment(1, STRONG, fill=MEAN_COLOUR)], 0.5)
+        changes = [change, change]
         erasing = [v2.RandomErasing(0.25, value=[value / 255 for value in MEAN_COLOUR])]
-    return partial(_area, v2.Compose([
+    steps = v2.Compose([
         v2.RandomResizedCrop(crop_size, interpolation=InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(),
-        *changes, v2.ToDtype(torch.float32, scale=True), *erasing]))
-
-
-def _area(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
-    return steps(tv_tensors.Image(image)).as_subclass(Tensor), None
+        *changes, v2.ToDtype(torch.float32, scale=True), *erasing])
+    return partial(_area_pair, steps)
 
 
 def square_transform(side: int) -> Transform:
-    """The whole image at side x side pixels, whatever its shape, as CLIP sees it."""
-    return partial(_square, side)
+    """The whole image at side x side pixels, whatever its shape, as CLIP sees it; masks are dropped."""
+    return partial(_square_pair, side)
 
 
-def _square(side: int, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+def _area_pair(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    return steps(tv_tensors.Image(image)).as_subclass(Tensor), None
+
+
+def _square_pair(side: int, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
     image = functional.resize(tv_tensors.Image(image), [side, side], antialias=True)
     return functional.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), None
 
 
-def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, ...] | None,
-               flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
-    parts = [tv_tensors.Image(image)]  # bytes until the last step, which is cheapest
+def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, ...] | None,
+                flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    parts = [tv_tensors.Image(image)]  # uint8 until the last step, which is cheapest
     if mask is not None:
         parts.append(tv_tensors.Mask(mask))
     size = parts[0].shape[-2:]
@@ -78,28 +80,45 @@ def _transform(crop_size: int | None, resize_long: tuple[int, int] | None, scale
         if resize_long:
             factor = int(torch.randint(resize_long[0], resize_long[1] + 1, ())) / max(size)
         else:
-            place, low, high = float(torch.rand(())), scales[0], scales[-1]
-            factor = low + (high - low) * place if len(scales) == 2 else scales[int(place * len(scales))]
+            factor = _draw_factor(scales)
         size = [max(1, round(side * factor)) for side in size]
         parts = [functional.resize(part, size, InterpolationMode.BICUBIC, antialias=True) for part in parts]
     if flip and torch.rand(()) < 0.5:
         parts = [functional.horizontal_flip(part) for part in parts]
     if crop_size:
-        (top, height, above, below), (left, width, before, after) = (_span(side, crop_size) for side in size)
-        parts = [functional.crop(part, top, left, height, width) for part in parts]
-        if (height, width) != (crop_size, crop_size):
-            parts = [functional.pad(part, [before, above, after, below], fill=fill)
-                     for part, fill in zip(parts, (MEAN_COLOUR, IGNORE))]
-    image, *masks = (part.as_subclass(Tensor) for part in parts)
-    image = functional.to_dtype(image, torch.float32, scale=True).contiguous()
+        parts = _crop(parts, crop_size)
+    image = functional.to_dtype(parts[0].as_subclass(Tensor), torch.float32, scale=True).contiguous()
     if brightness:
         gain, shift = brightness * (2 * torch.rand(2) - 1)
         image = image.mul_(1 + gain).add_(shift / 4).clamp_(0, 1)
-    return image, masks[0].long() if masks else None
+    return image, None if mask is None else parts[1].as_subclass(Tensor).long()
 
 
-def _span(side: int, crop_size: int) -> tuple[int, int, int, int]:
-    """(start, length, padding before, padding after) of the random crop along one side."""
-    spare = side - crop_size
-    offset = int(torch.randint(abs(spare) + 1, ()))
-    return (offset, crop_size, 0, 0) if spare >= 0 else (0, side, offset, -spare - offset)
+def _draw_factor(scales: tuple[float, ...]) -> float:
+    """A factor between two scales, or one of another number of scales."""
+    place = float(torch.rand(()))
+    if len(scales) == 2:
+        low, high = scales
+        return low + (high - low) * place
+    return scales[int(place * len(scales))]
+
+
+def _crop(parts: list[Tensor], crop_size: int) -> list[Tensor]:
+    """The same random square of an image [3, H, W] and perhaps its mask [H, W], padded if it is smaller."""
+    height, width = parts[0].shape[-2:]
+    top, above = _draw_offset(height, crop_size)
+    left, before = _draw_offset(width, crop_size)
+    rows = min(height, crop_size)
+    columns = min(width, crop_size)
+    parts = [functional.crop(part, top, left, rows, columns) for part in parts]
+    if (rows, columns) == (crop_size, crop_size):
+        return parts
+    # To the left, above, to the right, below.
+    padding = [before, above, crop_size - columns - before, crop_size - rows - above]
+    return [functional.pad(part, padding, fill=fill) for part, fill in zip(parts, (MEAN_COLOUR, IGNORE))]
+
+
+def _draw_offset(side: int, crop_size: int) -> tuple[int, int]:
+    """(where the crop starts in the image, how much padding is before the image) along one side."""
+    offset = int(torch.randint(abs(side - crop_size) + 1, ()))
+    return (offset, 0) if side >= crop_size else (0, offset)

@@ -18,7 +18,8 @@ class Adapter(nn.Module):
         super().__init__()
         self.kind = kind
         if kind != "none":
-            self.down, self.up = nn.Linear(dim, dim // 4, bias=False), nn.Linear(dim // 4, dim, bias=False)
+            self.down = nn.Linear(dim, dim // 4, bias=False)
+            self.up = nn.Linear(dim // 4, dim, bias=False)
         self.ratio = nn.Parameter(torch.full((dim,), 0.2)) if kind == "learnable" else 0.2
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -49,24 +49,33 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
 
 def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[str],
          maps: np.ndarray) -> Image.Image:
-    """A sheet of maps [images,texts,h,w] of cosines; a column's scale, in its title, spans all images."""
-    low, high = maps.min((0, 2, 3), keepdims=True), maps.max((0, 2, 3), keepdims=True)
-    scaled = (maps - low) / np.maximum(high - low, 1e-6)
-    heads = ["image", *(f"{title} {a:.2f}..{b:.2f}" for title, a, b in zip(titles, low.flat, high.flat))]
-    rows = [[image, *(heat(one, image) for one in row)] for image, row in zip(images, scaled)]
+    """A contact sheet of maps [images,texts,h,w] of cosines.
+
+    The colours of a column span its range over all images, which its title shows.
+    """
+    lowest = maps.min((0, 2, 3), keepdims=True)
+    highest = maps.max((0, 2, 3), keepdims=True)
+    scaled = (maps - lowest) / np.maximum(highest - lowest, 1e-6)
+    heads = ["image"]
+    for title, low, high in zip(titles, lowest.flat, highest.flat):
+        heads.append(f"{title} {low:.2f}..{high:.2f}")
+    rows = []
+    for image, row in zip(images, scaled):
+        rows.append([image, *(heat(one, image) for one in row)])
     return contact_sheet(rows, heads, names)
 
 
 def get_parser() -> Parser:
     parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images to look at")
+    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images whose parts are compared")
     add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
-    add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt", help="learned prompts of runs")
-    add("--words", type=Path, help="word list: print the words nearest to each text and prompt")
-    add("--n", type=whole(1), default=5, help="words to print")
+    add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt",
+        help="files of learned prompts (class_prompts.pt, background_prompts.pt)")
+    add("--words", type=Path, help="list of words, of which the nearest to each text and prompt are printed")
+    add("--n", type=whole(1), default=5, help="number of words that are printed")
     add("--by", choices=("patches", "windows"), default="patches",
-        help="features of patches, or of the image through soft windows")
+        help="compare the features of CLIP's patches, or of the image seen through soft windows")
     add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")
     return parser
 
@@ -74,19 +83,22 @@ def get_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     if not (args.text or args.prompts) or not (args.image or args.words):
-        raise InputError("name texts (--text, --prompts) and what to compare them with (--image, --words)")
+        raise InputError("give texts (--text, --prompts) and what to compare them with (--image, --words)")
     images = [read_image(path, oriented=True) for path in args.image]
     words = read_words(args.words) if args.words else []
     device = pick_device(args.device)
     clip = load_clip(args.clip, device, args.clip_cache)
     learned = {path: read_learned(path, clip) for path in args.prompts}
-    texts, vocabulary = encode_words(clip, "{}", args.text), encode_words(clip, "a photo of {}.", words)
-    titles = [*args.text, *(f"{path.stem.removesuffix('_prompts')}: {name}"
-                            for path, (names, _) in learned.items() for name in names)]
+    texts = encode_words(clip, "{}", args.text)
+    vocabulary = encode_words(clip, "a photo of {}.", words)
+    titles = list(args.text)
+    for path, (names, _) in learned.items():
+        titles += [f"{path.stem.removesuffix('_prompts')}: {name}" for name in names]
     text = torch.cat([texts, *(rows.float() for _, rows in learned.values())])
     if words:
         for title, row in zip(titles, text @ vocabulary.T):
-            nearest = zip(*(part.tolist() for part in row.topk(min(args.n, len(words)))))
+            cosines, indices = row.topk(min(args.n, len(words)))
+            nearest = zip(cosines.tolist(), indices.tolist())
             print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in nearest))
     if images:
         see = window_features if args.by == "windows" else patch_features

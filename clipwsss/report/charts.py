@@ -1,134 +1,131 @@
-"""Tables and charts of results: figures and their spread over seeds, a radar, a confusion matrix."""
+"""Tables and charts of results: mIoU over seeds in Markdown, a radar chart, a picture of a confusion."""
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ..pictures import TEXT_SIZE
+
 COLORS = ((45, 105, 180), (225, 130, 30), (60, 150, 80), (190, 50, 50))
-TEXT_SIZE = 12
-SCALE = 2  # drawn at twice the size and halved: smooth edges
+SMOOTHING = 2  # the radar is drawn this many times larger and reduced, which makes its edges smooth
 
 
-def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation of the values that are numbers, as text."""
-    values = np.array([value for value in values if np.isfinite(value)])
-    if not len(values):
+def spread(values: Iterable[float], sign: str = "") -> str:
+    """Mean ± standard deviation of the finite values as text; sign "+" writes a plus sign too."""
+    finite = np.array([value for value in values if np.isfinite(value)])
+    if not len(finite):
         return "failed"
-    return f"{values.mean():{sign}.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else "")
+    text = f"{finite.mean():{sign}.1f}"
+    if len(finite) > 1:
+        text += f" ± {finite.std(ddof=1):.1f}"
+    return text
 
 
-def markdown(rows: Sequence[NamedTuple], values: dict[str, np.ndarray],
-             papers: Sequence[tuple[str, str]] = ()) -> str:
-    """The table: mean ± standard deviation, every seed, paired differences, the paper's figure.
+def markdown(rows: Sequence, values: dict[str, NDArray], papers: Sequence[tuple[str, str]] = ()) -> str:
+    """A Markdown table of rows: mean ± standard deviation, each seed, paired differences, published figure.
 
-    A row has a `name`, the names of rows it is compared with (`against`), and the `paper`'s figures, of which
-    the first is its own. papers: names and figures that the papers alone have; they come last.
+    rows: each has a `name`, `against` (the names of the rows it is compared with) and `paper` (published
+    figures, of which the first is the row's own). values: mIoU [seeds] of each row by its name, NaN where a
+    run failed. papers: names and figures of published rows that have no run; they end the table.
     """
-    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |", "|---" * 5 + "|"]
+    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |",
+             "|---|---|---|---|---|"]
     for row in rows:
         own = values[row.name]
         seeds = " ".join("-" if np.isnan(value) else f"{value:.1f}" for value in own)
         differences = "; ".join(f"{spread(own - values[other], '+')} ({other})" for other in row.against
                                 if other in values and other != row.name)
-        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {''.join(row.paper[:1])} |")
-    lines += [f"| {name} | | | | {figure} |" for name, figure in papers]
+        published = row.paper[0] if row.paper else ""
+        lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {published} |")
+    for name, figure in papers:
+        lines.append(f"| {name} | | | | {figure} |")
     return "\n".join(lines) + "\n"
 
 
-def bars(names: Sequence[str], values: Sequence[Sequence[float]], title: str = "") -> Image.Image:
-    """A bar per row of figures >= 0, one a seed: mean, whisker of a standard deviation, dots, or "failed"."""
-    font = ImageFont.load_default(TEXT_SIZE * SCALE)
-    step, top, right = 26 * SCALE, 34 * SCALE, 70 * SCALE
-    left = int(max(font.getlength(name) for name in names)) + 12 * SCALE
-    wide = max(760 * SCALE - left - right, 200 * SCALE)
-    highest = max((max(row) for row in values if len(row)), default=1.0) or 1.0
-    tick = 10.0 ** math.floor(math.log10(highest))
-    tick = tick / 5 if highest < 2 * tick else tick
-    picture = Image.new("RGB", (left + wide + right, top + step * len(names) + 24 * SCALE), "white")
-    draw, bottom = ImageDraw.Draw(picture), top + step * len(names)
-
-    def across(value: float) -> float:
-        return left + wide * value / (highest * 1.02)
-
-    draw.text((8 * SCALE, top / 2), title, "black", font, anchor="lm")
-    for number in range(int(highest / tick) + 1):
-        place = across(number * tick)
-        draw.line((place, top, place, bottom), "gainsboro", SCALE)
-        draw.text((place, bottom + 12 * SCALE), f"{number * tick:g}", "black", font, anchor="mm")
-    for index, (name, row) in enumerate(zip(names, values)):
-        middle = top + (index + 0.5) * step
-        draw.text((left - 6 * SCALE, middle), name, "black", font, anchor="rm")
-        if not len(row):
-            draw.text((left + 6 * SCALE, middle), "failed", "firebrick", font, anchor="lm")
-            continue
-        mean, deviation, half = np.mean(row), np.std(row, ddof=1) if len(row) > 1 else 0.0, step * 0.34
-        draw.rectangle((left, middle - half, across(mean), middle + half), (170, 195, 230))
-        ends = across(max(mean - deviation, 0)), across(mean + deviation)
-        draw.line((ends[0], middle, ends[1], middle), "black", 2 * SCALE)
-        for value in row:
-            draw.circle((across(value), middle), 3 * SCALE, COLORS[0], "white", SCALE // 2)
-        right_end = max(across(max(row)), ends[1]) + 8 * SCALE
-        draw.text((right_end, middle), spread(row), "black", font, anchor="lm")
-    return picture.reduce(SCALE)
-
-
 def radar(names: Sequence[str], series: dict[str, Sequence[float]], size: int = 460) -> Image.Image:
-    """Shares in [0,1] of each name as a polygon a series on spokes, 0 in the middle and 1 on the rim."""
-    font = ImageFont.load_default(TEXT_SIZE * SCALE)
-    margin = int(max(font.getlength(name) for name in names)) + 16 * SCALE
-    side, below = size * SCALE, 22 * SCALE * len(series) + 10 * SCALE
-    picture = Image.new("RGB", (side + 2 * margin, side + 60 * SCALE + below), "white")
-    draw, radius = ImageDraw.Draw(picture), side / 2
-    center = (picture.width / 2, 30 * SCALE + radius)
+    """A radar chart of shares in [0,1]: one spoke for each name, one polygon for each series.
+
+    A share of 0 lies in the middle and a share of 1 on the rim, `size` pixels across.
+    """
+    font = ImageFont.load_default(TEXT_SIZE * SMOOTHING)
+    radius = size * SMOOTHING / 2
+    margin = int(max(font.getlength(name) for name in names)) + 16 * SMOOTHING
+    above = 30 * SMOOTHING
+    legend_line = 22 * SMOOTHING
+    legend_top = int(2 * (above + radius))
+    height = legend_top + legend_line * len(series) + 10 * SMOOTHING
+    picture = Image.new("RGB", (size * SMOOTHING + 2 * margin, height), "white")
+    draw = ImageDraw.Draw(picture)
+    center = (picture.width / 2, above + radius)
 
     def point(index: int, share: float) -> tuple[float, float]:
-        angle = 2 * math.pi * index / len(names) - math.pi / 2
+        angle = 2 * math.pi * index / len(names) - math.pi / 2  # the first spoke points up
         return center[0] + radius * share * math.cos(angle), center[1] + radius * share * math.sin(angle)
 
     for ring in (0.25, 0.5, 0.75, 1.0):
-        draw.circle(center, radius * ring, outline="silver", width=SCALE)
-        place = (center[0] + 3 * SCALE, center[1] - radius * ring)
+        draw.circle(center, radius * ring, outline="silver", width=SMOOTHING)
+        place = (center[0] + 3 * SMOOTHING, center[1] - radius * ring)
         draw.text(place, f"{ring:.0%}", "gray", font, anchor="la")
     for index, name in enumerate(names):
-        draw.line((center, point(index, 1)), "gainsboro", SCALE)
-        x, y = point(index, 1.03)
-        across = "m" if abs(x - center[0]) < radius * 0.1 else "l" if x > center[0] else "r"
-        down = "s" if y < center[1] - radius else "a" if y > center[1] + radius else "m"
-        draw.text((x, y), name, "black", font, anchor=across + down)
+        draw.line((center, point(index, 1)), "gainsboro", SMOOTHING)
+        place = point(index, 1.03)
+        draw.text(place, name, "black", font, anchor=_outward_anchor(place, center, radius))
     for number, (label, shares) in enumerate(series.items()):
         color = COLORS[number % len(COLORS)]
         corners = [point(index, share) for index, share in enumerate(shares)]
-        draw.line([*corners, corners[0]], color, 2 * SCALE, joint="curve")
+        draw.line([*corners, corners[0]], color, 2 * SMOOTHING, joint="curve")
         for corner in corners:
-            draw.circle(corner, 4 * SCALE, color, "white", SCALE // 2)
-        height = picture.height - below + (number + 0.5) * 22 * SCALE
-        draw.line((20 * SCALE, height, 44 * SCALE, height), color, 3 * SCALE)
-        draw.text((52 * SCALE, height), label, "black", font, anchor="lm")
-    return picture.reduce(SCALE)
+            draw.circle(corner, 4 * SMOOTHING, color, "white", SMOOTHING // 2)
+        middle = legend_top + (number + 0.5) * legend_line
+        draw.line((20 * SMOOTHING, middle, 44 * SMOOTHING, middle), color, 3 * SMOOTHING)
+        draw.text((52 * SMOOTHING, middle), label, "black", font, anchor="lm")
+    return picture.reduce(SMOOTHING)
 
 
-def confusion_picture(table: np.ndarray, names: Sequence[str], cell: int = 30) -> Image.Image:
-    """The confusion [n,n] as a picture: rows true classes, columns predictions, in percent of the row.
+def _outward_anchor(place: tuple[float, float], center: tuple[float, float], radius: float) -> str:
+    """Pillow's anchor that lets a text at `place` extend away from the circle's center."""
+    if abs(place[0] - center[0]) < radius * 0.1:
+        across = "m"  # middle
+    elif place[0] > center[0]:
+        across = "l"  # the text's left end is at `place`
+    else:
+        across = "r"
+    if place[1] < center[1] - radius:
+        down = "s"  # the text's baseline is at `place`
+    elif place[1] > center[1] + radius:
+        down = "a"  # its ascender is
+    else:
+        down = "m"
+    return across + down
 
-    Names stand at the left and, turned, on top; rows of classes that do not occur stay grey.
+
+def confusion_picture(table: NDArray, names: Sequence[str], cell: int = 30) -> Image.Image:
+    """A picture of confusion [n,n]: a row for each true class, a column for each prediction.
+
+    Cells show percent of the row's pixels: green on the diagonal, red elsewhere. The rows of classes that do
+    not occur are grey. The names stand on the left and, turned, at the top.
     """
     font = ImageFont.load_default(TEXT_SIZE)
     margin = int(max(font.getlength(name) for name in names)) + 10
     side = margin + len(names) * cell + 1
     picture = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(picture)
-    share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    for (row, column), depth in np.ndenumerate(share):
-        left, top = margin + column * cell, margin + row * cell
-        full = np.array((30, 120, 50) if row == column else (190, 40, 40))
-        color = tuple((255 - (255 - full) * depth**0.5).round().astype(int).tolist())
-        color = color if table[row].any() else "gainsboro"
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    for (row, column), share in np.ndenumerate(shares):
+        left = margin + column * cell
+        top = margin + row * cell
+        if table[row].any():
+            full = np.array((30, 120, 50)) if row == column else np.array((190, 40, 40))
+            color = tuple((255 - (255 - full) * share**0.5).round().astype(int).tolist())
+        else:
+            color = "gainsboro"
         draw.rectangle((left, top, left + cell, top + cell), color, "silver")
-        if depth >= 0.005:
-            text_color, center = "white" if depth > 0.4 else "black", (left + cell / 2, top + cell / 2)
-            draw.text(center, f"{100 * depth:.0f}", text_color, font, anchor="mm")
+        if share >= 0.005:
+            text_color = "white" if share > 0.4 else "black"
+            center = (left + cell / 2, top + cell / 2)
+            draw.text(center, f"{100 * share:.0f}", text_color, font, anchor="mm")
     for index, name in enumerate(names):
         label = Image.new("RGB", (margin, cell - 2), "white")
         ImageDraw.Draw(label).text((5, cell / 2), name, "black", font, anchor="lm")

@@ -1,141 +1,171 @@
-"""Segmentation and tagging scores from label maps, in numpy (a leaf module: needs numpy and scipy only).
+"""Segmentation and tagging scores in numpy. This module imports nothing else of the package.
 
-Label maps are uint8 [H,W], 0 background, 255 ignored in the truth. Scores are in percent; a mean runs over
-the classes that occur in truth or prediction, as chainercv's and thus IRN's evaluation does.
+A label map is uint8 [H,W]: 0 is background, 1..n-1 are classes, and 255 marks ignored pixels of the truth.
+Scores are in percent. A mean runs over the classes that occur in the truth or in the prediction, as in the
+evaluation of chainercv and therefore of IRN.
 """
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import maximum_filter, minimum_filter
 
 IGNORE = 255
 
 
 def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
-    """Pixels of uint8 [H,W] maps by (true class, predicted class): int64 [n,n], without ignored ones.
+    """Number of pixels of each (true class, predicted class): int64 [n,n]. Ignored pixels are left out.
 
-    ValueError on other types, unequal sizes and values outside 0..n-1.
+    prediction, truth: label maps uint8 [H,W]. ValueError for another type, for unequal sizes and for values
+    outside 0..n-1.
     """
     for name, labels in (("prediction", prediction), ("truth", truth)):
         if labels.dtype != np.uint8:
             raise ValueError(f"{name}: label maps are uint8, not {labels.dtype}")
     if prediction.shape != truth.shape:
-        raise ValueError(f"the prediction is {_size(prediction)}, the truth {_size(truth)} (height x width)")
-    true, predicted = truth.ravel(), prediction.ravel()
-    changes = true[1:] != true[:-1]
-    changes |= predicted[1:] != predicted[:-1]
-    ends = np.append(np.flatnonzero(changes), true.size - 1)
-    if ends.size * 8 < true.size:  # label maps are runs of equal pairs: count those instead of pixels
-        true, predicted, counts = true[ends], predicted[ends], np.diff(ends, prepend=-1)
-    else:
-        every = np.bincount(true.astype(np.uint16) << 8 | predicted, minlength=1 << 16)
-        pairs = np.flatnonzero(every)
-        true, predicted, counts = pairs >> 8, pairs & 255, every[pairs]
+        raise ValueError(f"the prediction is {_size(prediction.shape)}, the truth {_size(truth.shape)} "
+                         "(height x width)")
+    true, predicted, counts = _count_pairs(truth.ravel(), prediction.ravel())
     scored = true != IGNORE
-    true, predicted, counts = true[scored].astype(np.int64), predicted[scored], counts[scored]
-    if (worst := true.max(initial=0)) >= n:
-        raise ValueError(f"the truth has value {worst}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
-    if (worst := predicted.max(initial=0)) >= n:
-        raise ValueError(f"the prediction has value {worst}; classes are 0..{n - 1}")
-    return np.bincount(true * n + predicted, weights=counts, minlength=n * n).reshape(n, n).astype(np.int64)
+    true = true[scored].astype(np.int64)
+    predicted = predicted[scored]
+    counts = counts[scored]
+    largest = true.max(initial=0)
+    if largest >= n:
+        raise ValueError(f"the truth has value {largest}; classes are 0..{n - 1}, ignored pixels {IGNORE}")
+    largest = predicted.max(initial=0)
+    if largest >= n:
+        raise ValueError(f"the prediction has value {largest}; classes are 0..{n - 1}")
+    table = np.bincount(true * n + predicted, weights=counts, minlength=n * n)
+    return table.reshape(n, n).astype(np.int64)
 
 
-def _size(array: NDArray) -> str:
-    return "x".join(map(str, array.shape))
+def _count_pairs(true: NDArray, predicted: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Pairs of values at the same place, uint8 [N] each, and how many pixels each pair stands for.
+
+    A pair may be listed more than once. The neighbours in a label map are mostly equal, so counting runs of
+    equal pairs is several times faster than counting pixels. Example:
+
+        true       0 0 0 1 1 1
+        predicted  0 0 2 2 1 1     runs end at 1, 2, 3 and 5 and have 2, 1, 1 and 2 pixels,
+                     ^ ^ ^   ^     so the result is (0 0 1 1), (0 2 2 1), (2 1 1 2)
+    """
+    differs_from_next = true[1:] != true[:-1]
+    differs_from_next |= predicted[1:] != predicted[:-1]
+    run_ends = np.append(np.flatnonzero(differs_from_next), true.size - 1)
+    if run_ends.size * 8 < true.size:
+        run_lengths = np.diff(run_ends, prepend=-1)
+        return true[run_ends], predicted[run_ends], run_lengths
+    # Runs are too short to save work: count each of the 256 * 256 possible pairs and keep those that occur.
+    pairs = true.astype(np.uint16) * 256 + predicted
+    pixels_of_pair = np.bincount(pairs, minlength=256 * 256)
+    occurring = np.flatnonzero(pixels_of_pair)
+    return occurring // 256, occurring % 256, pixels_of_pair[occurring]
 
 
-def _ratio(part: ArrayLike, whole: ArrayLike) -> NDArray:
-    """Percent, NaN where there is nothing to divide by."""
-    return np.divide(100.0 * part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def scores(table: NDArray) -> dict:
-    """Scores in percent of a confusion [..., n,n].
+    """Scores in percent of a confusion [...,n,n] with rows of true classes.
 
-    iou, precision, recall [..., n] (NaN: class absent), their means miou, mean_precision, mean_recall [...],
-    the pixel accuracy [...], and classes [...], how many occur in truth or prediction.
+    Returns `iou`, `precision` and `recall` [...,n], which are NaN for an absent class; their means `miou`,
+    `mean_precision` and `mean_recall` [...]; the pixel `accuracy` [...]; and `classes` [...], the number of
+    classes that occur in the truth or in the prediction.
     """
-    hit, true, predicted = np.diagonal(table, axis1=-2, axis2=-1), table.sum(-1), table.sum(-2)
-    iou, precision, recall = (_ratio(hit, whole) for whole in (true + predicted - hit, predicted, true))
-    return {"iou": iou, "precision": precision, "recall": recall, "miou": mean_present(iou),
-            "mean_precision": mean_present(precision), "mean_recall": mean_present(recall),
-            "accuracy": _ratio(hit.sum(-1), true.sum(-1))[()], "classes": np.isfinite(iou).sum(-1)}
+    correct = np.diagonal(table, axis1=-2, axis2=-1)
+    true = table.sum(-1)
+    predicted = table.sum(-2)
+    iou = _percent(correct, true + predicted - correct)
+    precision = _percent(correct, predicted)
+    recall = _percent(correct, true)
+    return {"iou": iou, "precision": precision, "recall": recall,
+            "miou": mean_present(iou), "mean_precision": mean_present(precision),
+            "mean_recall": mean_present(recall), "accuracy": _percent(correct.sum(-1), true.sum(-1)),
+            "classes": np.isfinite(iou).sum(-1)}
+
+
+def _percent(part: ArrayLike, whole: ArrayLike) -> NDArray:
+    """100 * part / whole, NaN where the whole is 0; a number, not an array, for two numbers."""
+    return _divide(100.0 * part, whole)
 
 
 def mean_present(values: NDArray) -> NDArray:
-    """Mean over the last axis without NaN; NaN where nothing is left."""
-    counts = np.isfinite(values).sum(-1)
-    return np.divide(np.nansum(values, -1), counts, out=np.full(counts.shape, np.nan), where=counts > 0)[()]
+    """Mean over the last axis of the values that are not NaN; NaN where all are."""
+    return _divide(np.nansum(values, -1), np.isfinite(values).sum(-1))
+
+
+def _divide(part: ArrayLike, whole: ArrayLike) -> NDArray:
+    quotient = np.full(np.shape(part), np.nan)
+    np.divide(part, whole, out=quotient, where=whole > 0)
+    return quotient[()]  # an array without axes becomes a number
 
 
 def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresholds: ArrayLike,
                          n: int) -> NDArray:
-    """Confusions [T,n,n] of "class of the largest map where it exceeds t, else background" for every t.
+    """Confusions int64 [T,n,n] of one image's CAMs at T background thresholds, in one pass over its pixels.
 
-    cams: float32 [k,H,W] of the 0-based classes keys [k]; truth: uint8 [H,W]. Pixels are passed once: a
-    histogram of (truth, class, number of thresholds below the value) holds all confusions. A tie goes to the
-    background, as in IRN's eval_cam. ValueError on values outside the classes and on unequal sizes.
+    cams: float32 [k,H,W] of the 0-based classes keys [k]; truth: uint8 [H,W]; n: classes with background. A
+    pixel belongs to the class of its largest map where that map exceeds the threshold, otherwise to the
+    background; a tie goes to the background, as in IRN's eval_cam. ValueError for keys outside 0..n-2, for
+    values of the truth outside 0..n-1 and for unequal sizes.
     """
-    keys, thresholds = np.asarray(keys, np.int64), np.asarray(thresholds, np.float32)
+    keys = np.asarray(keys, np.int64)
+    thresholds = np.asarray(thresholds, np.float32)
     if cams.shape[1:] != truth.shape:
-        raise ValueError(f"the maps are {_size(cams[:1])[2:]}, the truth {_size(truth)} (height x width)")
+        raise ValueError(f"the maps are {_size(cams.shape[1:])}, the truth {_size(truth.shape)} "
+                         "(height x width)")
     if keys.size and not 0 <= keys.min() <= keys.max() < n - 1:
         raise ValueError(f"the keys {keys.tolist()} are not all in 0..{n - 2}")
-    empty = confusion(np.zeros_like(truth), truth, n)
-    if not keys.size:
-        return np.repeat(empty[None], thresholds.size, 0)
-    order, bins = np.argsort(thresholds), thresholds.size + 1
-    kept = np.flatnonzero(truth.ravel() != IGNORE)
-    flat = cams.reshape(len(keys), -1)[:, kept]
-    best = flat.argmax(0)
-    above = np.searchsorted(thresholds[order], flat.max(0), side="left")
-    index = (truth.ravel()[kept].astype(np.int64) * len(keys) + best) * bins + above
-    histogram = np.bincount(index, minlength=n * len(keys) * bins).reshape(n, len(keys), bins)
-    # Foreground at the j-th lowest threshold is what lies above more than j of them.
-    foreground = np.flip(np.flip(histogram, -1).cumsum(-1), -1)[..., 1:]
     tables = np.zeros((thresholds.size, n, n), np.int64)
-    np.add.at(tables, (order[:, None, None], np.arange(n)[None, :, None], keys[None, None, :] + 1),
-              foreground.transpose(2, 0, 1))
-    tables[:, :, 0] = empty[:, 0] - tables[:, :, 1:].sum(-1)
+    all_background = confusion(np.zeros_like(truth), truth, n)
+    if not keys.size:
+        tables[:] = all_background
+        return tables
+
+    # Each pixel has a true class, a largest map and a number of thresholds below the value of that map.
+    # Example: of the thresholds 0.1, 0.3 and 0.5, two lie below the value 0.4.
+    scored = np.flatnonzero(truth.ravel() != IGNORE)
+    true = truth.ravel()[scored].astype(np.int64)
+    values = cams.reshape(len(keys), -1)[:, scored]
+    largest_map = values.argmax(0)
+    ascending = np.argsort(thresholds)
+    n_below = np.searchsorted(thresholds[ascending], values.max(0), side="left")
+    shape = (n, len(keys), thresholds.size + 1)
+    cells = (true * shape[1] + largest_map) * shape[2] + n_below
+    histogram = np.bincount(cells, minlength=shape[0] * shape[1] * shape[2]).reshape(shape)
+
+    # The value 0.4 above exceeds the thresholds of ranks 0 and 1: a value exceeds the threshold of rank r
+    # where more than r thresholds lie below it.
+    for rank, index in enumerate(ascending):
+        foreground = histogram[:, :, rank + 1:].sum(-1)  # [n, k]
+        for position, key in enumerate(keys):
+            tables[index, :, key + 1] += foreground[:, position]
+        tables[index, :, 0] = all_background[:, 0] - foreground.sum(-1)
     return tables
 
 
-def boundary_confusion(prediction: NDArray, truth: NDArray, n: int, ratio: float = 0.02) -> NDArray:
-    """Confusion [n+1,n+1] of the classes' inner boundary bands; class n is "in no band".
-
-    Boundary IoU (Cheng et al., CVPR 2021): pixels of a class within `ratio` of the image diagonal of its edge
-    or the image's (chessboard distance, as their 3x3 erosions); scores(...)["iou"][:n]. Tables add up over a
-    data set (the paper: per instance). The truth's ignored pixels are taken out of both maps and are an edge.
-    """
-    confusion(prediction, truth, n)
-    reach = 2 * max(1, round(ratio * float(np.hypot(*truth.shape)))) + 1
-
-    def banded(labels: NDArray) -> NDArray:
-        low = minimum_filter(labels, reach, mode="constant", cval=0)
-        high = maximum_filter(labels, reach, mode="constant", cval=IGNORE)
-        return low != high
-
-    ignored = truth == IGNORE
-    inner_prediction = np.where(banded(np.where(ignored, IGNORE, prediction)), prediction, n).astype(np.uint8)
-    inner_truth = np.where(banded(truth) | ignored, truth, n).astype(np.uint8)
-    return confusion(inner_prediction, inner_truth, n + 1)
-
-
 def average_precision(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Multi-label mAP in percent: mean over the classes with a positive of their average precision.
+    """Mean average precision (mAP) of image tags in percent, over the classes that some image has.
 
-    predictions [N,K]: any real scores; labels [N,K]: 0/1. Sum of recall steps times precision, equal scores
-    entering together (as scikit-learn). NaN without positives; ValueError on bad shapes or scores.
+    predictions [N,K]: any real scores; labels [N,K]: 0 or 1. The average precision of a class is the sum of
+    recall steps times precision, where equal scores enter together (as in scikit-learn). NaN where no image
+    has a tag. ValueError for other shapes and for scores that are not finite.
     """
-    predictions, labels = np.asarray(predictions, np.float64), np.asarray(labels) > 0
+    predictions = np.asarray(predictions, np.float64)
+    labels = np.asarray(labels) > 0
     if predictions.shape != labels.shape or predictions.ndim != 2:
         raise ValueError(f"scores {predictions.shape} and labels {labels.shape} are not both [N,K]")
     if not np.isfinite(predictions).all():
         raise ValueError("the scores are not all finite")
     precisions = []
     for score, positive in zip(predictions.T, labels.T):
-        if positive.any():
-            order = np.argsort(-score, kind="stable")
-            last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
-            hits = positive[order].cumsum()[last]
-            precisions.append((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / positive.sum())
-    return 100 * float(np.mean(precisions)) if precisions else float("nan")
+        if not positive.any():
+            continue
+        descending = np.argsort(-score, kind="stable")
+        # The last image of each group of equal scores. Example: scores 0.9 0.7 0.7 give 0 and 2.
+        last = np.append(np.flatnonzero(np.diff(score[descending])), len(score) - 1)
+        found = positive[descending].cumsum()[last]
+        newly_found = np.diff(found, prepend=0)
+        precisions.append((newly_found * found / (last + 1)).sum() / positive.sum())
+    if not precisions:
+        return float("nan")
+    return 100 * float(np.mean(precisions))

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..datasets import TagDataset
-from ..datasets.base import Entry, files_of
+from ..datasets.base import MOST_PIXELS, Entry, files_of
 from ..datasets.folder import SUFFIXES
-from ..datasets.reading import MOST_PIXELS, Checked
 from ..distributed import barrier
 from ..errors import InputError
 from ..networks.batch_norm import fuse_batch_norm
@@ -144,14 +143,14 @@ def _write_label_map(path: Path, image: NDArray, probability: NDArray, palette: 
 class Photos(TagDataset):
     """A user's image files, turned as their EXIF tags say, without tags, masks or classes.
 
-    Unreadable files, and those of more than `most` pixels, raise InputError; with skip_bad they are left out
-    and listed in `skipped`.
+    A bad file, or one of more than `max_pixels` pixels, raises InputError; with skip_bad it is left out and
+    listed in `skipped`.
     """
     oriented = True
 
-    def __init__(self, files: Sequence[Path], skip_bad: bool = False, most: int = MOST_PIXELS):
+    def __init__(self, files: Sequence[Path], skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
         entries = [Entry(path.stem, path, None, None, "--predict") for path in files]
-        super().__init__(entries, (), (), skip_bad, checked=Checked(most=most))
+        super().__init__(entries, (), (), skip_bad, max_pixels)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:

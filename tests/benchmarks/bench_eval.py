@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from clipwsss.datasets.base import read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette, write_mask
-from clipwsss.report.scoring import LabelFolder, score
+from clipwsss.report.scoring import score_label_maps
 
 SIZES = ((375, 500), (333, 500), (500, 375), (366, 500))
 
@@ -80,11 +80,11 @@ def main() -> None:
         names = [f"image{index:05d}" for index in range(args.images)]
         draw(truth, names, 0, 0.01)
         draw(predicted, names, 1, 0)
-        data, folder = Masks(truth, names), LabelFolder(predicted)
+        data = Masks(truth, names)
         times: dict[str, list[float]] = {"one": [], "two": [], "decode": []}
         for _ in range(args.repeat):
-            times["one"].append(seconds(score, data, folder, ImageJobs(data.names)))
-            times["two"].append(seconds(score, data, folder, ImageJobs(data.names, 1)))
+            times["one"].append(seconds(score_label_maps, data, predicted, ImageJobs(data.names)))
+            times["two"].append(seconds(score_label_maps, data, predicted, ImageJobs(data.names, 1)))
             times["decode"].append(seconds(decode, [truth, predicted], names))
     one, two, png = (statistics.median(times[key]) for key in ("one", "two", "decode"))
     print(f"{args.images} label maps: one process {one:.2f} s, two {two:.2f} s ({one / two:.2f}x); "

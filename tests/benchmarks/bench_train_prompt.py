@@ -21,12 +21,14 @@ from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture, tokenize
 from clipwsss.datasets import Batch
 from clipwsss.guidance.adapters import Adapter
-from clipwsss.guidance.losses import Suppression, Weights, attract, repel, similarity, suppress
-from clipwsss.guidance.prompts import FixedPrompt, encode_words
-from clipwsss.guidance.steps import Guide, TuneStep
-from clipwsss.guidance.words import load_words
+from clipwsss.guidance.losses import attract, repel, similarity, suppress
+from clipwsss.guidance.objectives import guided_loss
+from clipwsss.guidance.regions import generator_regions
+from clipwsss.guidance.words import encode_words, load_words
+from clipwsss.training import joined_loss
 
-WEIGHTS, THRESHOLD = Weights(10.0, 24.0, 1.0, 0.2), 0.26
+WEIGHTS = {"fg": 10.0, "bg": 24.0, "suppress": 1.0, "area": 0.2}
+THRESHOLD = 0.26
 VIT_B_32 = Architecture(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
 
 
@@ -48,12 +50,11 @@ def climslike(generator: torch.nn.Module, clip: CLIP, names: list[str], words: l
     def prompts() -> torch.Tensor:
         return text([f"a photo of {names[k]}." for _, k in pairs])
 
-    terms = [attract(similarity(clip.encode_image(foreground), prompts())),
-             repel(similarity(clip.encode_image(background), prompts())),
-             suppress(similarity(clip.encode_image(foreground),
-                                 text([f"a photo of {word}." for word in words]).expand(len(pairs), -1, -1)), THRESHOLD),
-             maps.mean()]
-    return sum(weight * term for weight, term in zip(WEIGHTS, terms))
+    listed = text([f"a photo of {word}." for word in words]).expand(len(pairs), -1, -1)
+    return (WEIGHTS["fg"] * attract(similarity(clip.encode_image(foreground), prompts())).mean()
+            + WEIGHTS["bg"] * repel(similarity(clip.encode_image(background), prompts())).mean()
+            + WEIGHTS["suppress"] * suppress(similarity(clip.encode_image(foreground), listed), THRESHOLD).sum()
+            + WEIGHTS["area"] * maps.mean())
 
 
 def main() -> None:
@@ -81,8 +82,8 @@ def main() -> None:
     batch = Batch([str(i) for i in range(args.batch_size)], torch.rand(args.batch_size, 3, args.crop, args.crop), labels,
                   None).to(args.device)
     background = encode_words(frozen, "a photo of {}.", words.background).expand(20, -1, -1)
-    step = TuneStep(Guide(generator, frozen), FixedPrompt(encode_words(frozen, "a photo of {}.", names)),
-                    FixedPrompt(background), (Adapter(512, "none"),) * 2, WEIGHTS, Suppression(THRESHOLD, "sum"))
+    text = encode_words(frozen, "a photo of {}.", names)
+    adapters = torch.nn.ModuleList([Adapter(512, "none"), Adapter(512, "none")])
     optimizer = torch.optim.SGD([p for p in generator.parameters() if p.requires_grad], lr=1e-4)
     wait = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     clock = time.perf_counter if args.device == "cuda" else time.process_time
@@ -92,7 +93,10 @@ def main() -> None:
 
     def ours() -> None:
         with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-            loss = step(batch)["loss"]
+            regions = generator_regions(generator, frozen, batch, "sigmoid")
+            terms = guided_loss(regions, text[regions.classes], background[regions.classes], adapters, WEIGHTS,
+                                THRESHOLD, "sum", "all")
+            loss = joined_loss(terms)["loss"]
         loss.backward()
 
     seconds: dict[str, list[float]] = {"CLIMS' way": [], "ours": []}

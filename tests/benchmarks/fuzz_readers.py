@@ -29,8 +29,9 @@ from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import CheckpointError, load
 from clipwsss.datasets import build_dataset
+from clipwsss.datasets.base import read_image, read_mask
+from clipwsss.datasets.coco_masks import encode_compressed
 from clipwsss.datasets.folder import read_classes
-from clipwsss.datasets.reading import read_image, read_mask
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
 from clipwsss.guidance.selection import read_choices
@@ -79,6 +80,7 @@ def readers() -> dict[str, Reader]:
     lengths = {**polygon, "id": 2, "segmentation": {"size": list(SIZE), "counts": [5, 20, 167]}}
     annotations = {"images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
                    "categories": [{"id": 1, "name": "boat"}, {"id": 3, "name": "cat"}], "annotations": [polygon, lengths]}
+    compressed = json.dumps([{"segmentation": encode_compressed(mask)} for mask in masks]).encode()
     rows = [{"image": "a.jpg", "labels": ["boat"], "split": "train"}, {"file_name": "b.jpg", "label": "boat;cat"}]
     choices = {"a": {"boat": {"word": "ship", "similarity": {"boat": 0.2, "ship": 0.3}}}}
     xml = b"<annotation><object><name>boat</name><part><name>sail</name></part></object></annotation>"
@@ -105,7 +107,7 @@ def readers() -> dict[str, Reader]:
         "xml": Reader("voc/Annotations/a.xml", [xml], lambda folder: build_dataset("voc12", folder / "voc", "train")),
         "coco": Reader("coco/annotations/instances_train2014.json", [json.dumps(annotations).encode()],
                        lambda folder: build_dataset("coco14", folder / "coco", "train").load_mask(0), True),
-        "segments json": Reader("x.json", [written(lambda path: write_segments(path.parent, "a", masks))],
+        "segments json": Reader("x.json", [written(lambda path: write_segments(path.parent, "a", masks)), compressed],
                                 lambda folder: read_segments(folder, "x", SIZE), True),
         "segments png": Reader("x.png", [written(lambda path: write_mask(path, mask, voc_palette()))],
                                lambda folder: read_segments(folder, "x", SIZE)),
