@@ -1,9 +1,9 @@
-"""One script in several processes, as torchrun starts them: who is who, shares of lists, sums over all.
+"""One script in several processes, as torchrun starts them: ranks, parts of lists, values of all processes.
 
-Without torchrun there is one process: it is the main one, its share is the whole list, its sums are final.
+Without torchrun there is one process. It is the main process, its part of a list is the whole list, and its
+values are those of all processes.
 """
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,22 +13,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}  # torchrun's variables
-PATIENCE = timedelta(days=7)  # a dead process is seen by torchrun; a slow one is waited for
+# The environment variables that torchrun sets in each process.
+LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# torchrun ends all processes when one dies, so nobody waits for a dead one, and a slow one may take long.
+TIMEOUT = timedelta(days=7)
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """The number of this process among all processes, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """This process's number on its machine, which is that of its GPU."""
+    """The number of this process among those of its machine, from 0: the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
@@ -39,45 +41,40 @@ def is_main() -> bool:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Inside the block the processes that torchrun started know each other (NCCL on GPUs, gloo on CPUs).
+    """Connect the processes that torchrun started for the duration of the block (NCCL on GPUs, gloo on CPUs).
 
-    The main one alone prints. An error in one ends all: torchrun stops the others, and only the first to
-    fail says why, whatever its rank. All leave the block together.
+    All processes leave the block together. An error in one of them ends all: the error of the process that
+    fails first, whatever its rank, leaves the block. Any other process that fails ends without a word, and
+    torchrun stops the rest.
     """
     if not LAUNCHED <= os.environ.keys():
         yield
         return
     store, number, count = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
-    spoken = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as silence:
-        if number:
-            sys.stdout = sys.stderr = silence
-        try:
-            yield
-            barrier()
-        except BaseException as error:
-            told_all = isinstance(error, SystemExit) and not error.code  # --help, --dry-run
-            if not told_all and not _first(store):
-                time.sleep(10)  # torchrun ends this process when the first one is gone
-                os._exit(1)
-            sys.stdout, sys.stderr = spoken
-            raise
-        sys.stdout, sys.stderr = spoken
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
+    try:
+        yield
+        barrier()
+    except BaseException as error:
+        is_failure = not isinstance(error, SystemExit) or error.code  # --help and --dry-run exit with code 0
+        if is_failure and not _fails_first(store):
+            time.sleep(10)  # torchrun ends this process as soon as the first one is gone
+            os._exit(1)
+        raise
     dist.destroy_process_group()
 
 
-def _first(store: dist.Store) -> bool:
+def _fails_first(store: dist.Store) -> bool:
     """Whether no other process has failed before this one."""
     try:
         return store.add("failed", 1) == 1
-    except RuntimeError:  # the store has gone with the process that failed
+    except RuntimeError:  # the store went away with the process that failed
         return False
 
 
 def gather(value: object) -> list:
-    """Every process's value, in the order of their numbers; all wait for each other."""
+    """The values of all processes in the order of their ranks. The processes wait for each other."""
     values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
@@ -85,12 +82,12 @@ def gather(value: object) -> list:
 
 
 def barrier() -> None:
-    """Wait until all processes are here: what they have written can be read."""
+    """Wait until all processes have come here. Afterwards each can read what the others have written."""
     gather(None)
 
 
 def broadcast(value: object) -> object:
-    """The main process's value, which the others take for theirs."""
+    """The main process's value in all processes."""
     values = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(values)
@@ -98,13 +95,14 @@ def broadcast(value: object) -> object:
 
 
 def shard(items: Sequence) -> Sequence:
-    """This process's part of a list; the parts of all in turn are the list."""
-    first, last = (number * len(items) // world_size() for number in (rank(), rank() + 1))
-    return items[first:last]
+    """This process's contiguous part of a list. The parts in the order of the ranks make up the list."""
+    first = rank() * len(items) // world_size()
+    after_last = (rank() + 1) * len(items) // world_size()
+    return items[first:after_last]
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """A tensor's mean over the processes, without gradients."""
+    """The mean of a tensor over the processes, without gradients."""
     if world_size() == 1:
         return value
     value = value.detach().float().clone()

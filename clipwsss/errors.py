@@ -1,24 +1,25 @@
-"""The one error users see, how other errors become it, and the wrapper that prints it as one line."""
+"""The error that users see, how other errors become it, and the wrapper that prints it as one line."""
 import difflib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 
-from .distributed import processes
+from .distributed import is_main, processes
 
-
-# What torch's RuntimeErrors say when the machine, not the code, is at fault.
-OF_THE_MACHINE = {"DataLoader worker (pid": "a loading process was killed; try fewer --workers",
-                  "out of memory": "out of memory: take smaller batches or crops",
-                  "can't allocate memory": "out of memory: take smaller batches or crops"}
+OUT_OF_MEMORY = "out of memory; use a smaller --batch-size or --crop-size"
+# Parts of the messages of torch's RuntimeErrors that the machine causes, and what the user is told.
+MACHINE_ERRORS = {
+    "DataLoader worker (pid": "the system ended a process that loads data; use fewer --workers",
+    "out of memory": OUT_OF_MEMORY,
+    "can't allocate memory": OUT_OF_MEMORY,
+}
 
 
 class InputError(ValueError):
-    """A user's file or option is wrong; the message is one line that names it and what would be right.
+    """A file or an option of the user is wrong: one line names it and what would be right.
 
-    problems: one line for everything that is wrong, where the message stands for several.
+    problems: one line for each thing that is wrong, where the message stands for several.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()):
@@ -27,15 +28,23 @@ class InputError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message; of one from a loader's process, the last line without the error's name."""
+    """The message of an error in one line.
+
+    An InputError of a process that loads data arrives with a traceback in its message. Of the last line, for
+    example "clipwsss.errors.InputError: a.png: not a readable image", the part after the class is kept.
+    """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error).strip().rpartition("\n")[2].removeprefix(f"{InputError.__module__}.InputError: ")
+    last_line = str(error).strip().rpartition("\n")[2]
+    return last_line.removeprefix(f"{InputError.__module__}.InputError: ")
 
 
 @contextmanager
 def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
-    """Inside the block a ValueError (or these `kinds`) becomes an InputError that begins with `where`."""
+    """Turn a ValueError, or errors of these `kinds`, of the block into an InputError beginning with `where`.
+
+    An InputError of the block names its file already and stays as it is.
+    """
     try:
         yield
     except InputError:
@@ -45,7 +54,7 @@ def input_errors(where: str = "", *kinds: type[Exception]) -> Iterator[None]:
 
 
 def nearest(value: object, valid: Iterable[object]) -> str:
-    """"; did you mean X?" of the valid value that is spelled most like this one; "" where none is like it."""
+    """A hint at the valid value of the most similar spelling, "; did you mean X?", or "" without one."""
     spelled = {str(item).lower(): item for item in valid}
     close = difflib.get_close_matches(str(value).lower(), spelled, 1, 0.5)
     return f"; did you mean {spelled[close[0]]}?" if close else ""
@@ -53,38 +62,44 @@ def nearest(value: object, valid: Iterable[object]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block what is printed goes to the null device; stderr stays."""
-    with open(os.devnull, "w") as null, redirect_stdout(null):
+    """Discard what the block prints, progress lines and warnings included. Errors leave the block as ever."""
+    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         yield
 
 
 def run_script(main: Callable[[], int | None]) -> int:
-    """Run a script's `main`; what a user or a machine can cause is one line and exit status 2.
+    """Run a script's `main` and return the exit status of the process.
 
-    A reader that closes the output ends it with 141, Ctrl-C with 130; a fault of ours keeps its traceback.
-    Where torchrun started several processes, `main` runs in all of them and the first error ends them all.
-    With --quiet on the command line what it prints goes to the null device; errors are still told.
+    0 is success and 2 an error that the user or the machine caused, which is printed as one line. 130 is an
+    interruption by Ctrl-C; 141 says that the reader of the output has closed it, as `| head` does. A fault of
+    this package keeps its traceback.
+    Where torchrun started several processes, `main` runs in each of them, the main process alone prints, and
+    the first error ends them all. With --quiet on the command line nothing but errors is printed.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the scripts have it while they import
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with processes(), quiet() if "--quiet" in sys.argv else nullcontext():
-            code = main() or 0
-            sys.stdout.flush()
-            return code
+        with processes():
+            silent = not is_main() or "--quiet" in sys.argv
+            with quiet() if silent else nullcontext():
+                code = main() or 0
+                sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # else Python complains at its end
-        print("output closed; finished files are kept", file=sys.stderr)
+        # At its end Python flushes stdout once more and would complain about the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        print("the reader of the output has closed it; finished files are kept", file=sys.stderr)
         return 141
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, --resume goes on", file=sys.stderr)
+        print("interrupted; finished files are kept, --resume continues the run", file=sys.stderr)
         return 130
-    except (InputError, OSError, ModuleNotFoundError, MemoryError) as error:
-        print(f"error: {one_line(error) or 'out of memory; take smaller batches or crops'}", file=sys.stderr)
+    except MemoryError:
+        print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
+        return 2
+    except (InputError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        reason = next((reason for sign, reason in OF_THE_MACHINE.items() if sign in str(error)), None)
-        if reason is None:
-            raise
-        print(f"error: {reason}; --resume goes on", file=sys.stderr)
-        return 2
+        for sign, reason in MACHINE_ERRORS.items():
+            if sign in str(error):
+                print(f"error: {reason}; --resume continues the run", file=sys.stderr)
+                return 2
+        raise

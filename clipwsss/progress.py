@@ -1,51 +1,69 @@
-"""One terminal line that says how far a loop is."""
-import os
+"""A terminal line that shows how far a loop is."""
 import shutil
 import sys
 import time
 
+REDRAW_SECONDS = 0.2
+
 
 class Progress:
-    """One terminal line with loss terms, rate and time left; without a terminal only `close` prints.
+    """A terminal line with the count, the loss terms, the rate and the time left of a loop.
 
-    It is overwritten without escape sequences, which NO_COLOR and plain terminals do not want, and does not
-    appear where nobody listens: where stdout is the null device, as --quiet makes it.
+    The line is redrawn on stderr where that is a terminal, without escape sequences, which plain terminals do
+    not understand. `close` prints the final line to stdout.
     """
 
     def __init__(self, label: str, total: int, unit: str = "images"):
-        self.label, self.total, self.unit = label, total, unit
-        self.done, self.begin, self.shown = 0, time.perf_counter(), 0.0
-        self.live = sys.stderr.isatty() and getattr(sys.stdout, "name", "") != os.devnull
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.begin = time.perf_counter()
+        self.drawn = 0.0  # when the line was drawn last
+        self.is_live = sys.stderr.isatty()
 
     def update(self, count: int, **terms: float) -> None:
-        """Advance by `count`; `terms` may be tensors: they are read only when the line is drawn."""
+        """Advance by `count`. `terms` may be tensors on a GPU: they are read only when the line is drawn."""
         self.done += count
         now = time.perf_counter()
-        if self.live and now - self.shown > 0.2:
-            self.shown = now
+        if self.is_live and now - self.drawn > REDRAW_SECONDS:
+            self.drawn = now
             width = shutil.get_terminal_size().columns - 1  # a full line would wrap
             print(f"\r{self._line(terms, width):<{width}}", end="", file=sys.stderr, flush=True)
 
     def close(self, **terms: float) -> None:
-        """Finish with one plain line."""
-        if self.live:
-            print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", file=sys.stderr, flush=True)
-        self.total = self.done  # what a loop left out will not be done any more
+        """Print the final line. What the loop has left out does not count as missing."""
+        if self.is_live:
+            blank = " " * (shutil.get_terminal_size().columns - 1)
+            print(f"\r{blank}\r", end="", file=sys.stderr, flush=True)
+        self.total = self.done
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
         print(self._line(terms, width), flush=True)
 
-    def _line(self, terms: dict, width: int) -> str:
-        """The fullest form of the line that fits: the loss terms are shortened first, then left out."""
+    def _line(self, terms: dict[str, float], width: int) -> str:
+        """The longest form of the line that fits into `width` characters, for example
+
+            train 1/4  6/400 images  loss 12.3457  fg 0.5000  2.0 images/s  197 s left
+            train 1/4  6/400 images  loss 12  fg 0.5  2.0 images/s  197 s left
+            train 1/4  6/400 images  loss 12  2.0 images/s  197 s left
+            train 1/4  6/400  loss 12  197 s left
+            train 1/4  6/400  197 s left
+        """
         spent = max(time.perf_counter() - self.begin, 1e-9)
         rate = self.done / spent
-        left = (self.total - self.done) / max(rate, 1e-9)
-        clock = f"{left:.0f} s left" if self.done < self.total else f"{spent:.1f} s"
-        terms = {name: float(value) for name, value in terms.items()}
-        full, short = ("  ".join(f"{name} {value:{form}}" for name, value in terms.items())
-                       for form in (".4f", ".2g"))
-        first = short.partition("  ")[0]
-        count, speed = f"{self.label}  {self.done}/{self.total}", f"{rate:.1f} {self.unit}/s"
-        forms = ([f"{count} {self.unit}", full, speed, clock], [f"{count} {self.unit}", short, speed, clock],
-                 [f"{count} {self.unit}", first, speed, clock], [count, first, clock], [count, clock])
-        lines = ["  ".join(filter(None, form)) for form in forms]
-        return next((line for line in lines if len(line) <= width), lines[-1][:width])
+        seconds_left = (self.total - self.done) / max(rate, 1e-9)
+        clock = f"{seconds_left:.0f} s left" if self.done < self.total else f"{spent:.1f} s"
+        count = f"{self.label}  {self.done}/{self.total}"
+        speed = f"{rate:.1f} {self.unit}/s"
+        exact_terms = [f"{name} {float(value):.4f}" for name, value in terms.items()]
+        short_terms = [f"{name} {float(value):.2g}" for name, value in terms.items()]
+        first_term = short_terms[:1]
+        for parts in ([f"{count} {self.unit}", *exact_terms, speed, clock],
+                      [f"{count} {self.unit}", *short_terms, speed, clock],
+                      [f"{count} {self.unit}", *first_term, speed, clock],
+                      [count, *first_term, clock],
+                      [count, clock]):
+            line = "  ".join(parts)
+            if len(line) <= width:
+                return line
+        return line[:width]

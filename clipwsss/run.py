@@ -1,4 +1,5 @@
-"""One script's run folder: its settings, its log, its checkpoints and its last word."""
+"""One script's run folder: settings, log, checkpoints, result and lock, and fingerprints of what it reads."""
+import hashlib
 import json
 import os
 import shutil
@@ -11,99 +12,99 @@ from typing import IO
 from .distributed import barrier, is_main
 from .errors import InputError, input_errors
 from .files import load_weights, remove_leftovers, save_atomic, write_json
-from .fingerprint import fingerprint
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: runs are not locked there
     fcntl = None
 
-# What may differ between a run and its resumption: none of these changes a result.
-FREE_TO_CHANGE = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
+# Settings that change no result. They may differ between a run and its continuation by --resume.
+FREE_ON_RESUME = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
                   "tensorboard"}
-# What runs leave: with any of these a folder holds a run, and --overwrite deletes them and nothing else.
-MADE = ("result.json", "report.html", "thresholds.json", "prompts.json", "background_words.json",
-        "last_*.pt", "generator.pt", "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]",
-        "labels/*.png", "masks/*.png", "predictions/*.png")
+# Files that runs write. A folder with any of them holds a run; --overwrite deletes them and no other file.
+RUN_FILES = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
+             "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png",
+             "predictions/*.png")
+TAIL = 1 << 14  # bytes at a file's end, where npz, PNG and torch's archives keep checksums of their contents
 
 
 class Run:
     """One script's run folder: args.json, log.jsonl, result.json, checkpoints and outputs.
 
-    A folder that holds a run needs `resume` (same settings, goes on) or `overwrite` (starts anew); one whose
-    run has made nothing yet needs neither. `inputs`: by setting, the path that a run reads and its
-    fingerprint. InputError, before anything is written, where the folder is another stage's or no run's, is
-    locked by a living process, or its settings or inputs were others. Of several processes the main one
-    writes.
+    config: the settings of the script. inputs: for each setting that names something to read, its path and
+    fingerprint. A folder that holds a run needs `resume`, which continues it with the same settings and
+    inputs, or `overwrite`, which deletes it first. A folder whose run has written no result or checkpoint yet
+    needs neither. Of several processes the main one alone writes.
+
+    InputError, before anything is written: the folder holds a run of another stage or files of another
+    origin, a living process has locked it, or settings or inputs are not those of the run to continue.
     """
 
     def __init__(self, out: Path | str, config: dict, resume: bool = False, overwrite: bool = False,
                  inputs: dict[str, tuple[str, str]] | None = None):
-        self.out, self.resume = Path(out), resume
+        self.out = Path(out)
+        self.resume = resume
         if resume and overwrite:
-            raise InputError("--resume --overwrite: the one goes on, the other starts anew; give one of them")
+            raise InputError("--resume and --overwrite exclude each other: give one of them")
         config = json.loads(json.dumps({**config, "inputs": inputs or {}}, default=str))
-        if config.get("tensorboard"):
+        wants_tensorboard = bool(config.get("tensorboard"))
+        if wants_tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
         if is_main():
             with input_errors(f"--out {self.out}: cannot write there: ", OSError):
                 self._begin(config, overwrite)
         barrier()
-        self.board = SummaryWriter(self.out) if config.get("tensorboard") and is_main() else None
+        self.board = SummaryWriter(self.out) if wants_tensorboard and is_main() else None
 
     def _begin(self, config: dict, overwrite: bool) -> None:
-        """Check the folder, lock it, clear it where asked to, write args.json."""
-        stored = self.out / "args.json"
-        made = sorted(path for pattern in MADE for path in self.out.glob(pattern))
-        if stored.exists():
-            self._compare(stored, config, overwrite, bool(made))
-        elif self.resume:
-            raise InputError(f"--resume: {self.out} holds no run to go on with; leave --resume out")
-        elif made:
-            raise InputError(f"--out {self.out}: {made[0]} was made by no run here; name another folder")
+        """Check the folder, lock it, delete an earlier run unless this one continues it, write args.json."""
+        written = written_files(self.out)
+        self._refuse_other_run(config, overwrite, written)
         self.out.mkdir(parents=True, exist_ok=True)
         self.lock = lock_folder(self.out)
         remove_leftovers(self.out)
         if not self.resume:
-            for path in (*made, self.out / "log.jsonl"):
-                path.unlink(missing_ok=True)
+            for path in written:
+                path.unlink()
+            (self.out / "log.jsonl").unlink(missing_ok=True)
         self._keep_lines(lambda line: line["label"] != "result")
-        write_json(config, stored)
+        write_json(config, self.out / "args.json")
 
-    def _compare(self, stored: Path, config: dict, overwrite: bool, made: bool) -> None:
-        """InputError where this command may not go on with, or write over, the run of args.json `stored`."""
+    def _refuse_other_run(self, config: dict, overwrite: bool, written: list[Path]) -> None:
+        """InputError where the folder holds what this command may neither continue nor delete."""
+        stored = self.out / "args.json"
+        if not stored.exists():
+            if self.resume:
+                raise InputError(f"--resume: {self.out} holds no run to continue; leave --resume out")
+            if written:
+                raise InputError(f"--out {self.out}: {written[0]} was not made by a run of these scripts; "
+                                 "choose another folder")
+            return
         try:
-            before = json.loads(stored.read_text())
-            others = {key: mark for key, (_, mark) in dict(before.get("inputs", {})).items()}
-        except (ValueError, TypeError, AttributeError) as error:
+            before = read_settings(stored)
+        except InputError:
             if overwrite:
                 return
-            raise InputError(f"{stored}: damaged ({error}); --overwrite starts anew") from error
+            raise
         stage = config.get("stage")
-        if before.get("stage", stage) != stage:
-            raise InputError(f"--out {self.out}: holds a run of {before['stage']}; name another folder")
-        if overwrite or not made:
+        stage_before = before.get("stage", stage)
+        if stage_before != stage:
+            raise InputError(f"--out {self.out}: holds a run of {stage_before}; choose another folder")
+        if overwrite or not written:
             return
         if not self.resume:
-            raise InputError(f"{self.out} already holds a run: --resume goes on, --overwrite starts anew, "
-                             "--out chooses another folder")
-        inputs = config["inputs"]
-        for key in sorted(inputs.keys() & others.keys()):
-            if inputs[key][1] != others[key]:
-                raise InputError(f"{self.out}: {inputs[key][0]} is no longer what this run was made from; "
-                                 "--overwrite starts anew, --out chooses another folder")
-        for key in sorted((config.keys() | before.keys()) - FREE_TO_CHANGE - inputs.keys()):
-            if config.get(key) != before.get(key):
-                raise InputError(f"{self.out}: --{key.replace('_', '-')} was {before.get(key)} and is "
-                                 f"{config.get(key)} now; use the same value, --overwrite or another --out")
+            raise InputError(f"--out {self.out}: already holds a run; --resume continues it, --overwrite "
+                             "replaces it, --out chooses another folder")
+        refuse_changed_inputs(self.out, before["inputs"], config["inputs"])
+        refuse_changed_settings(self.out, before, config)
 
     def path(self, *parts: str) -> Path:
         """A path inside the run folder."""
         return self.out.joinpath(*parts)
 
     def log(self, **values: object) -> None:
-        """Append one line to log.jsonl; its numbers go to TensorBoard too if that is asked for."""
+        """Append one line to log.jsonl. With --tensorboard its numbers are written for TensorBoard too."""
         if not is_main():
             return
         with open(self.out / "log.jsonl", "a") as file:
@@ -114,42 +115,51 @@ class Run:
                     self.board.add_scalar(f"{values['label']}/{name}", value, values.get("epoch", 0))
             self.board.flush()
 
-    def _keep_lines(self, wanted: Callable[[dict], bool]) -> None:
-        """Take the other lines of log.jsonl out, and those that a killed run left incomplete."""
-        path, lines, kept = self.out / "log.jsonl", [], []
-        if path.exists():
-            lines = path.read_text(errors="replace").splitlines()
+    def _keep_lines(self, is_wanted: Callable[[dict], bool]) -> None:
+        """Keep the wanted lines of log.jsonl. A line that a killed run left incomplete is dropped too."""
+        path = self.out / "log.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(errors="replace").splitlines()
+        kept = []
         for line in lines:
             try:
-                kept += [line] if wanted(json.loads(line)) else []
-            except (ValueError, TypeError, KeyError):
+                if is_wanted(json.loads(line)):
+                    kept.append(line)
+            except (ValueError, TypeError, KeyError):  # incomplete
                 continue
         if kept != lines:
             path.write_text("".join(f"{line}\n" for line in kept))
 
     def result(self, **figures: object) -> None:
-        """What the stage achieved, its last word: result.json, and a line of the log."""
+        """Write what the stage has achieved, at its end, to result.json and as the last line of the log."""
         self.log(label="result", **figures)
         write_json(figures, self.out / "result.json")
 
     def make_room(self, weights: int) -> None:
-        """InputError where the disk does not take checkpoints of so many bytes of weights, old and new."""
-        needed, free = 6 * weights, shutil.disk_usage(self.out).free  # each with two moments of the optimiser
+        """InputError where the disk has no room for two checkpoints of a network of so many bytes.
+
+        Two, because the old one is deleted when the new one is complete. With each weight a checkpoint holds
+        two moments of the optimiser.
+        """
+        needed = 2 * 3 * weights
+        free = shutil.disk_usage(self.out).free
         if free < needed:
-            raise InputError(f"--out {self.out}: checkpoints take {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB "
-                             "are free; make room or name another folder")
+            raise InputError(f"--out {self.out}: checkpoints need {needed / 1e6:.0f} MB and "
+                             f"{free / 1e6:.0f} MB are free; make room or choose another folder")
 
     def save(self, label: str, epoch: int, **stateful: object) -> None:
-        """Checkpoint everything with a state_dict after `epoch` epochs of the training `label`."""
+        """Write the state_dict of each object to last_LABEL.pt, after `epoch` epochs of training."""
         states = {name: item.state_dict() for name, item in stateful.items()}
         save_atomic({"epoch": epoch, **states}, self.out / f"last_{label}.pt")
 
     def restore(self, label: str, **stateful: object) -> int:
-        """Load the checkpoint of this label when resuming; the number of epochs already done.
+        """The number of epochs done, with the objects in the state of last_LABEL.pt: 0 without --resume.
 
-        The log's lines of later epochs, whose checkpoint was not written, are taken out.
+        Lines of the log that tell of later epochs, whose checkpoint was not written, are deleted.
         """
-        path, epoch = self.out / f"last_{label}.pt", 0
+        path = self.out / f"last_{label}.pt"
+        epoch = 0
         if self.resume and path.exists():
             checkpoint = load_weights(path)
             with input_errors(f"{path}: not a checkpoint of this run; --overwrite starts anew: ", Exception):
@@ -161,10 +171,54 @@ class Run:
         return epoch
 
 
-def lock_folder(folder: Path) -> IO:
-    """Lock a folder for this process; the system frees it however the process ends.
+def written_files(folder: Path) -> list[Path]:
+    """The files in a folder that runs write, sorted."""
+    found: list[Path] = []
+    for pattern in RUN_FILES:
+        found += folder.glob(pattern)
+    return sorted(found)
 
-    InputError says which process on which machine has it, and since when.
+
+def read_settings(path: Path) -> dict:
+    """The settings of an args.json, `inputs` always among them. InputError where the file is damaged."""
+    damaged = f"{path}: damaged; --overwrite starts anew"
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{damaged} ({error})") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{damaged} (not an object of settings)")
+    inputs = settings.setdefault("inputs", {})
+    if not isinstance(inputs, dict):
+        raise InputError(f"{damaged} (inputs is not an object)")
+    for entry in inputs.values():
+        if not isinstance(entry, list) or [type(part) for part in entry] != [str, str]:
+            raise InputError(f"{damaged} (inputs: {entry} is not a path and a fingerprint)")
+    return settings
+
+
+def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
+    """InputError where an input of both has another fingerprint now. Its path may have changed."""
+    for name in sorted(before.keys() & now.keys()):
+        path, mark = now[name]
+        if before[name][1] != mark:
+            raise InputError(f"--out {out}: {path} has changed since the run there began; --overwrite "
+                             "replaces the run, --out chooses another folder")
+
+
+def refuse_changed_settings(out: Path, before: dict, now: dict) -> None:
+    """InputError for a setting that changes results and differs. Inputs are compared by fingerprints."""
+    compared = (before.keys() | now.keys()) - FREE_ON_RESUME - now["inputs"].keys()
+    for name in sorted(compared):
+        if before.get(name) != now.get(name):
+            raise InputError(f"--{name.replace('_', '-')} {now.get(name)}: the run in {out} has "
+                             f"{before.get(name)}; use the same value, --overwrite or another --out")
+
+
+def lock_folder(folder: Path) -> IO:
+    """Lock a folder for this process. The system releases the lock however the process ends.
+
+    InputError says which process on which machine has locked it, and since when.
     """
     file = open(folder / ".lock", "a+")
     try:
@@ -172,8 +226,9 @@ def lock_folder(folder: Path) -> IO:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        raise InputError(f"--out {folder}: {file.read().strip() or 'another process'} is at work here; wait "
-                         "for it or name another folder") from None
+        holder = file.read().strip() or "another process"
+        raise InputError(f"--out {folder}: {holder} writes to this folder; wait for it to end or choose "
+                         "another folder") from None
     except OSError:  # a file system without locks
         pass
     file.truncate(0)
@@ -183,34 +238,76 @@ def lock_folder(folder: Path) -> IO:
 
 
 def refuse_inside(flag: str, path: Path, data: Iterable[Path]) -> None:
-    """InputError where what the flag names is, or lies in, one of the data's own folders."""
-    for folder in {folder.resolve() for folder in data}:
-        if path.resolve().is_relative_to(folder):
-            raise InputError(f"{flag} {path}: lies in the data's own folder {folder}; name another place")
+    """InputError where the path that the flag names is one of the data's folders or lies in one."""
+    for folder in data:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{flag} {path}: lies in the data's folder {folder}; choose another place")
 
 
 def refuse_overlap(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
-    """InputError where results in `out` could touch what a run reads: the data's root, its files' folders
-    `data`, or an input (setting -> file or folder)."""
-    here = out.resolve()
+    """InputError where results in `out` could overwrite what a run reads.
+
+    data_root: the root of the data. data: the folders of its images and masks. inputs: for each setting that
+    names something to read, the file or folder.
+    """
     refuse_inside("--out", out, data)
-    if data_root.resolve().is_relative_to(here):
-        raise InputError(f"--out {out}: holds the data {data_root}; name another folder")
+    if data_root.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"--out {out}: contains the data {data_root}; choose another folder")
     for name, path in inputs.items():
-        if path.resolve().is_relative_to(here):
-            raise InputError(f"--out {out}: --{name.replace('_', '-')} {path} lies there, which is read; "
-                             "name another folder")
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--out {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "
+                             "another folder")
+
+
+def digest(values: Iterable[object]) -> str:
+    """16 hexadecimal digits that stand for plain values in their order."""
+    made = hashlib.blake2b(digest_size=8)
+    for value in values:
+        made.update(repr(value).encode() + b"\n")
+    return made.hexdigest()
+
+
+def fingerprint(path: Path | str) -> str:
+    """Digest of a file's size and last bytes, or of those of a folder's visible files and their names.
+
+    Times and places do not count.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return digest(_size_and_tail(path))
+    inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+    return digest((item.name, *_size_and_tail(item)) for item in inside)
+
+
+def _size_and_tail(path: Path) -> tuple[int, bytes]:
+    """A file's size and its last bytes."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return size, file.read()
 
 
 def fingerprint_inputs(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:
-    """Each input's path and fingerprint. Prints a line where one was made from what has changed since."""
-    for path in inputs.values():
-        stored = path.parent / "args.json"
-        try:
-            before = json.loads(stored.read_text())["inputs"].values()
-            changed = [place for place, mark in before if Path(place).exists() and fingerprint(place) != mark]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if changed:
-            print(f"note: {path} was made from {changed[0]}, which has changed since")
-    return {name: (str(path.resolve()), fingerprint(path)) for name, path in inputs.items()}
+    """Each input's path and fingerprint. A line is printed for an input that is out of date."""
+    marks = {}
+    for name, path in inputs.items():
+        source = changed_source(path)
+        if source:
+            print(f"note: {path} was made from {source}, which has changed since")
+        marks[name] = (str(path.resolve()), fingerprint(path))
+    return marks
+
+
+def changed_source(path: Path) -> str | None:
+    """The first input of the run that made a file or folder which has changed since; None where none has.
+
+    Results of a run lie beside its args.json, which names the run's inputs and their fingerprints.
+    """
+    try:
+        sources = read_settings(path.parent / "args.json")["inputs"]
+        for source, mark in sources.values():
+            if Path(source).exists() and fingerprint(source) != mark:
+                return source
+    except (InputError, OSError):  # not made by a run of these scripts, or its inputs cannot be read
+        pass
+    return None

@@ -14,10 +14,10 @@ DATA = ["--dataset", "folder", "--data-root", "data", "--workers", "0"]
 TRAIN = [*DATA, "--device", "cpu", "--epochs", "1", "--batch-size", "2", "--crop-size", "32"]
 NETWORK = ["--backbone", "resnet_tiny", "--weights", "none"]
 MAPS = ["--resize-long", "0", "0", "--scales", "1", "--brightness", "0"]
-BASE = {"train_cam": [*TRAIN, *NETWORK, *MAPS],
+BASE = {"train_cam": [*TRAIN, *NETWORK, "--output-stride", "4", *MAPS],
         "train_prompt": [*TRAIN, *MAPS, "--clip", "toy", "--class-prompt", "name", "--background-prompt", "none"],
         "make_pseudo": [*TRAIN, *NETWORK, "--refine", "none", "--train-radius", "3"],
-        "train_seg": [*TRAIN, *NETWORK, "--rates", "1", "--test-scales", "1", "--no-crf", "--no-multi-scale",
+        "train_seg": [*TRAIN, *NETWORK, "--output-stride", "4", "--rates", "1", "--test-scales", "1", "--no-crf", "--no-multi-scale",
                       "--predict-split", "train", "--accumulate", "1"],
         "eval": DATA}
 RUNS = "runs/folder"
@@ -74,8 +74,7 @@ def make(root):
 
 
 def snapshot(root):
-    return {path: path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and path.name not in (".lock", "checked.json")}
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def cut(name, length=100):

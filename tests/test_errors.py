@@ -1,7 +1,10 @@
-"""The error users see is one line and status 2; other modules' errors become it."""
+"""The error users see is one line and status 2; other modules' errors become it; --quiet leaves errors alone."""
+import sys
+
 import pytest
 
 from clipwsss.errors import InputError, input_errors, run_script
+from clipwsss.progress import Progress
 
 
 def failing(error: BaseException):
@@ -10,19 +13,35 @@ def failing(error: BaseException):
     return main
 
 
-@pytest.mark.parametrize("error", [InputError("labels.csv:3: unknown class"), FileNotFoundError("labels.csv"),
-                                   ModuleNotFoundError("No module named 'transformers'")])
-def test_a_users_error_is_one_line_and_status_2(error, capsys):
-    assert run_script(failing(error)) == 2
-    assert capsys.readouterr() == ("", f"error: {error}\n")
+@pytest.mark.smoke
+def test_what_users_and_machines_cause_is_one_line_and_status_2(capsys):
+    memory = "out of memory; use a smaller --batch-size or --crop-size"
+    loader = "the system ended a process that loads data; use fewer --workers"
+    for error, told in (
+            (InputError("labels.csv:3: unknown class"), "labels.csv:3: unknown class"),
+            (FileNotFoundError("labels.csv"), "labels.csv"),
+            (ModuleNotFoundError("No module named 'transformers'"), "No module named 'transformers'"),
+            (OSError(28, "No space left on device", "runs/a.npz"), "runs/a.npz: No space left on device"),
+            (PermissionError(13, "Permission denied"), "Permission denied"),
+            (MemoryError(), memory),
+            (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), loader),
+            (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), loader),
+            (RuntimeError("CUDA out of memory. Tried to allocate"), memory),
+            (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
+                        "clipwsss.errors.InputError: a.png: not a readable image"), "a.png: not a readable image")):
+        assert run_script(failing(error)) == 2, error
+        out, line = capsys.readouterr()
+        assert out == "" and line.startswith(f"error: {told}") and line.count("\n") == 1, error
 
 
 def test_success_interruption_and_faults_of_ours(capsys):
     assert run_script(lambda: None) == 0 and run_script(lambda: 3) == 3
     assert run_script(failing(KeyboardInterrupt())) == 130
-    assert "--resume" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="a fault"):
-        run_script(failing(ValueError("a fault")))
+    assert capsys.readouterr().err == "interrupted; finished files are kept, --resume continues the run\n"
+    for fault in (ValueError("a fault"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
+        with pytest.raises(type(fault)) as caught:
+            run_script(failing(fault))
+        assert caught.value is fault
 
 
 def test_a_leafs_error_becomes_the_users():
@@ -35,29 +54,25 @@ def test_a_leafs_error_becomes_the_users():
     assert caught.value is inner, "what names its file already stays as it is"
     with pytest.raises(TypeError), input_errors("--mask: "):
         raise TypeError
-
-
-def test_other_errors_where_they_are_asked_for():
     for kind in (TypeError, ValueError):
         with pytest.raises(InputError, match="^a: no list$"), input_errors("a: ", TypeError, ValueError):
             raise kind("no list")
 
 
-@pytest.mark.parametrize("error, told", [
-    (OSError(28, "No space left on device", "runs/a.npz"), "runs/a.npz: No space left on device"),
-    (PermissionError(13, "Permission denied"), "Permission denied"),
-    (MemoryError(), "out of memory; take smaller batches or crops"),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "a loading process was killed"),
-    (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "a loading process was killed"),
-    (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory: take smaller batches or crops"),
-    (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\n"
-                "clipwsss.errors.InputError: a.png: not a readable image"), "a.png: not a readable image")])
-def test_faults_of_the_machine_and_of_other_processes_are_one_line(error, told, capsys):
-    assert run_script(failing(error)) == 2
-    line = capsys.readouterr().err
-    assert line.startswith(f"error: {told}") and line.count("\n") == 1
+def test_quiet_discards_all_but_errors(capsys, monkeypatch):
+    def talkative():
+        print("a line")
+        print("skipped: b.png", file=sys.stderr)
+        progress = Progress("draw", 2)
+        progress.update(1)
+        progress.close()
+        raise InputError("a.png: no such image")
 
-
-def test_other_runtime_errors_are_ours():
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        run_script(failing(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["train_seg.py", "--quiet"])
+    assert run_script(talkative) == 2
+    assert capsys.readouterr() == ("", "error: a.png: no such image\n")
+    monkeypatch.setattr(sys, "argv", ["train_seg.py"])
+    assert run_script(talkative) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("a line\ndraw  1/1 images") and "skipped: b.png\n\rdraw  1/2 images" in err

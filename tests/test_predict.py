@@ -9,12 +9,19 @@ from PIL import Image
 from test_segmenter import built
 
 from clipwsss.datasets.base import Entry, TagDataset
+from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError
-from clipwsss.segment.predict import Photos, Prediction, decide, predict_dataset, probabilities
+from clipwsss.pictures import voc_palette
+from clipwsss.segment.predict import Photos, decide, predict_images, probabilities, write_label_maps
 
 
-def test_probabilities_are_the_mean_over_scales_and_mirrors():
-    network = built().network.eval()
+@pytest.fixture
+def network() -> torch.nn.Module:
+    return built()[0].eval()
+
+
+@pytest.mark.smoke
+def test_probabilities_are_the_mean_over_scales_and_mirrors(network):
     images = torch.rand(2, 3, 25, 38)
     plain = []
     for height, width in ((12, 19), (25, 38), (38, 57)):
@@ -30,29 +37,30 @@ def test_probabilities_are_the_mean_over_scales_and_mirrors():
     assert torch.allclose(probabilities(network, images[:1]), probabilities(network, images)[:1], atol=1e-5)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_the_maximum_of_logits_as_deeplabv2_is_tested(flip):
+def test_the_maximum_of_logits_as_deeplabv2_is_tested(network):
     """deeplab-pytorch's MSC by hand: copies at 0.75 and 0.5, their logits at the first's size, the largest."""
-    network, images = built().network.eval(), torch.rand(2, 3, 25, 38)
-    shares = []
-    for mirrored in (False, True)[:1 + flip]:
-        view = images.flip(-1) if mirrored else images
+    images = torch.rand(2, 3, 25, 38)
+
+    def by_hand(view):
         first = network(view)
         others = [F.interpolate(network(F.interpolate(view, scale_factor=scale, mode="bilinear")),
                                 first.shape[-2:], mode="bilinear") for scale in (0.75, 0.5)]
         largest = torch.maximum(first, torch.maximum(*others))
-        share = F.interpolate(largest, (25, 38), mode="bilinear").softmax(1)
-        shares.append(share.flip(-1) if mirrored else share)
-    result = probabilities(network, images, (1.0, 0.75, 0.5), flip, "max")
-    assert torch.allclose(result, torch.stack(shares).mean(0), atol=1e-5)
-    assert not torch.allclose(result, probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
+        return F.interpolate(largest, (25, 38), mode="bilinear").softmax(1)
+
+    plain = by_hand(images)
+    mirrored = by_hand(images.flip(-1)).flip(-1)
+    for flip, expected in ((False, plain), (True, (plain + mirrored) / 2)):
+        result = probabilities(network, images, (1.0, 0.75, 0.5), flip, "max")
+        assert torch.allclose(result, expected, atol=1e-5)
+        assert not torch.allclose(result, probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [(1, 5), (2, 1), (3, 3)])
-def test_the_smallest_images_have_a_pixel_at_every_scale(size):
-    for fusion in ("mean", "max"):
-        result = probabilities(built().network.eval(), torch.rand(1, 3, *size), (1.0, 0.75, 0.1), True, fusion)
-        assert result.shape == (1, 3, *size) and torch.allclose(result.sum(1), torch.ones(1, *size))
+def test_the_smallest_images_have_a_pixel_at_every_scale(network):
+    for size in ((1, 5), (2, 1), (3, 3)):
+        for fusion in ("mean", "max"):
+            result = probabilities(network, torch.rand(1, 3, *size), (1.0, 0.75, 0.1), True, fusion)
+            assert result.shape == (1, 3, *size) and torch.allclose(result.sum(1), torch.ones(1, *size))
 
 
 def test_crf_removes_specks_and_keeps_edges_of_the_image():
@@ -83,27 +91,29 @@ def photos(tmp_path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("crf", [False, True])
-def test_files_of_a_data_set_are_what_decide_says(photos, tmp_path, crf):
-    segmenter = built()
-    segmenter.network.eval()
+def test_files_of_a_data_set_are_what_decide_says(network, photos, tmp_path):
     data = TagDataset([Entry(path.stem, path, None, None, "here") for path in photos], [], ())
-    predict_dataset(segmenter, data, tmp_path / "out", Prediction((1.0, 1.5), True, crf, 2, 2), {"photo3"})
-    written = sorted(path.stem for path in (tmp_path / "out").iterdir())
-    assert written == ["photo0", "photo1", "photo2", "photo4"]
-    for index in (0, 1, 2, 4):
-        scores = probabilities(segmenter.network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
-        expected = decide(np.asarray(data.load_image(index)), scores, crf)
-        labels = np.array(Image.open(tmp_path / "out" / f"photo{index}.png"))
-        assert (labels == expected).mean() > 0.99  # sums of a batch of two may differ in the last bit
+    for crf in (False, True):
+        folder = tmp_path / f"crf_{crf}"
+        loader = size_loader(data, 2, 2, done={"photo3"})
+        predictions = predict_images(network, loader, (1.0, 1.5), True, "mean", "fp32")
+        write_label_maps(predictions, folder, voc_palette(), crf, threads=2)
+        written = sorted(path.stem for path in folder.iterdir())
+        assert written == ["photo0", "photo1", "photo2", "photo4"]
+        for index in (0, 1, 2, 4):
+            scores = probabilities(network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
+            expected = decide(np.asarray(data.load_image(index)), scores, crf)
+            labels = np.array(Image.open(folder / f"photo{index}.png"))
+            assert (labels == expected).mean() > 0.99  # sums of a batch of two may differ in the last bit
 
 
-def test_own_files_get_overlays_and_bad_ones_are_reported(photos, tmp_path):
+def test_own_files_get_overlays_and_bad_ones_are_reported(network, photos, tmp_path):
     photos[2].write_bytes(b"nothing")
     with pytest.raises(InputError, match="photo2.png: not a readable image"):
         Photos(photos)
     good = Photos(photos, skip_bad=True)
-    predict_dataset(built(), good, tmp_path / "out", Prediction(), overlays=True)
+    predictions = predict_images(network, size_loader(good, 1), (1.0,), False, "mean", "fp32")
+    write_label_maps(predictions, tmp_path / "out", voc_palette(), overlay_names=("background", "cat", "dog"))
     assert len(good) == 4 and len(good.skipped) == 1 and "photo2.png" in good.skipped[0]
     assert len(list((tmp_path / "out").glob("photo?.png"))) == 4
     assert len(list((tmp_path / "out").glob("photo?_overlay.png"))) == 4

@@ -1,5 +1,6 @@
-"""Run folders: what they refuse, what they keep, their lock, their inputs, and their last word."""
+"""Run folders: what they refuse and keep, their lock, result and inputs; fingerprints of files and folders."""
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.run import Run, refuse_overlap, fingerprint_inputs
+from clipwsss.run import TAIL, Run, digest, fingerprint, fingerprint_inputs, refuse_overlap
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,15 +33,17 @@ def refused(folder, message, *args, **options):
     assert "\n" not in str(caught.value) and snapshot(folder) == before
 
 
-def test_a_run_is_not_started_over_or_gone_on_with_otherwise(tmp_path):
+@pytest.mark.smoke
+def test_a_run_is_not_started_over_or_continued_otherwise(tmp_path):
     finished(tmp_path, lr=1.0, workers=0)
-    refused(tmp_path, "--resume goes on, --overwrite starts anew", {"lr": 1.0})
-    refused(tmp_path, "--lr was 1.0 and is 2.0 now", {"lr": 2.0, "workers": 0}, resume=True)
+    refused(tmp_path, "already holds a run; --resume continues it, --overwrite replaces it", {"lr": 1.0})
+    refused(tmp_path, "--lr 2.0: the run in .* has 1.0; use the same value", {"lr": 2.0, "workers": 0}, resume=True)
     refused(tmp_path, "give one of them", {"lr": 1.0}, resume=True, overwrite=True)
     Run(tmp_path, {"lr": 1.0, "workers": 4}, resume=True)
     assert (tmp_path / "result.json").exists()
 
 
+@pytest.mark.smoke
 def test_overwriting_deletes_what_runs_make_and_nothing_else(tmp_path):
     run = finished(tmp_path, lr=1.0)
     for name in ("cams/a.npz", "masks/a.png", "generator.pt", "last_x.pt"):
@@ -65,22 +68,22 @@ def test_a_run_that_made_nothing_may_be_started_again_with_other_settings(tmp_pa
 def test_folders_of_others_are_left_alone(tmp_path):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "hand_made.png").write_text("hours of work")
-    refused(tmp_path, "hand_made.png was made by no run here", {})
-    refused(tmp_path, "hand_made.png was made by no run here", {}, overwrite=True)
+    for options in ({}, {"overwrite": True}):
+        refused(tmp_path, "hand_made.png was not made by a run of these scripts", {}, **options)
     other = tmp_path / "other"
     finished(other, stage="train_cam")
     for options in ({}, {"resume": True}, {"overwrite": True}):
         refused(other, "holds a run of train_cam", {"stage": "train_seg"}, **options)
-    refused(tmp_path / "empty", "holds no run to go on with", {}, resume=True)
+    refused(tmp_path / "empty", "holds no run to continue", {}, resume=True)
     (tmp_path / "file").write_text("")
     refused(tmp_path / "file", "--out .*file: cannot write there: .*(exists|Not a directory)", {})
 
 
 def test_damaged_settings_are_named(tmp_path):
     finished(tmp_path)
-    for text in ("{", "[1, 2]", ""):
+    for text in ("{", "[1, 2]", "", '{"inputs": [1]}', '{"inputs": {"cams": [1, 2]}}'):
         (tmp_path / "args.json").write_text(text)
-        refused(tmp_path, "args.json: damaged .*--overwrite starts anew", {}, resume=True)
+        refused(tmp_path, "args.json: damaged; --overwrite starts anew", {}, resume=True)
     Run(tmp_path, {}, overwrite=True)
     finished(tmp_path)
     (tmp_path / "last_x.pt").write_bytes(b"torn")
@@ -101,7 +104,7 @@ def test_one_process_at_a_time_and_none_after_its_death(tmp_path):
                           stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == "here\n"
         for options in ({}, {"resume": True}, {"overwrite": True}):
-            refused(tmp_path, rf"process {other.pid} on .* since 20.* is at work here", {}, **options)
+            refused(tmp_path, rf"process {other.pid} on .* since 20.* writes to this folder", {}, **options)
         other.kill()
     Run(tmp_path, {})
 
@@ -135,25 +138,27 @@ def test_inputs_may_move_but_not_change(tmp_path, capsys):
     cams.rename(moved)
     Run(tmp_path / "run", {"cams": str(moved)}, resume=True, inputs=fingerprint_inputs({"cams": moved}))
     (moved / "a.npz").write_bytes(b"two")
-    refused(tmp_path / "run", "moved is no longer what this run was made from", {"cams": str(moved)}, resume=True,
+    refused(tmp_path / "run", "moved has changed since the run there began", {"cams": str(moved)}, resume=True,
             inputs=fingerprint_inputs({"cams": moved}))
     assert capsys.readouterr().out == ""
-    fingerprint_inputs({"masks": tmp_path / "run" / "masks"} if (tmp_path / "run" / "masks").mkdir() is None else {})
+    (tmp_path / "run" / "masks").mkdir()
+    fingerprint_inputs({"masks": tmp_path / "run" / "masks"})
     assert capsys.readouterr().out == f"note: {tmp_path}/run/masks was made from {moved}, which has changed since\n"
+    (tmp_path / "run" / "args.json").write_text("no settings")
+    fingerprint_inputs({"masks": tmp_path / "run" / "masks"})
+    assert capsys.readouterr().out == "", "files of another origin may lie beside anything"
 
 
-@pytest.mark.parametrize("out, message", [
-    ("data", "holds the data"), (".", "holds the data"), ("data/images", "lies in the data's own folder"),
-    ("data/images/deep/er", "lies in the data's own folder"), ("elsewhere", "--init .*generator.pt lies there"),
-    ("elsewhere/cams", "--cams .* lies there"), ("data/runs", None), ("runs", None), ("elsewhere/cams/next", None)])
-def test_results_are_kept_apart_from_what_is_read(tmp_path, out, message):
+def test_results_are_kept_apart_from_what_is_read(tmp_path):
     inputs = {"init": tmp_path / "elsewhere" / "generator.pt", "cams": tmp_path / "elsewhere" / "cams"}
-    arguments = tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs
-    if message is None:
-        assert refuse_overlap(*arguments) is None
-    else:
-        with pytest.raises(InputError, match=message):
-            refuse_overlap(*arguments)
+    for out, message in (("data", "contains the data"), (".", "contains the data"),
+                         ("data/images", "lies in the data's folder"), ("data/images/deep/er", "lies in the data's folder"),
+                         ("elsewhere", "contains .*generator.pt, which --init reads"),
+                         ("elsewhere/cams", "contains .*cams, which --cams reads")):
+        with pytest.raises(InputError, match=f"^--out .*{out}: {message}"):
+            refuse_overlap(tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs)
+    for out in ("data/runs", "runs", "elsewhere/cams/next"):
+        refuse_overlap(tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs)
 
 
 def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):
@@ -186,3 +191,35 @@ def test_tensorboard_without_its_package_is_said_before_anything_is_written(tmp_
     with pytest.raises(ModuleNotFoundError, match="tensorboard"):
         Run(tmp_path / "out", {"tensorboard": True})
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_known_by_its_size_and_end(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"a" * 3 * TAIL)
+    two.write_bytes(b"a" * 3 * TAIL)
+    os.utime(two, (1, 1))
+    assert fingerprint(one) == fingerprint(str(two)) and len(fingerprint(one)) == 16
+    two.write_bytes(b"a" * (3 * TAIL - 1) + b"b")
+    assert fingerprint(one) != fingerprint(two)
+    two.write_bytes(b"a" * (3 * TAIL + 1))
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_a_folder_is_its_visible_files(tmp_path):
+    folder = tmp_path / "cams"
+    (folder / "deeper").mkdir(parents=True)
+    empty = fingerprint(folder)
+    for name in ("b", "a"):
+        (folder / name).write_text(name)
+    both = fingerprint(folder)
+    (folder / ".hidden").write_text("x")
+    (folder / "deeper" / "c").write_text("x")
+    assert fingerprint(folder) == both != empty
+    folder.rename(tmp_path / "moved")
+    assert fingerprint(tmp_path / "moved") == both
+    (tmp_path / "moved" / "b").rename(tmp_path / "moved" / "c")
+    assert fingerprint(tmp_path / "moved") != both
+
+
+def test_values_have_borders():
+    assert digest([1, 23]) != digest([12, 3]) and digest(["a", None]) == digest(("a", None))

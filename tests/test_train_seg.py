@@ -12,6 +12,7 @@ import train_seg as script
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.metrics import confusion, scores
+from clipwsss.segment.segmenter import load_segmenter
 
 SMALL = ["--dataset", "folder", "--backbone", "resnet_tiny", "--output-stride", "4", "--weights", "none",
          "--rates", "1", "2", "--no-frozen-bn", "--no-multi-scale", "--head-ratio", "1",
@@ -61,7 +62,9 @@ def log_of(run: Path) -> tuple[list[dict], list[dict]]:
 def test_learns_and_writes_palette_predictions(world, trained):
     log, results = log_of(trained)
     assert len(log) == 12 and log[-1]["loss"] < 0.3 * log[0]["loss"]
-    hits, total, table = 0, 0, 0
+    hits = 0
+    total = 0
+    table = 0
     for path in sorted((world / "masks").iterdir()):
         with Image.open(trained / "predictions" / path.name) as file:
             assert file.mode == "P" and file.size == (36, 32)
@@ -104,14 +107,16 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
         script.main([*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg")])
     flags = [*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg"), str(world / "images" / "scene00.png")]
     assert script.main(flags) == 0
-    with pytest.raises(InputError, match="scene00.png is there; --out names another folder, --overwrite replaces"):
+    with pytest.raises(InputError, match="scene00.png already exists; choose another folder by --out, or replace it by --over"):
         script.main(flags)
     assert script.main([*flags, "--overwrite"]) == 0
     shutil.copy(world / "images" / "scene00.png", tmp_path / "scene00_overlay.png")
     with pytest.raises(InputError, match="scene00_overlay.png would be the result of several images"):
         script.main([*flags, str(tmp_path / "scene00_overlay.png"), "--overwrite"])
-    with pytest.raises(InputError, match="replaces all but the images themselves"):
+    with pytest.raises(InputError, match="scene00.png would replace an image"):
         script.main([*base, "--overwrite", "--predict", str(tmp_path / "out" / "predicted" / "scene00.png")])
+    with pytest.raises(InputError, match="--predict-split names no split"):
+        script.main([*base, "--data-root", str(world), "--predict-split", ""])
     with pytest.raises(InputError, match="nowhere.jpg: no such file or folder"):
         script.main([*base, "--predict", str(tmp_path / "nowhere.jpg")])
     with pytest.raises(InputError, match="scene00.png would be the result of several"):
@@ -130,6 +135,17 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
         (tmp_path / "scene03.png").rename(world / "pseudo" / "scene03.png")
 
 
+def test_batch_norm_trains_where_no_weights_are_loaded_unless_it_is_told_not_to(world, tmp_path, capsys):
+    flags = [flag for flag in SMALL if flag != "--no-frozen-bn"]
+    options = [*flags, "--data-root", str(world), "--masks", "truth", "--epochs", "0", "--predict-split", ""]
+    for name, flag, frozen in (("default", [], False), ("asked", ["--frozen-bn"], True)):
+        script.main([*options, *flag, "--out", str(tmp_path / name)])
+        assert ("--weights none: nothing is frozen" in capsys.readouterr().out) != frozen
+        assert json.loads((tmp_path / name / "args.json").read_text())["frozen_bn"] == frozen
+        network, design, classes, _ = load_segmenter(tmp_path / name / "segmenter.pt")
+        assert network.backbone.frozen_bn == design["frozen_bn"] == frozen and classes == ["red", "green"]
+
+
 def test_iterations_end_within_a_pass(world, tmp_path, capsys):
     options = [*SMALL, "--data-root", str(world), "--masks", "truth", "--batch-size", "4",
                "--accumulate", "2", "--iterations", "5", "--predict-split", ""]
@@ -146,7 +162,7 @@ def test_submit_and_export(world, trained, tmp_path):
     assert (tmp_path / "results.tgz").is_file()
     results = [(run / "result.json").read_text() for run in (trained, tmp_path)]
     assert results[0] == results[1]  # the same predictions by a run of its own
-    with pytest.raises(InputError, match="--checkpoint .*segmenter.pt lies there"):
+    with pytest.raises(InputError, match="contains .*segmenter.pt, which --checkpoint reads"):
         script.main([*base, "--out", str(trained)])
     script.main([*base, "--out", str(tmp_path), "--export", str(tmp_path / "model.pt2")])
     program = torch.export.load(tmp_path / "model.pt2").module()

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, one_line
-from ..fingerprint import digest
 from ..pictures import voc_palette
 from ..progress import Progress
+from ..run import digest
 
 IGNORE = 255  # the mask value of pixels that are neither trained on nor scored
 SMALLEST = 4  # pixels: an image with a shorter side has no map at half its size

@@ -1,72 +1,80 @@
-"""The final segmenter: a network with its classes and colours, its start, its file, its exported program."""
+"""The final segmenter: its network from published or own weights, its file, and its exported program.
+
+Label 0 of a segmenter is the background, label i is the i-th class.
+"""
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError, input_errors
-from ..files import atomic_path, load_weights_into, load_weights, read_network, save_network
+from ..files import atomic_path, load_weights, load_weights_into, read_network, save_network
 from ..networks import deeplab, mask2former
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
 
-class Segmenter(NamedTuple):
-    """A network, the design it was built from, its classes and their palette uint8 [256,3].
+def build_segmenter(design: dict, n_labels: int, weights: str | Path = "none") -> tuple[nn.Module, dict]:
+    """(network, complete design) of a segmenter with n_labels outputs, the background among them.
 
-    Label 0 is the background, label i the i-th class.
+    design: the fields of `deeplab.Design`, of which mask2former needs `network` alone. weights: `imagenet`,
+    `none`, or a file of torchvision's, of a generator or of deeplab-pytorch's; for mask2former `none` or the
+    name or folder of a model of the package transformers. The complete design rebuilds the network without
+    these weights: it adds the layout that deeplab-pytorch's weights need, or mask2former's configuration.
+    InputError names weights that do not fit.
     """
-    network: nn.Module
-    design: dict
-    classes: Sequence[str]
-    palette: np.ndarray
-
-    def save(self, path: Path | str) -> None:
-        """Write the weights with the arguments of `build_segmenter`."""
-        palette = torch.from_numpy(np.asarray(self.palette, np.uint8).copy())
-        config = {"design": self.design, "classes": list(self.classes), "palette": palette}
-        save_network(self.network, "segmenter", config, path)
-
-
-def build_segmenter(design: dict, classes: Sequence[str], palette: np.ndarray | torch.Tensor,
-                    weights: str | Path = "none") -> Segmenter:
-    """A segmenter of a design: the fields of `deeplab.Design`, of which mask2former takes `network` alone.
-
-    weights: imagenet, none, a file of torchvision, of a generator or of deeplab-pytorch; for mask2former a
-    `transformers` model's name or folder, or none. InputError names weights that do not fit.
-    """
-    n_labels = len(classes) + 1
     if design["network"] == "mask2former":
         network = mask2former.build(n_labels, str(weights), design.get("model"))
-        design = {"network": "mask2former", "model": network.model.config.to_dict()}
-        return Segmenter(network, design, classes, np.asarray(palette))
-    published = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
-    if not deeplab.is_deeplab_pytorch(published):
-        published = {}
-    design = {**design, "caffe": bool(published) or design.get("caffe", False)}
+        return network, {"network": "mask2former", "model": network.model.config.to_dict()}
+    if str(weights) not in ("none", "imagenet"):
+        published = load_weights(weights)
+        if deeplab.is_deeplab_pytorch(published):
+            return _build_from_deeplab_pytorch(design, n_labels, published, weights)
+    design = {**design, "caffe": design.get("caffe", False)}
     with input_errors():
-        network = deeplab.build(deeplab.Design(**design), n_labels, "none" if published else weights)
-        if published:
-            head = deeplab.load_deeplab_pytorch(network, published, str(weights))
-            print(f"{weights}: deeplab-pytorch's; {'all layers loaded' if head else 'the ASPP starts anew'}")
-    return Segmenter(network, design, classes, np.asarray(palette))
+        return deeplab.build(deeplab.Design(**design), n_labels, weights), design
 
 
-def load_segmenter(path: Path | str) -> Segmenter:
-    """The segmenter of a file, its network in eval mode; InputError on other files."""
+def _build_from_deeplab_pytorch(design: dict, n_labels: int, published: dict[str, Tensor],
+                                weights: str | Path) -> tuple[nn.Module, dict]:
+    """(DeepLab, complete design) with the state dict `published` of the file `weights`."""
+    design = {**design, "caffe": True}
+    with input_errors():
+        network = deeplab.build(deeplab.Design(**design), n_labels)
+        has_head = deeplab.load_deeplab_pytorch(network, published, str(weights))
+    loaded = "all layers" if has_head else "all layers but the ASPP, which starts from random weights"
+    print(f"{weights}: weights of deeplab-pytorch; loaded {loaded}")
+    return network, design
+
+
+def save_segmenter(network: nn.Module, design: dict, classes: Sequence[str], palette: NDArray,
+                   path: Path | str) -> None:
+    """Write a segmenter's file: its weights, complete design, classes and palette uint8 [256,3]."""
+    stored_palette = torch.from_numpy(np.asarray(palette, np.uint8).copy())
+    config = {"design": design, "classes": list(classes), "palette": stored_palette}
+    save_network(network, "segmenter", config, path)
+
+
+def load_segmenter(path: Path | str) -> tuple[nn.Module, dict, list[str], NDArray]:
+    """(network in eval mode, design, classes, palette uint8 [256,3]) of a segmenter's file.
+
+    InputError where the file is missing or not a segmenter's.
+    """
     config, state = read_network(path, "segmenter")
     with input_errors(f"{path}: damaged; its config builds no segmenter: ", Exception):
-        segmenter = build_segmenter(**config)
-    load_weights_into(segmenter.network.eval(), state, path)
-    return segmenter
+        classes = config["classes"]
+        palette = np.asarray(config["palette"])
+        network, design = build_segmenter(config["design"], len(classes) + 1)
+    load_weights_into(network.eval(), state, path)
+    return network, design, classes, palette
 
 
 class ImageLogits(nn.Module):
-    """A segmenter whose logits have the image's size: images [B,3,H,W] in [0,1] -> [B,n_labels,H,W]."""
+    """A segmenter whose logits have the size of the image: images [B,3,H,W] in [0,1] -> [B,n_labels,H,W]."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -77,21 +85,23 @@ class ImageLogits(nn.Module):
 
 
 def export_network(network: nn.Module, path: Path) -> None:
-    """Write `ImageLogits` of a network, for any batch and image size, as .pt2 or (with onnxscript) .onnx.
+    """Write `ImageLogits` of a network for any batch and image size: .pt2 for torch.export, .onnx for ONNX.
 
-    Read back: `torch.export.load(path).module()(images)`. InputError for another suffix.
+    A .pt2 file is used as `torch.export.load(path).module()(images)`. InputError for another suffix;
+    ModuleNotFoundError where ONNX's packages are missing.
     """
     if path.suffix not in (".pt2", ".onnx"):
-        raise InputError(f"--export {path}: the suffix says the form; valid are .pt2 and .onnx")
+        raise InputError(f"--export {path}: the name must end in .pt2 or .onnx")
     if path.suffix == ".onnx":
         try:
             import onnxscript  # noqa: F401
         except ModuleNotFoundError:
             raise ModuleNotFoundError("--export to .onnx needs: pip install onnx onnxscript") from None
-    shapes = {"images": {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}}
+    batch_height_and_width = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    example = torch.rand(2, 3, 96, 128)
     with torch.no_grad(), atomic_path(path) as temporary:
-        program = torch.export.export(ImageLogits(network).cpu().eval(), (torch.rand(2, 3, 96, 128),),
-                                      dynamic_shapes=shapes)
+        program = torch.export.export(ImageLogits(network).cpu().eval(), (example,),
+                                      dynamic_shapes={"images": batch_height_and_width})
         if path.suffix == ".pt2":
             torch.export.save(program, temporary)
         else:

@@ -30,9 +30,9 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.networks import deeplab
 from clipwsss.pictures import voc_palette, write_mask
-from clipwsss.segment.predict import probabilities
 from clipwsss.run import Run
-from clipwsss.training import Training, fit
+from clipwsss.segment.predict import probabilities
+from clipwsss.training import Training, fit, joined_loss
 
 SIZE = (250, 334)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -57,24 +57,26 @@ def compare_steps(root: Path, crop: int, batch_size: int, rounds: int) -> None:
     """Median seconds of a pass of the training loop and of as many bare steps."""
     data = build_dataset("folder", root, "train").with_transform(train_transform(crop, None, (0.5, 1.5)))
     loader = make_loader(data, batch_size, 2, drop_last=True)
-    network, resident = deeplab.build(DESIGN, 3), next(iter(loader))
+    network = deeplab.build(DESIGN, 3)
+    resident = next(iter(loader))
     groups = network.parameter_groups(1e-4, 5e-4)
     times: dict[str, list[float]] = {"loop": [], "bare": []}
     for number in range(rounds + 1):
         run = Run(root / f"run{number}", {})
         begin = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
-            fit(run, loader, lambda batch: {"loss": network.training_loss(batch.images, batch.masks)},
-                {"network": network}, groups, Training("bench", 1, 1e-4, weight_decay=5e-4, seed=number))
+            fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks), {"network": network},
+                groups, Training("bench", 1, 1e-4, weight_decay=5e-4, seed=number))
         middle = time.perf_counter()
         for _ in range(len(loader)):
-            network.training_loss(resident.images, resident.masks).backward()
+            joined_loss(network.loss_terms(resident.images, resident.masks))["loss"].backward()
             network.zero_grad(set_to_none=True)
         end = time.perf_counter()
         if number:  # the first round warms up
             times["loop"].append((middle - begin) / len(loader))
             times["bare"].append((end - middle) / len(loader))
-    loop, bare = (statistics.median(times[key]) for key in ("loop", "bare"))
+    loop = statistics.median(times["loop"])
+    bare = statistics.median(times["bare"])
     print(f"DeepLabV2 ResNet-50, {batch_size} x {crop} x {crop}: step of the training loop {loop:.2f} s, "
           f"bare forward and backward {bare:.2f} s: {loop / bare:.3f}x")
 
