@@ -14,7 +14,7 @@ from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import files_of, read_mask
 from clipwsss.datasets.jobs import ImageJobs
-from clipwsss.datasets.layouts import LAYOUTS, write_layout
+from clipwsss.datasets.exports import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import broadcast, barrier, is_main
@@ -32,7 +32,7 @@ from clipwsss.refine.segments import paint, read_segments
 from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, constant_background, crf_labels,
                                     irn_walk, label_map, psa_walk)
 from clipwsss.report import metrics
-from clipwsss.report.page import StageOutputs, write_report
+from clipwsss.report.page import write_report
 from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
@@ -370,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
     report_scores(run, totals, ["background", *dataset.classes])
     if args.layout and is_main():
         write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    write_report(run.out, "make_pseudo", StageOutputs(dataset, cams, run.path("masks")))
+    write_report(run.out, "make_pseudo", dataset, cams, run.path("masks"))
     skipped = len(jobs.failures) + len(dataset.skipped)
     if skipped:
         print(f"skipped {skipped} bad images, which are named above", file=sys.stderr)

@@ -46,7 +46,7 @@ import numpy as np
 from .datasets import DATASETS
 from .errors import InputError, run_script
 from .files import atomic_path
-from .fingerprint import digest
+from .run import digest
 from .flags import Parser, real, whole
 from .guidance.selection import read_choices, report, toy_truth
 from .report.charts import markdown
