@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from clipwsss.cams.generator import load_generator, save_generator
-from clipwsss.cams.maps import write_cams
+from clipwsss.cams.maps import cam_loader, finished_cams, write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import make_loader, size_loader
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
               "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
     start, best = None if args.prompts_only else args.init or before / "generator.pt", None
     if start:
-        generator = load_generator(start, dataset.classes, generator_settings(args))
+        generator = load_generator(start, dataset.classes, args.generator, **generator_settings(args))
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
         with input_errors(f"--keep-best {args.keep_best}: "):
@@ -299,7 +299,9 @@ def main(argv: list[str] | None = None) -> int:
     keep_choices(texts.class_prompt, run, dataset.classes)
     if isinstance(texts.class_prompt, LearnedPrompt) and texts.class_prompt.joint:
         texts.class_prompt.save(run.path("class_prompts.pt"))
-    write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
+    finished = finished_cams(dataset, run.path("cams"), args.cam_format) if args.resume else set()
+    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, images, run.path("cams"), **cam_settings(args))
     run.result(**print_cam_curve(scored, run.path("cams")))
     write_report(run.out, "train_prompt", StageOutputs(scored, cams=run.path("cams")))
     return 0

@@ -1,28 +1,44 @@
 """CLIP's guidance of a map generator: masked regions encoded in one batch, adapters, the weighted terms."""
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from ..clip import CLIP, CheckpointError, load
-from ..errors import InputError
+from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
+from ..errors import InputError, input_errors
+from ..files import load_weights, misfit_errors
 from ..toy.clip import load_toy_clip
+from ..weights import download
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """CLIP by published name or file, frozen; `toy` is the tiny one that ships with the toy world.
+    """A frozen CLIP in float32 and eval mode.
 
-    A file may hold a toy CLIP too. InputError names one that is missing, damaged or no CLIP.
+    name: a name of CLIP_RELEASE, which is downloaded once to `cache` (default: torch hub's checkpoint
+    folder); the path of OpenAI's archive, of a state dict with the same names or of a toy CLIP; or `toy`, the
+    tiny CLIP that ships with the toy world. InputError: a file that is missing, damaged or no CLIP.
+    FileNotFoundError: a download that fails.
     """
     if name == "toy":
         return load_toy_clip().to(device)
-    try:
-        return load(name, device, cache)
-    except CheckpointError as error:
-        with suppress(InputError):
-            return load_toy_clip(Path(name)).to(device)
-        raise InputError(str(error)) from error
+    if name in CLIP_RELEASE:
+        path = download(*CLIP_RELEASE[name], cache)
+    else:
+        path = Path(name).expanduser()
+    if not path.is_file():
+        valid = ", ".join(CLIP_RELEASE)
+        raise InputError(f"{path} is neither a file nor a published CLIP ({valid})")
+    if is_archive(path):
+        with input_errors(f"{path}: "):
+            state = read_archive(path)
+    else:
+        stored = load_weights(path)
+        if "kind" in stored:
+            return load_toy_clip(path).to(device)
+        state = stored.get("state_dict", stored)
+    with misfit_errors(path, "CLIP"):
+        clip = CLIP.from_state_dict(state)
+    return clip.requires_grad_(False).to(device)
 
 
 def encode_regions(clip: CLIP, images: torch.Tensor, image_index: torch.Tensor, masks: torch.Tensor,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, input_errors
 from ..files import atomic_path, load_weights_into, load_weights, read_network, save_network
-from ..networks import deeplab, mask2former
+from ..networks import deeplab, mask2former, resnet
+from ..weights import load_backbone
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
@@ -44,16 +45,32 @@ def build_segmenter(design: dict, classes: Sequence[str], palette: np.ndarray | 
         network = mask2former.build(n_labels, str(weights), design.get("model"))
         design = {"network": "mask2former", "model": network.model.config.to_dict()}
         return Segmenter(network, design, classes, np.asarray(palette))
-    published = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
-    if not deeplab.is_deeplab_pytorch(published):
-        published = {}
-    design = {**design, "caffe": bool(published) or design.get("caffe", False)}
+    stored = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
+    from_deeplab_pytorch = deeplab.is_deeplab_pytorch(stored)
+    design = {**design, "caffe": from_deeplab_pytorch or design.get("caffe", False)}
     with input_errors():
-        network = deeplab.build(deeplab.Design(**design), n_labels, "none" if published else weights)
-        if published:
-            head = deeplab.load_deeplab_pytorch(network, published, str(weights))
-            print(f"{weights}: deeplab-pytorch's; {'all layers loaded' if head else 'the ASPP starts anew'}")
+        network = deeplab.build(deeplab.Design(**design), n_labels)
+    if from_deeplab_pytorch:
+        load_deeplab_pytorch(network, stored, weights)
+    else:
+        load_backbone(network.backbone, weights, design["backbone"], resnet.RESNET_WEIGHTS)
     return Segmenter(network, design, classes, np.asarray(palette))
+
+
+def load_deeplab_pytorch(network: deeplab.DeepLab, stored: dict[str, Tensor], source: str | Path) -> None:
+    """Load deeplab-pytorch's weights; those of V1 have no ASPP, which then keeps its random weights.
+
+    InputError names `source` and what does not fit, as for a network that is no DeepLabV2.
+    """
+    state = deeplab.rename_deeplab_pytorch(stored)
+    if any(name.startswith("aspp.") for name in state):
+        print(f"{source}: weights of deeplab-pytorch; all layers are loaded")
+    else:
+        print(f"{source}: weights of deeplab-pytorch without ASPP; the ASPP starts from random weights")
+        for name, value in network.state_dict().items():
+            if name.startswith("aspp."):
+                state[name] = value
+    load_weights_into(network, state, source)
 
 
 def load_segmenter(path: Path | str) -> Segmenter:
