@@ -11,14 +11,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.models import get_model_weights
 
 from clipwsss.clip.checkpoint import PUBLISHED, SOURCE
 from clipwsss.datasets import build_dataset
-from clipwsss.networks.deeplab import Design
-from clipwsss.networks.resnet import RESNETS
-from clipwsss.networks.vit import WEIGHTS
-from clipwsss.segment.segmenter import build_segmenter
+from clipwsss.networks.resnet import RESNET_WEIGHTS
+from clipwsss.networks.vit import VIT_WEIGHTS
+from clipwsss.segment.segmenter import build_segmenter, save_segmenter
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
@@ -199,7 +197,7 @@ def test_the_weights_table_is_what_is_downloaded():
     names = {name: rest for files, rest in rows.items() for name in re.findall("`(.*?)`", files)}
     address, sha256 = re.findall("`(.*?)`", names.pop("ViT-B-32.pt"))
     assert address.replace("SHA-256", sha256) == SOURCE + PUBLISHED["ViT-B/32"]
-    urls = [get_model_weights(name).IMAGENET1K_V1.url for name in RESNETS if name != "resnet_tiny"] + list(WEIGHTS.values())
+    urls = [url for url, _ in (*RESNET_WEIGHTS.values(), *VIT_WEIGHTS.values())]
     assert sorted(re.search("`(http.*?)`", rest)[1] + name for name, rest in names.items()) == sorted(urls)
     for name in PUBLISHED:
         assert name in text, name
@@ -214,9 +212,11 @@ def examples(title):
 def test_the_example_of_a_trained_segmenter_runs(tmp_path, monkeypatch):
     draw_world(tmp_path / "runs/demo/toy/data", 0, 1, 2)
     data = build_dataset("toy", tmp_path / "runs/demo/toy/data", "val")
-    design = Design("deeplabv2", "resnet_tiny", 4, (1, 2), multi_scale=False)
-    segmenter = build_segmenter(design._asdict(), data.classes, data.palette, "none")
-    segmenter.save(tmp_path / "runs/demo/toy/train_seg/segmenter.pt")
+    design = {"network": "deeplabv2", "backbone": "resnet_tiny", "output_stride": 4, "rates": (1, 2)}
+    network, design = build_segmenter(design, len(data.classes) + 1)
+    path = tmp_path / "runs/demo/toy/train_seg/segmenter.pt"
+    path.parent.mkdir(parents=True)
+    save_segmenter(network, design, data.classes, data.palette, path)
     monkeypatch.chdir(tmp_path)
     code, _ = examples("A trained segmenter")
     names = {}
