@@ -1,4 +1,4 @@
-"""The Markdown pages name only what exists: commands, flags, links, paths, weights; their Python examples run."""
+"""The Markdown pages name only what exists: commands, flags, links, paths, weights. Their examples run."""
 import contextlib
 import functools
 import importlib.util
@@ -20,17 +20,19 @@ from clipwsss.segment.segmenter import build_segmenter, save_segmenter
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
-PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md", "clipwsss/datasets/FORMATS.md",
-         "clipwsss/guidance/TEMPLATES.md", "clipwsss/toy/RESULTS.md", "tests/HOSTILE.md", "tests/benchmarks/RESULTS.md")
-SECTIONS = ["Status", "Two commands", "Your own data", "VOC 2012 and COCO 2014", "Methods", "What each script writes",
-            "Modules to copy", "Sources and licence"]
+PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md",
+         "clipwsss/datasets/FORMATS.md", "clipwsss/guidance/TEMPLATES.md", "clipwsss/toy/RESULTS.md",
+         "tests/HOSTILE.md", "tests/benchmarks/RESULTS.md")
+SECTIONS = ["Status", "Two commands", "Your own data", "VOC 2012 and COCO 2014", "Methods",
+            "What each script writes", "Modules to copy", "Sources and licence"]
 README = (ROOT / "README.md").read_text()
 COMMAND = re.compile(r"^(?:python3?|\S*/python) [^\n`]+"  # a line of a code block
-                     r"|(?<=`)(?:python|torchrun|[a-z_]+\.py) [^`]+(?=`)", re.MULTILINE)  # or code within a sentence
+                     r"|(?<=`)(?:python|torchrun|[a-z_]+\.py) [^`]+(?=`)",  # or code within a sentence
+                     re.MULTILINE)
 
 
 def command_lines(text):
-    """Every command line of a script or module on a page, without its comment and with its continuation lines."""
+    """Every command line of a script or module on a page, with its continuation lines, without comments."""
     found = COMMAND.findall(text.replace("\\\n", " "))
     lines = [" ".join(line.partition(" # ")[0].split()) for line in found]
     return [line for line in lines if "-m venv" not in line]
@@ -40,7 +42,7 @@ LINES = sorted({line for page in PAGES for line in command_lines((ROOT / page).r
 
 
 def parts(line):
-    """(module, arguments) of a command line: `python -m a.b --c` gives ("a.b", ["--c"]), and so does `a/b.py --c`."""
+    """(module, arguments) of a command line: `python -m a.b --c` and `a/b.py --c` give ("a.b", ["--c"])."""
     words = shlex.split(line)
     if words[0] == "torchrun":
         words = words[2:]
@@ -62,7 +64,7 @@ def known_flags(module):
 
 
 def wrong_with(line):
-    """What a command line names that does not exist: its script or module, or flags; an empty list where all is well."""
+    """What a command line names that does not exist: its script or module, or flags."""
     module, arguments = parts(line)
     try:
         present = importlib.util.find_spec(module) is not None
@@ -106,8 +108,9 @@ def test_every_page_is_linked_from_the_readme():
 
 
 def test_command_lines_are_read_from_the_pages():
-    for line in ("python train_cam.py --dataset folder --data-root mydata --preset quick", "make_pseudo.py --segments DIR",
-                 "python -m clipwsss.toy --train-clip", "python -m clipwsss.datasets check mydata",
+    for line in ("python train_cam.py --dataset folder --data-root mydata --preset quick",
+                 "make_pseudo.py --segments DIR", "python -m clipwsss.toy --train-clip",
+                 "python -m clipwsss.datasets check mydata",
                  "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012 --network mask2former "
                  "--masks runs/voc12/semples_masks/masks"):
         assert line in LINES
@@ -122,12 +125,13 @@ def test_what_does_not_exist_is_noticed():
     for line, wrong in (("python train_cams.py --dataset toy", ["train_cams"]),
                         ("python -m clipwsss.propose --n 4", ["clipwsss.propose"]),
                         ("python train_cam.py --dataset toy --epoch 4 --lrs 1", ["--epoch", "--lrs"]),
-                        ("eval.py --cam DIR", ["--cam"]), ("python -m clipwsss.toy --paint DIR", ["--paint"])):
+                        ("eval.py --cam DIR", ["--cam"]),
+                        ("python -m clipwsss.toy --paint DIR", ["--paint"])):
         assert wrong_with(line) == wrong
 
 
 def test_the_scripts_command_lines_parse(capsys):
-    """Their values too: --dry-run prints the settings and stops before it looks at any file."""
+    """The values of flags too: --dry-run prints the settings and stops before it looks at any file."""
     scripts = [line for line in LINES if re.match(r"python \w+\.py", line)]
     assert len(scripts) >= 15
     for line in scripts:
@@ -140,7 +144,8 @@ def test_the_scripts_command_lines_parse(capsys):
 
 def test_the_two_commands_are_those_that_ci_runs():
     commands = re.findall(r"^python3 -m venv.*", README, re.MULTILINE)
-    assert [command.rpartition("/")[2] for command in commands] == ["python -m clipwsss.demo", "python -m pytest"]
+    ends = [command.rpartition("/")[2] for command in commands]
+    assert ends == ["python -m clipwsss.demo", "python -m pytest"]
     for name in re.findall(r"-r (\S+)", " ".join(commands)):
         assert (ROOT / name).is_file()
     assert "-r ../requirements.txt\n" in (ROOT / "tests/requirements.txt").read_text()
@@ -186,7 +191,8 @@ def test_the_modules_to_copy_need_what_the_table_says():
         place = ROOT / "clipwsss" / path
         files = place.glob("*.py") if place.is_dir() else [place]
         source = "".join(file.read_text() for file in files)
-        packages = set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE)) - set(sys.stdlib_module_names)
+        imported = set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE))
+        packages = imported - set(sys.stdlib_module_names)
         assert packages == {need for need in needs.split(", ") if need[0] != "`"}, path
         assert all((ROOT / "clipwsss" / need).is_file() for need in re.findall("`(.*?)`", needs))
 
@@ -206,7 +212,9 @@ def test_the_weights_table_is_what_is_downloaded():
 def examples(title):
     """The Python blocks of a section of PYTHON.md as one program, and the stages that it names in bold."""
     text = section(title, "clipwsss/PYTHON.md")
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), re.findall(r"^\*\*(\w+)\*\*:", text, re.MULTILINE)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    stages = re.findall(r"^\*\*(\w+)\*\*:", text, re.MULTILINE)
+    return "\n".join(blocks), stages
 
 
 def test_the_example_of_a_trained_segmenter_runs(tmp_path, monkeypatch):
