@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.maps import MapGenerator
-from clipwsss.cams.generator import load_generator, save_generator
-from clipwsss.cams.maps import cam_loader, finished_cams, write_cams
+from clipwsss.cams.generator import load_generator
+from clipwsss.cams.maps import MapGenerator, finished_cams, write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset
-from clipwsss.datasets.loaders import make_loader
+from clipwsss.datasets.base import whole_image
+from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
-from clipwsss.files import write_json
+from clipwsss.files import save_network, write_json
 from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
 from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
@@ -281,11 +281,12 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
 def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
            generator: MapGenerator) -> None:
     """Write the generator and its CAMs, score them, and write the report."""
-    save_generator(generator, run.path("generator.pt"))
+    save_network(generator, "generator", generator.config, run.path("generator.pt"))
     cams = run.path("cams")
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, **cam_settings(args))
+    whole_images = dataset.with_transform(whole_image, masks=False)
+    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, loader, cams, **cam_settings(args))
     run.result(**print_cam_curve(scored, cams))
     write_report(run.out, "train_prompt", scored, cams=cams)
 
@@ -305,7 +306,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.prompts_only:
         args.init = args.init or baseline / "generator.pt"
         generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
-        generator.learn_only(args.tune)
+        if args.tune != "all":
+            generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
     validation = None
     if args.keep_best:
