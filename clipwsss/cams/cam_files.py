@@ -215,7 +215,8 @@ class _Dtype:
     def __init__(self, code: str, *_: object):
         if not re.fullmatch(r"[biuf][1248]|O8?", code):
             raise pickle.UnpicklingError(f"an array of type {ascii(code)}")
-        self.code, self.order = code, "="
+        self.code = code
+        self.order = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
