@@ -100,9 +100,11 @@ def test_stages_strides_and_channels():
         assert [tuple(item.shape[1:]) for item in maps] == [
             (width, 32 // stride, 64 // stride) for width, stride in zip(model.channels, strides)]
         assert torch.equal(maps[-1], model(images))
-    irn = resnet.build("resnet50", 16)  # IRN's generator: stride 1 in layer4 and no dilation at all
+    with torch.device("meta"):
+        irn = resnet.build("resnet50", 16)  # IRN's generator: stride 1 in layer4 and no dilation at all
+        dilated_network = resnet.build("resnet50", 16, dilate=True)
     assert all(module.dilation == (1, 1) for module in irn.modules() if isinstance(module, torch.nn.Conv2d))
-    dilated = {name for name, module in resnet.build("resnet50", 16, dilate=True).named_modules()
+    dilated = {name for name, module in dilated_network.named_modules()
                if isinstance(module, torch.nn.Conv2d) and module.dilation == (2, 2)}
     assert dilated == {"layer4.1.conv2", "layer4.2.conv2"}
 
