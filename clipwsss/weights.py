@@ -51,7 +51,7 @@ def start_file(weights: str | Path, backbone: str, published: Mapping[str, tuple
             raise InputError(f"--weights imagenet: {backbone} has no ImageNet weights; use none or a file")
         return download(*published[backbone])
     if not Path(weights).is_file():
-        raise InputError(f"--weights {weights}: no such file; use imagenet, none or a file of weights")
+        raise InputError(f"--weights {weights}: no such weights file; use imagenet, none or a path")
     return Path(weights)
 
 

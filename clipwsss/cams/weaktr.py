@@ -171,8 +171,12 @@ def rebuild_weaktr(config: dict, state: Mapping[str, Tensor], classes: Sequence[
     """The generator of a file, without its weights. Its sizes are read from the shapes of its weights.
 
     `backbone` and `pooling` fill in what the file's config does not say; `reduction` is that of the weights.
-    ValueError: a file of another number of classes.
+    ValueError: a tensor that tells the sizes is missing, or a file of another number of classes.
     """
+    for name in (FUSION + "attn_feat_ffn.0.weight", FUSION + "attn_head_ffn.0.weight",
+                 "patch_embed.proj.weight", "cls_token", "pos_embed"):
+        if name not in state:
+            raise ValueError(f"not the weights of WeakTr; {name} is missing")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     feature_hidden = len(state[FUSION + "attn_feat_ffn.0.weight"])
     head_hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
