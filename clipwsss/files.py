@@ -5,6 +5,7 @@ No code that a checkpoint may hold is run.
 import errno
 import json
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,9 @@ def load_weights(path: Path | str) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below tells what the warnings would
             stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not a readable checkpoint of tensors (no file of torch, or one that holds "
+                         "objects other than tensors and plain values)") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
