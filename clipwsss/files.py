@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,9 @@ def load_weights(path: Path | str) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below tells what the warnings would
             stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not a readable checkpoint of tensors (no file of torch, or one that holds "
+                         "objects other than tensors and plain values)") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
@@ -180,7 +184,7 @@ def start_file(weights: str | Path, backbone: str, published: Mapping[str, tuple
             raise InputError(f"--weights imagenet: {backbone} has no ImageNet weights; use none or a file")
         return download(*published[backbone])
     if not Path(weights).is_file():
-        raise InputError(f"--weights {weights}: no such file; use imagenet, none or a file of weights")
+        raise InputError(f"--weights {weights}: no such weights file; use imagenet, none or a path")
     return Path(weights)
 
 

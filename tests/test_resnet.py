@@ -49,7 +49,7 @@ def test_blocks_draw_and_compute_as_torchvisions_bit_for_bit():
 
 
 def test_equals_torchvision_at_stride_32():
-    images = torch.rand(2, 3, 65, 97)
+    images = torch.rand(2, 3, 33, 65)
     for name in ("resnet18", "resnet50", "resnet101"):
         theirs = torchvision.models.get_model(name, weights=None).eval()
         randomise(theirs)
@@ -58,7 +58,7 @@ def test_equals_torchvision_at_stride_32():
         with torch.no_grad():
             expected = last_map(theirs, images)
             result = ours(images)
-        assert result.shape == (2, ours.channels[-1], 3, 4), name
+        assert result.shape == (2, ours.channels[-1], 2, 3), name
         assert (result - expected).abs().max() <= 1e-5 * expected.abs().max(), name
 
 
@@ -75,7 +75,7 @@ def test_dilation_equals_torchvisions():
 
 def test_dilated_network_computes_the_same_at_more_places():
     images = torch.rand(1, 3, 75, 120)
-    for name, caffe in (("resnet18", False), ("resnet50", False), ("resnet50", True)):
+    for name, caffe in (("resnet18", False), ("resnet50", True)):
         coarse = resnet.build(name, 32, caffe=caffe).eval()
         randomise(coarse)
         with torch.no_grad():
@@ -91,18 +91,20 @@ def test_dilated_network_computes_the_same_at_more_places():
 
 
 def test_stages_strides_and_channels():
-    images = torch.rand(1, 3, 64, 96)
+    images = torch.rand(1, 3, 32, 64)
     cases = (("resnet50", 16, (4, 4, 8, 16, 16)), ("resnet18", 8, (4, 4, 8, 8, 8)),
              ("resnet_tiny", 4, (2, 2, 4, 4, 4)))
     for name, output_stride, strides in cases:
         model = resnet.build(name, output_stride).eval()
         maps = model.stages(images)
         assert [tuple(item.shape[1:]) for item in maps] == [
-            (width, 64 // stride, 96 // stride) for width, stride in zip(model.channels, strides)]
+            (width, 32 // stride, 64 // stride) for width, stride in zip(model.channels, strides)]
         assert torch.equal(maps[-1], model(images))
-    irn = resnet.build("resnet50", 16)  # IRN's generator: stride 1 in layer4 and no dilation at all
+    with torch.device("meta"):
+        irn = resnet.build("resnet50", 16)  # IRN's generator: stride 1 in layer4 and no dilation at all
+        dilated_network = resnet.build("resnet50", 16, dilate=True)
     assert all(module.dilation == (1, 1) for module in irn.modules() if isinstance(module, torch.nn.Conv2d))
-    dilated = {name for name, module in resnet.build("resnet50", 16, dilate=True).named_modules()
+    dilated = {name for name, module in dilated_network.named_modules()
                if isinstance(module, torch.nn.Conv2d) and module.dilation == (2, 2)}
     assert dilated == {"layer4.1.conv2", "layer4.2.conv2"}
 

@@ -105,7 +105,7 @@ def test_bad_starts_are_named(tmp_path):
     for weights, message in ((tmp_path / "torn.pth", "torn.pth: not a readable checkpoint"),
                              (tmp_path / "resnet.pth", "resnet.pth: not the weights of a vision transformer"),
                              (tmp_path / "narrow.pth", "narrow.pth: not the weights of a deit_toy .*size mismatch"),
-                             (tmp_path / "gone.pth", "gone.pth: no such file"),
+                             (tmp_path / "gone.pth", "gone.pth: no such weights file"),
                              ("imagenet", "deit_toy has no ImageNet weights")):
         with pytest.raises(InputError, match=message) as caught:
             build_generator(CLASSES, "deit_toy", weights)
@@ -163,6 +163,9 @@ def test_checkpoints_of_the_releases_and_our_own_files_load(tmp_path):
     torch.save({"model": state}, tmp_path / "part.pth")
     with pytest.raises(InputError, match=r'part.pth: not the weights of a .* generator of 3 classes .*"head.bias"'):
         load_generator(tmp_path / "part.pth", CLASSES)
+    torch.save({"model": {name: value for name, value in state.items() if name != "cls_token"}}, tmp_path / "cut.pth")
+    with pytest.raises(InputError, match="cut.pth: not the weights of WeakTr; cls_token is missing"):
+        load_generator(tmp_path / "cut.pth", CLASSES)
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other.pth: not the weights of a generator \(resnet, weaktr\)"):
         load_generator(tmp_path / "other.pth", CLASSES)

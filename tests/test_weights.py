@@ -67,7 +67,7 @@ def test_without_a_network_the_message_says_where_the_file_goes(tmp_path, monkey
 def test_starts_that_do_not_exist_are_named(tmp_path):
     with pytest.raises(InputError, match="--weights imagenet: resnet_tiny has no ImageNet weights; use none or"):
         start_file("imagenet", "resnet_tiny", resnet.RESNET_WEIGHTS)
-    with pytest.raises(InputError, match="--weights .*gone.pth: no such file; use imagenet, none or a file"):
+    with pytest.raises(InputError, match="--weights .*gone.pth: no such weights file; use imagenet, none or a path"):
         start_file(tmp_path / "gone.pth", "resnet18", resnet.RESNET_WEIGHTS)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ..errors import InputError
 from ..files import atomic_path
 
-STRIDE = 4
+CAM_STRIDE = 4
 FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy", "psa": ".npy"}
 
 
@@ -114,10 +114,10 @@ def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
     if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
         return file.high_res
     height, width = size
-    grid = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+    grid = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
     target = (height, width)
     if file.cam.shape[1:] == grid:
-        target = (grid[0] * STRIDE, grid[1] * STRIDE)
+        target = (grid[0] * CAM_STRIDE, grid[1] * CAM_STRIDE)
     maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
     return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
 
@@ -210,7 +210,8 @@ class _Dtype:
     def __init__(self, code: str, *_: object):
         if not re.fullmatch(r"[biuf][1248]|O8?", code):
             raise pickle.UnpicklingError(f"an array of type {ascii(code)}")
-        self.code, self.order = code, "="
+        self.code = code
+        self.order = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")

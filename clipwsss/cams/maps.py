@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..networks.resnet import fuse_batch_norm
 from ..progress import Progress
 from ..training import autocast
-from .cam_files import FORMATS, STRIDE, write_cam
+from .cam_files import CAM_STRIDE, FORMATS, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
 
@@ -136,7 +136,7 @@ def write_cams(generator: MapGenerator, loader: DataLoader, folder: Path, scales
         height, width = batch.images.shape[-2:]
         with autocast(precision, device):
             outputs = multi_scale_maps(network, batch.images.to(device, non_blocking=True), scales, flip)
-        small = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+        small = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
         cams = merge_scales(outputs, small, from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):
             keys = batch.labels[index].nonzero()[:, 0]

@@ -169,8 +169,12 @@ def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone
     """A generator for the weights `state`, whose shapes give its sizes; it has random weights itself.
 
     `backbone` is only a name here, and `reduction` has no influence, because the shapes give the inner
-    width. ValueError: weights of another number of classes.
+    width. ValueError: a tensor that tells the sizes is missing, or weights of another number of classes.
     """
+    for name in (FUSION + "attn_feat_ffn.0.weight", FUSION + "attn_head_ffn.0.weight",
+                 "patch_embed.proj.weight", "cls_token", "pos_embed"):
+        if name not in state:
+            raise ValueError(f"not the weights of WeakTr; {name} is missing")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     feature_hidden = len(state[FUSION + "attn_feat_ffn.0.weight"])
     head_hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
