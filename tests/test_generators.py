@@ -79,7 +79,7 @@ def test_parts_that_learn(world, tmp_path):
 def test_interrupted_tuning_resumes_exactly(world, tmp_path, monkeypatch):
     flags = ["--method", "semples", "--match-epochs", "1", "--drop-path", "0.2", "--tune", "all"]
     whole = guide(world, "weaktr", tmp_path / "whole", *flags)
-    monkeypatch.setattr(train_prompt, "save_generator", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train_prompt, "save_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         guide(world, "weaktr", tmp_path / "cut", *flags)
     monkeypatch.undo()

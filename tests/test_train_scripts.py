@@ -175,7 +175,7 @@ def test_manual_with_the_class_template_equals_clims(runs, tmp_path):
 def test_interrupted_guidance_resumes_to_the_same_cams(runs, tmp_path, monkeypatch):
     flags = ["--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1"]
     whole = guide(runs, tmp_path / "whole", *flags)
-    monkeypatch.setattr(train_prompt, "save_generator", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train_prompt, "save_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         guide(runs, tmp_path / "cut", *flags)
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from clipwsss.clip import tokenize
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.files import read_network
+from clipwsss.files import read_network, save_network
 from clipwsss.guidance import regions
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words

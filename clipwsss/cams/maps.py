@@ -55,7 +55,7 @@ class MapGenerator(nn.Module):
         return maps if scale == "sigmoid" else min_max(maps, epsilon)
 
     def learn_only(self, part: str) -> None:
-        """Freeze all parameters but those of one of `parts`; InputError lists the parts if it has no such part."""
+        """Freeze all parameters except those of one of `parts`; InputError lists the parts that there are."""
         if part not in self.parts:
             raise InputError(f"--tune {part}: this generator has {', '.join(('all', *self.parts))}")
         for name, parameter in self.named_parameters():

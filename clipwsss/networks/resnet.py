@@ -145,10 +145,12 @@ class ResNet(nn.Module):
             for number in range(spec.depths[index]):
                 stage.append(spec.block(width, spec.planes[index], stride if number == 0 else 1))
                 width = spec.planes[index] * spec.block.expansion
-            if caffe and len(stage) > 0:  # the stride moves from the first block's 3x3 convolution to the 1x1 before it
-                stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, stage[0].conv1.stride
+            if caffe and len(stage) > 0:  # the stride is that of the 1x1 convolution before the 3x3 one
+                stage[0].conv1.stride = (stride, stride)
+                stage[0].conv2.stride = (1, 1)
                 dilation_before = dilation
-            rate = dilation_before * spec.dilations[index]  # of the 3x3 convolution that has or lost the stride
+            # The 3x3 convolution that has the stride, or has lost it, keeps the dilation of the stage before.
+            rate = dilation_before * spec.dilations[index]
             for module in stage.modules():
                 if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                     module.dilation = (rate, rate)

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from clipwsss.cams.cam_files import read_cam, write_cam
-from clipwsss.cams.generator import build_generator, load_generator, save_generator
+from clipwsss.cams.generator import build_generator, load_generator
 from clipwsss.clip import CheckpointError, load
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.base import read_image, read_mask
@@ -33,6 +33,7 @@ from clipwsss.datasets.coco import encode_compressed
 from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
+from clipwsss.files import save_network
 from clipwsss.guidance.choices import read_choices
 from clipwsss.guidance.words import load_words, read_words
 from clipwsss.pictures import voc_palette, write_mask
@@ -71,7 +72,8 @@ def readers() -> dict[str, Reader]:
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 3, SIZE).astype(np.uint8)
     masks = [np.pad(np.ones((4, 5), bool), ((2, 6), (3, 8))), mask > 1]
-    generator = written(lambda path: save_generator(_generator(), path), "generator.pt")
+    small = _generator()
+    generator = written(lambda path: save_network(small, "generator", small.config, path), "generator.pt")
     design = {"network": "deeplabv2", "backbone": "resnet_tiny", "output_stride": 4, "rates": [1], "multi_scale": False,
               "frozen_bn": False}
     segmenter = written(lambda path: build_segmenter(design, ["boat", "cat"], voc_palette()).save(path))
