@@ -12,7 +12,7 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
+from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
 from clipwsss.networks.batch_norm import fuse_batch_norm
 from clipwsss.options import (open_dataset, open_scored, parse, script_parser, start_run, training_flags,
                               training_settings)
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     cams = run.path("cams")
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, **cam_settings(args))
+    write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)
     result.update(print_cam_curve(scored, cams))
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)

@@ -106,7 +106,7 @@ FAULTS = [
     ({"files.py": "try:\n    from clipwsss.errors import a\nfinally:\n    pass\n", "errors.py": ""},
      ["files:2 hides its import of errors"]),
     ({"cams/maps.py": "from .files import x\n", "cams/files.py": "from . import maps\n"},
-     ["circle: cams.cam_files -> cams.maps -> cams.cam_files", "circle: cams.maps -> cams.cam_files -> cams.maps"]),
+     ["circle: cams.files -> cams.maps -> cams.files", "circle: cams.maps -> cams.files -> cams.maps"]),
     ({"refine/crf.py": "from .labels import snap\n", "refine/labels.py": ""},
      ["refine.crf:1 is a leaf and imports refine.labels"]),
     ({"networks/deeplab.py": "from . import resnet\nfrom ..errors import InputError\n",

@@ -56,7 +56,7 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:
-    """What guidance and prompt learning reward."""
+    """What guidance and prompt learning reward, the stages before guidance, and which epoch is kept."""
     add = parser.add_argument_group("losses").add_argument
     add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
         help="how maps become P in [0, 1]: by a sigmoid (CLIMS, POLE) or by their extremes (SemPLeS)")
@@ -76,10 +76,6 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
         help="background suppression is the sum or the mean over pairs of image and class")
     add("--area-over", choices=("all", "present"), default="all",
         help="classes whose maps the area term is over: all, or those of the image's tags")
-
-
-def stage_flags(parser: argparse.ArgumentParser) -> None:
-    """The stages before guidance, what of the generator learns, and which epoch is kept."""
     add = parser.add_argument_group("stages").add_argument
     add("--match-epochs", type=whole(0), default=0,
         help="epochs of the generator without background suppression (SemPLeS' stage a)")
