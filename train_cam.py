@@ -1,53 +1,51 @@
 """Stage 1: train a multi-label classifier on image tags and write its class activation maps (CAMs)."""
 import argparse
-import signal
-
-if __name__ == "__main__":  # until `run_script`, Ctrl-C ends this without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.base import GeneratorSettings, MapGenerator
+from clipwsss.cams.base import MapGenerator
 from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator, save_generator
-from clipwsss.cams.maps import rescale, write_cams
+from clipwsss.cams.maps import cam_loader, finished_cams, rescale, write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.networks.batch_norm import fuse_batch_norm
 from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
+from clipwsss.networks.batch_norm import fuse_batch_norm
 from clipwsss.options import (open_dataset, open_scored, parse, script_parser, start_run, training_flags,
                               training_settings)
 from clipwsss.report.metrics import average_precision
-from clipwsss.report.page import StageOutputs, write_report
+from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Flags; defaults are IRN's for VOC (POLE and CLIMS start from that baseline)."""
+    """The flags; presets.py has the values of each --generator and --dataset, and a flag replaces one."""
     parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
-    add("--backbone", choices=tuple(KIND_OF_BACKBONE), default="resnet50", help="classifier network")
-    add("--weights", default="imagenet", help="its start: imagenet, none, a file of published "
-        "weights; auto: imagenet where it is or can be had, else none")
-    add("--init", help="start from (or, with --epochs 0, only make CAMs of) this generator file")
-    add("--output-stride", type=whole(1, 64), default=16, help="of a ResNet: image size over map size")
-    add("--val-split", default="val", help="split for the classifier's mAP; '' for none")
+    add("--backbone", choices=tuple(KIND_OF_BACKBONE), default="resnet50", help="network of the classifier")
+    add("--weights", default="imagenet", help="what the backbone starts from: imagenet, none (random "
+        "weights), a file of weights, or auto (imagenet if its weights are on disk or can be downloaded, "
+        "else none)")
+    add("--init", help="generator file to start from; with --epochs 0 only its CAMs are made")
+    add("--output-stride", type=whole(1, 64), default=16,
+        help="image size over map size of a ResNet (32, 16 or 8; resnet_tiny: 4)")
+    add("--val-split", default="val", help="split for the classifier's mAP; '' measures none")
     training_flags(parser)
     generator_flags(parser)
     return parser
 
 
-def weights_at_hand(classes: list[str], settings: GeneratorSettings) -> str:
-    """imagenet where its weights are on disk or can be downloaded, else none, which is said."""
+def imagenet_or_none(classes: list[str], settings: dict) -> str:
+    """`imagenet` if the backbone's weights are on disk or can be downloaded; else `none`, with a message."""
     try:
-        build_generator(classes, settings._replace(weights="imagenet"))
+        build_generator(classes, weights="imagenet", **settings)
     except FileNotFoundError as error:
-        print(f"--weights auto: none, so that maps will be rough: {error}")
+        print(f"--weights auto: starting from none, so that the CAMs will be rough; {error}")
         return "none"
     return "imagenet"
 
@@ -56,57 +54,70 @@ def weights_at_hand(classes: list[str], settings: GeneratorSettings) -> str:
 def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.device, batch_size: int,
                    workers: int) -> float:
     """Mean average precision in percent of the classifier's scores over a split, images at their own size."""
-    generator = fuse_batch_norm(generator)
-    scores, labels = [], []
+    network = fuse_batch_norm(generator)
+    scores = []
+    labels = []
     for batch in size_loader(dataset, batch_size, workers):
         images = rescale(batch.images.to(device), multiple=generator.input_multiple)
-        scores.append(next(iter(generator.classify(images).values())).cpu())
+        logits = list(network.classify(images).values())
+        scores.append(logits[0].cpu())  # the first logits are the classifier's
         labels.append(batch.labels)
-    parts = gather((scores, labels))
-    scores, labels = (torch.cat([tensor for part in column for tensor in part]) for column in zip(*parts))
-    return average_precision(scores.numpy(), labels.numpy())
+    all_scores = [part for process_scores in gather(scores) for part in process_scores]
+    all_labels = [part for process_labels in gather(labels) for part in process_labels]
+    return average_precision(torch.cat(all_scores).numpy(), torch.cat(all_labels).numpy())
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
     device = pick_device(args.device)
     dataset = open_dataset(args)
-    if args.val_split:  # checked before any training
-        val = open_dataset(args, args.val_split)
-    scored, settings = open_scored(args, dataset), generator_settings(args)
+    if args.val_split:  # opened now, so that bad files are named before the training
+        val_dataset = open_dataset(args, args.val_split)
+    scored = open_scored(args, dataset)
     if args.weights == "auto":
-        args.weights = weights_at_hand(dataset.classes, settings)
-        settings = settings._replace(weights=args.weights)
+        args.weights = imagenet_or_none(dataset.classes, generator_settings(args))
+    if args.weights == "none" and not args.init and args.generator == "resnet":
+        if args.frozen_bn or args.freeze_stages:
+            print("--weights none: nothing is frozen; all stages and batch norm train")
+        args.frozen_bn = False
+        args.freeze_stages = 0
+
     seed_everything(args.seed)
     if args.init:
-        generator = load_generator(args.init, dataset.classes, settings)
+        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
     else:
-        generator = build_generator(dataset.classes, settings)
+        generator = build_generator(dataset.classes, weights=args.weights, **generator_settings(args))
     generator.to(device, memory_format=torch.channels_last)
     if args.compile:
         compile_networks(generator)
     loader = crop_loader(args, dataset, args.batch_size, generator.input_multiple)
     run = start_run(args, dataset, init=args.init, weights=args.weights)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
-          f"writing {run.out}"
-          + "; --weights none: batch norm trains too" * (args.weights == "none" and not args.frozen_bn))
+          f"writing {run.out}")
 
     def loss(batch):
         logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
-        return {name: (1.0, F.multilabel_soft_margin_loss(value, batch.labels, reduction="sum"), len(value))
-                for name, value in logits.items()}  # POLE eq. 1 for each
+        terms = {}
+        for name, values in logits.items():  # POLE eq. 1 for each
+            total = F.multilabel_soft_margin_loss(values, batch.labels, reduction="sum")
+            terms[name] = (1.0, total, len(values))
+        return terms
 
-    fit(run, loader, loss, {"generator": generator},
-        generator.parameter_groups(args.lr, args.head_ratio), training_settings(args, "train_cam"))
+    fit(run, loader, loss, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
+        training_settings(args, "train_cam"))
     save_generator(generator, run.path("generator.pt"))
-    figures = {}
+    result = {}
     if args.val_split:
-        figures["mAP"] = classifier_map(generator, val, device, args.cam_batch_size, args.workers)
-        print(f"classifier mAP on {args.val_split}: {figures['mAP']:.2f}")
+        result["mAP"] = classifier_map(generator, val_dataset, device, args.cam_batch_size, args.workers)
+        print(f"classifier mAP on {args.val_split}: {result['mAP']:.2f}")
 
-    write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
-    run.result(**figures, **print_cam_curve(scored, run.path("cams")))
-    write_report(run.out, "train_cam", StageOutputs(scored, cams=run.path("cams")))
+    cams = run.path("cams")
+    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
+    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, images, cams, **cam_settings(args))
+    result.update(print_cam_curve(scored, cams))
+    run.result(**result)
+    write_report(run.out, "train_cam", scored, cams=cams)
     return 0
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from clipwsss.cams.base import MapGenerator
 from clipwsss.cams.generator import load_generator, save_generator
-from clipwsss.cams.maps import write_cams
+from clipwsss.cams.maps import cam_loader, finished_cams, write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import make_loader
@@ -282,9 +282,12 @@ def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagD
            generator: MapGenerator) -> None:
     """Write the generator and its CAMs, score them, and write the report."""
     save_generator(generator, run.path("generator.pt"))
-    write_cams(generator, dataset, run.path("cams"), cam_settings(args), args.resume)
-    run.result(**print_cam_curve(scored, run.path("cams")))
-    write_report(run.out, "train_prompt", scored, cams=run.path("cams"))
+    cams = run.path("cams")
+    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
+    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, images, cams, **cam_settings(args))
+    run.result(**print_cam_curve(scored, cams))
+    write_report(run.out, "train_prompt", scored, cams=cams)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -301,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     generator = None
     if not args.prompts_only:
         args.init = args.init or baseline / "generator.pt"
-        generator = load_generator(args.init, dataset.classes, generator_settings(args))
+        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
         generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
     validation = None

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, and checkpoints: tensors and plain values, no stored code runs."""
+"""Files that are written whole or not at all, and checkpoints of tensors and plain values.
+
+No code that a checkpoint may hold is run.
+"""
 import errno
 import json
 import os
@@ -16,7 +19,7 @@ from .errors import InputError, input_errors, one_line
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the name on success and is removed on any error."""
+    """Yield a temporary path beside `path`; it is renamed to `path` on success and removed on any error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
@@ -35,18 +38,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def save_atomic(value: object, path: Path | str) -> None:
-    """torch.save by the main process, whole or not at all; OSError where the disk is full."""
+    """torch.save by the main process, whole or not at all; OSError if the disk is full."""
     if not is_main():
         return
     with atomic_path(path) as temporary:
         try:
             torch.save(value, temporary)
         except RuntimeError as error:
-            raise OSError(errno.ENOSPC, f"not written, disk full? ({one_line(error)})", path) from error
+            reason = f"not written, disk full? ({one_line(error)})"
+            raise OSError(errno.ENOSPC, reason, path) from error
 
 
 def write_json(value: object, path: Path | str) -> None:
-    """Readable JSON of the main process, written whole or not at all."""
+    """Write indented JSON by the main process, whole or not at all."""
     if not is_main():
         return
     with atomic_path(path) as temporary:
@@ -54,39 +58,58 @@ def write_json(value: object, path: Path | str) -> None:
 
 
 def load_weights(path: Path | str) -> dict:
-    """A checkpoint's dictionary of tensors and plain values (no code runs); InputError names a bad file."""
+    """A checkpoint's dictionary of tensors and plain values; no code in it is run.
+
+    The prefix `module.`, which nn.DataParallel puts before names, is removed from the names of the dictionary
+    and of the state dict that it may hold as "state_dict" or "model". InputError: the file is missing,
+    damaged or not a dictionary.
+    """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        with warnings.catch_warnings(action="ignore"):  # the error says it all
+        with warnings.catch_warnings(action="ignore"):  # the error below tells what the warnings would
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
     if not isinstance(stored, dict):
         raise InputError(f"{path}: not a checkpoint but a {type(stored).__name__}")
+    stored = _without_module(stored, path)
+    for part in ("state_dict", "model"):
+        if isinstance(stored.get(part), dict):
+            stored[part] = _without_module(stored[part], path)
     return stored
 
 
+def _without_module(state: dict, path: Path | str) -> dict:
+    """The dictionary with the prefix `module.` removed from its names."""
+    for name in state:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: not a checkpoint; {ascii(name)[:80]} is not a tensor's name")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
 def save_network(network: nn.Module, kind: str, config: dict, path: Path | str) -> None:
-    """A network's weights beside its kind and the arguments that build it again (plain values, tensors)."""
+    """Save a network's weights with its kind and `config`, the plain values that build it again."""
     save_atomic({"kind": kind, "config": config, "state_dict": network.state_dict()}, path)
 
 
 def read_network(path: Path | str, kind: str) -> tuple[dict, dict[str, Tensor]]:
-    """(constructor arguments, state dict) of a checkpoint of this kind; InputError on any other file."""
+    """(config, state dict) of a checkpoint of this kind; InputError on any other file."""
     stored = load_weights(path)
-    if stored.get("kind") != kind:
-        what = f"holds: {stored['kind']}" if "kind" in stored else "is no checkpoint of these scripts"
-        raise InputError(f"{path}: {what}; wanted here: {kind}")
-    config, state = stored.get("config"), stored.get("state_dict")
+    if "kind" not in stored:
+        raise InputError(f"{path}: not a checkpoint of this package; expected: {kind}")
+    if stored["kind"] != kind:
+        raise InputError(f"{path}: another kind of checkpoint; expected: {kind}, found: {stored['kind']}")
+    config = stored.get("config")
+    state = stored.get("state_dict")
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{path}: damaged; it has no config or no state_dict")
     return config, state
 
 
 def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -> nn.Module:
-    """`build(**config)` with the stored weights, in eval mode; InputError where they do not fit."""
+    """`build(**config)` with the stored weights, in eval mode; InputError if they do not fit."""
     config, state = read_network(path, kind)
     with input_errors(f"{path}: damaged; its config builds no network: ", Exception):
         network = build(**config)
@@ -95,10 +118,21 @@ def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -
 
 
 def load_weights_into(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
-    """Load a state dict strictly; InputError names the file, what was wanted and what does not fit."""
-    try:
+    """Load a state dict strictly.
+
+    InputError names the file, `what` was expected (the network's class unless given) and what does not fit.
+    """
+    with misfit_errors(path, what or type(network).__name__):
         network.load_state_dict(state)
+
+
+@contextmanager
+def misfit_errors(path: Path | str, what: str) -> Iterator[None]:
+    """Turn an error of load_state_dict, which has many lines, into an InputError of one line."""
+    try:
+        yield
     except Exception as error:  # a damaged file may hold anything in a tensor's place
-        reason = " ".join(str(error).split()).partition(": ")[2][:160]
-        wanted = what or type(network).__name__
-        raise InputError(f"{path}: not the weights of a {wanted} ({reason})") from error
+        # "Error(s) in loading state_dict for ResNet:\n\tMissing key(s) ..." becomes "Missing key(s) ...".
+        message = " ".join(str(error).split())
+        reason = message.partition(": ")[2] or message
+        raise InputError(f"{path}: not the weights of a {what} ({reason[:160]})") from error

@@ -3,10 +3,8 @@ import argparse
 
 from torch.utils.data import DataLoader
 
-from .cams.base import GeneratorSettings
 from .cams.cam_files import FORMATS
 from .cams.generator import GENERATORS
-from .cams.maps import CamSettings
 from .datasets import TagDataset
 from .datasets.loaders import make_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
@@ -51,21 +49,22 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
         "IRN; psa: those of PSA and WeakTr")
 
 
-def generator_settings(args: argparse.Namespace) -> GeneratorSettings:
-    """The generator that the command line asks for; InputError on a backbone of another kind."""
-    asked = {name: value for name, value in vars(args).items() if name in GeneratorSettings._fields}
-    settings = GeneratorSettings(**asked)
-    valid = GENERATORS[args.generator].backbones
-    if "backbone" in asked and settings.backbone not in valid:
-        raise InputError(f"--backbone {settings.backbone}: --generator {args.generator} has "
-                         f"{', '.join(valid)}")
+def generator_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The constructor arguments of the generator that the command line asks for, without its weights.
+
+    InputError: a backbone of another kind.
+    """
+    kind = GENERATORS[args.generator]
+    settings = {name: value for name, value in vars(args).items() if name in ("backbone", *kind.options)}
+    if "backbone" in settings and settings["backbone"] not in kind.backbones:
+        raise InputError(f"--backbone {settings['backbone']}: --generator {args.generator} has "
+                         f"{', '.join(kind.backbones)}")
     return settings
 
 
-def cam_settings(args: argparse.Namespace) -> CamSettings:
-    """How the command line wants CAM files to be made."""
-    return CamSettings(args.scales, args.flip, args.cam_batch_size, args.workers, args.cam_format,
-                       args.test_precision)
+def cam_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments of `write_cams` that the command line asks for."""
+    return {"scales": args.scales, "flip": args.flip, "fmt": args.cam_format, "precision": args.test_precision}
 
 
 def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,

@@ -1,9 +1,8 @@
-"""Batch norm fuse_batch_norm into convolutions: the same outputs, none left, the network itself unchanged."""
+"""Batch norm fused into convolutions: the same outputs, no norm left, the network itself unchanged."""
 import pytest
 import torch
 from torch import nn
 
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.networks import deeplab
 from clipwsss.networks.batch_norm import fuse_batch_norm
@@ -22,7 +21,7 @@ def trained(network):
 
 
 @pytest.mark.parametrize("network", [
-    build_generator(["a", "b"], GeneratorSettings("resnet18", "none")),
+    build_generator(["a", "b"], "resnet18", "none"),
     deeplab.build(deeplab.Design("deeplabv3plus", "resnet_tiny", 4), 3)], ids=["generator", "deeplabv3plus"])
 def test_outputs_are_equal_and_the_network_is_kept(network):
     images, before = torch.rand(2, 3, 50, 66), trained(network).state_dict().keys()
@@ -34,7 +33,7 @@ def test_outputs_are_equal_and_the_network_is_kept(network):
     assert network.state_dict().keys() == before and ready is not network
 
 
-def test_what_cannot_be_folded_is_copied_as_it_is():
+def test_what_cannot_be_fused_is_copied_as_it_is():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()

@@ -2,15 +2,16 @@
 import pytest
 import torch
 
-from clipwsss.errors import InputError
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
+from clipwsss.errors import InputError
 
 CLASSES = ["a", "b", "c"]
+TINY = {"backbone": "resnet_tiny", "weights": "none", "output_stride": 4, "freeze_stages": 0}
 
 
+@pytest.mark.smoke
 def test_mean_of_maps_is_the_pooled_classifier():
-    generator = build_generator(CLASSES, GeneratorSettings("resnet_tiny", "none", 4, 0)).eval()
+    generator = build_generator(CLASSES, **TINY).eval()
     images = torch.rand(2, 3, 32, 48)
     maps = generator(images)
     pooled = generator.backbone(images).mean((2, 3)) @ generator.classifier.weight[:, :, 0, 0].T
@@ -19,7 +20,7 @@ def test_mean_of_maps_is_the_pooled_classifier():
 
 
 def test_frozen_stages_stay_and_groups_hold_the_rest():
-    generator = build_generator(CLASSES, GeneratorSettings("resnet18", "none", 16, 2)).train()
+    generator = build_generator(CLASSES, "resnet18", "none", freeze_stages=2).train()
     assert not generator.backbone.bn1.training and not generator.backbone.layer1[0].bn1.training
     assert generator.backbone.layer2[0].bn1.training
     body, head = generator.parameter_groups(0.1, 10)
@@ -30,7 +31,7 @@ def test_frozen_stages_stay_and_groups_hold_the_rest():
 
 
 def test_file_round_trip_and_wrong_classes(tmp_path):
-    generator = build_generator(CLASSES, GeneratorSettings("resnet_tiny", "none", 4, 0)).eval()
+    generator = build_generator(CLASSES, **TINY).eval()
     save_generator(generator, tmp_path / "g.pt")
     loaded = load_generator(tmp_path / "g.pt", CLASSES)
     images = torch.rand(1, 3, 32, 32)
@@ -42,7 +43,7 @@ def test_file_round_trip_and_wrong_classes(tmp_path):
 
 def test_reference_names_load(tmp_path):
     """IRN's and CLIMS' files name each layer `resnet50.*` and again under stage and group aliases."""
-    generator = build_generator(CLASSES, GeneratorSettings("resnet18", "none", 16, 0))
+    generator = build_generator(CLASSES, "resnet18", "none", freeze_stages=0)
     state = {}
     for name, value in generator.state_dict().items():
         state[name.replace("backbone.", "resnet50.")] = value
@@ -51,16 +52,16 @@ def test_reference_names_load(tmp_path):
             state[name.replace("backbone.layer2.", "backbone.1.0.")] = value
     state["newly_added.0.weight"] = state["classifier.weight"]
     torch.save(state, tmp_path / "res50_cam.pth")
-    loaded = load_generator(tmp_path / "res50_cam.pth", CLASSES, GeneratorSettings("resnet18")).state_dict()
+    loaded = load_generator(tmp_path / "res50_cam.pth", CLASSES, backbone="resnet18").state_dict()
     assert all(torch.equal(value, generator.state_dict()[name]) for name, value in loaded.items())
     with pytest.raises(InputError, match="not the weights of a resnet50 generator of 3 classes"):
-        load_generator(tmp_path / "res50_cam.pth", CLASSES, GeneratorSettings("resnet50"))
+        load_generator(tmp_path / "res50_cam.pth", CLASSES, backbone="resnet50")
 
 
 def test_unfit_backbone_options_are_input_errors(tmp_path):
     (tmp_path / "torn.pth").write_bytes(b"torn")
     unfit = ((4, "imagenet", "resnet_tiny has no ImageNet weights"), (7, "none", "output stride 7"),
-             (4, str(tmp_path / "torn.pth"), "torn.pth: not a readable state dict"))
+             (4, str(tmp_path / "torn.pth"), "torn.pth: not a readable checkpoint"))
     for stride, weights, message in unfit:
         with pytest.raises(InputError, match=message):
-            build_generator(CLASSES, GeneratorSettings("resnet_tiny", weights, stride))
+            build_generator(CLASSES, "resnet_tiny", weights, output_stride=stride)

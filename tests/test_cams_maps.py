@@ -2,17 +2,17 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clipwsss.cams.maps import CamSettings, merge_scales, multi_scale_maps, write_cams
-from clipwsss.datasets.loaders import size_loader
 from clipwsss.cams.cam_files import list_cams, read_cam
-from clipwsss.datasets import build_dataset
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
+from clipwsss.cams.maps import cam_loader, finished_cams, merge_scales, multi_scale_maps, write_cams
+from clipwsss.datasets import build_dataset
 
+TINY = {"backbone": "resnet_tiny", "weights": "none", "output_stride": 4, "freeze_stages": 0}
 
 
 def make_folder(root, sizes=((40, 56), (40, 56), (56, 40), (33, 47))):
@@ -28,8 +28,9 @@ def make_folder(root, sizes=((40, 56), (40, 56), (56, 40), (33, 47))):
     return build_dataset("folder", root, "train")
 
 
+@pytest.mark.smoke
 def test_maps_equal_a_plain_loop_over_scales_and_flips():
-    generator = build_generator(["a", "b"], GeneratorSettings("resnet_tiny", "none", 4, 0)).eval()
+    generator = build_generator(["a", "b"], **TINY).eval()
     image = torch.rand(1, 3, 40, 56)
     total = torch.zeros(1, 2, 10, 14)
     for scale in (1.0, 0.5, 1.5):
@@ -52,10 +53,10 @@ def test_an_all_zero_map_stays_zero():
 
 def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     dataset = make_folder(tmp_path / "data")
-    assert sorted(map(sorted, size_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
-    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
+    assert sorted(map(sorted, cam_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
+    generator = build_generator(dataset.classes, **TINY)
     for folder, size in (("batched", 8), ("single", 1)):
-        write_cams(generator, dataset, tmp_path / folder, CamSettings((1.0, 2.0), batch_size=size))
+        write_cams(generator, cam_loader(dataset, size), tmp_path / folder, scales=(1.0, 2.0))
     assert list_cams(tmp_path / "batched") == ["i0", "i1", "i2", "i3"]
     for index, name in enumerate(dataset.names):
         one, other = read_cam(tmp_path / "single", name), read_cam(tmp_path / "batched", name)
@@ -68,8 +69,8 @@ def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
 def test_irn_files_carry_high_resolution_maps(tmp_path):
     torch.manual_seed(0)  # some random networks give maps so faint that 1e-5 in their scaling shows
     dataset = make_folder(tmp_path / "data", ((33, 47),))
-    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
-    write_cams(generator, dataset, tmp_path / "cams", CamSettings((1.0,), fmt="irn"))
+    generator = build_generator(dataset.classes, **TINY)
+    write_cams(generator, cam_loader(dataset), tmp_path / "cams", scales=(1.0,), fmt="irn")
     found = read_cam(tmp_path / "cams", "i0")
     assert (tmp_path / "cams" / "i0.npy").exists() and found.high_res.shape == (1, 33, 47)
     assert found.high_res.max() <= 1 and abs(found.high_res.max() - 1) < 1e-3
@@ -77,12 +78,13 @@ def test_irn_files_carry_high_resolution_maps(tmp_path):
 
 def test_written_files_stay_when_resuming(tmp_path):
     dataset = make_folder(tmp_path / "data")
-    generator = build_generator(dataset.classes, GeneratorSettings("resnet_tiny", "none", 4, 0))
+    generator = build_generator(dataset.classes, **TINY)
     cams = tmp_path / "cams"
     cams.mkdir()  # an interrupted run can leave it empty
     for name in ("i0.npz", "i2.npz"):
         (cams / name).write_bytes(b"old")
-    write_cams(generator, dataset, cams, CamSettings((1.0,)), resume=True)
+    assert finished_cams(dataset, cams) == {"i0", "i2"}
+    write_cams(generator, cam_loader(dataset, finished=finished_cams(dataset, cams)), cams, scales=(1.0,))
     assert list_cams(cams) == ["i0", "i1", "i2", "i3"] and (cams / "i2.npz").read_bytes() == b"old"
-    write_cams(generator, dataset, cams, CamSettings((1.0,)))
+    write_cams(generator, cam_loader(dataset), cams, scales=(1.0,))
     assert read_cam(cams, "i2").cam.shape[0] == 1

@@ -1,8 +1,8 @@
 """Token ids against open_clip's on varied strings, limits, decoding and the shipped merge table."""
 import gzip
+import importlib
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +55,7 @@ def test_ids_equal_open_clip():
     assert sum(END == row[-1] for row in expected) >= 5  # truncation was among the cases
 
 
+@pytest.mark.smoke
 def test_known_ids():
     expected = [START, 320, 1125, 539, 320, 1929, END]
     row = tokenize("a photo of a dog")[0]
@@ -77,13 +78,12 @@ def test_exactly_full_text_is_kept():
     assert row[-1] == END and (row[1:-1] == 1929).all()
 
 
-@pytest.mark.parametrize("start, end", [
-    ("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>")])
-def test_both_spellings_of_the_special_tokens(start, end):
-    assert tokenize(f"{start} a dog {end}", 7)[0].tolist() == [START, START, 320, 1929, END, END, 0]
-    assert tokenize(f"{start.upper()}dog", 5)[0].tolist() == [START, START, 1929, END, 0]
-    assert tokenizer_module.encode(f"{start}{end}") == [START, END]
-    assert len(tokenizer_module.encode(f"{start[:-1]} {end[1:]}")) > 2  # half a token is but text
+def test_both_spellings_of_the_special_tokens():
+    for start, end in (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>")):
+        assert tokenize(f"{start} a dog {end}", 7)[0].tolist() == [START, START, 320, 1929, END, END, 0]
+        assert tokenize(f"{start.upper()}dog", 5)[0].tolist() == [START, START, 1929, END, 0]
+        assert tokenizer_module.encode(f"{start}{end}") == [START, END]
+        assert len(tokenizer_module.encode(f"{start[:-1]} {end[1:]}")) > 2  # half of a token is text
 
 
 def test_decode():
@@ -103,12 +103,13 @@ def test_merge_table_is_clips():
     assert merges[:-1] == gzip.decompress(theirs).decode().split("\n")[1:48895]
 
 
-def test_folder_works_alone(tmp_path):
-    shutil.copytree(Path(tokenizer_module.__file__).parent, tmp_path / "clip",
+def test_folder_works_alone(tmp_path, monkeypatch):
+    shutil.copytree(Path(tokenizer_module.__file__).parent, tmp_path / "lifted_clip",
                     ignore=shutil.ignore_patterns("__pycache__"))
-    code = ("import sys, clip; from clip.tokenizer import byte_pairs; "
-            "assert not byte_pairs.cache_info().currsize, 'table read at import'; "
-            "print(clip.tokenize('a dog')[0, :4].tolist(), 'clipwsss' in sys.modules, clip.CLIP.__name__)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)},
-                          capture_output=True, text=True)
-    assert done.stdout.strip() == f"[{START}, 320, 1929, {END}] False CLIP", done.stderr
+    monkeypatch.setitem(sys.modules, "clipwsss", None)  # its import fails
+    monkeypatch.syspath_prepend(tmp_path)
+    lifted = importlib.import_module("lifted_clip")
+    byte_pairs = importlib.import_module("lifted_clip.tokenizer").byte_pairs
+    assert byte_pairs.cache_info().currsize == 0, "the table is read when the module is imported"
+    assert lifted.tokenize("a dog")[0, :4].tolist() == [START, 320, 1929, END]
+    assert lifted.CLIP.__module__ == "lifted_clip.model"

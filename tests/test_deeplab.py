@@ -1,13 +1,16 @@
 """DeepLab: published checkpoints against a plain forward, multi-scale training, losses, parameter groups."""
+import importlib
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models.segmentation.deeplabv3 import ASPP
+from torchvision.ops import Conv2dNormActivation
 
-from clipwsss.networks import deeplab, resnet
+from clipwsss.networks import deeplab, resnet, vit
+from clipwsss.training import joined_loss
 
 MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(1, 3, 1, 1)
 CAFFE = deeplab.Design("deeplabv2", "resnet50", 8, caffe=True)
@@ -74,7 +77,7 @@ def test_published_checkpoint_gives_the_same_logits():
     state = published_state(21, "aspp")
     network = deeplab.build(CAFFE, 21).eval()
     assert deeplab.is_deeplab_pytorch(state) and not deeplab.is_deeplab_pytorch(network.state_dict())
-    assert deeplab.load_deeplab_pytorch(network, state, "v2.pth")
+    network.load_state_dict(deeplab.rename_deeplab_pytorch(state))
     images = torch.rand(1, 3, 65, 92)
     pixels = images.flip(1) * 255 - MEAN_BGR
     with torch.no_grad():
@@ -89,23 +92,38 @@ def test_published_checkpoint_gives_the_same_logits():
         assert (output - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 
-def test_v1_checkpoint_leaves_the_new_layers_alone_and_misfits_are_named():
+def test_v1_checkpoint_has_no_head_and_loads_into_the_backbone():
     state = published_state(21, "fc")
     network = deeplab.build(CAFFE, 21)
-    before = network.aspp[0].weight.clone()
-    assert not deeplab.load_deeplab_pytorch(network, state, "v1.pth")
-    assert torch.equal(network.aspp[0].weight, before)
+    renamed = deeplab.rename_deeplab_pytorch(state)
+    assert not any(name.startswith(("aspp.", "fc.")) for name in renamed)
+    missing, unexpected = network.load_state_dict(renamed, strict=False)
+    assert unexpected == [] and all(name.startswith("aspp.") for name in missing)
     shortcut = network.backbone.layer4[0].downsample[0].weight
     assert torch.equal(shortcut, state["layer5.block1.shortcut.conv.weight"])
-    with pytest.raises(ValueError, match="v1.pth: not a state dict of this DeepLabV2 .*classifier.weight"):
-        deeplab.load_deeplab_pytorch(network, {**state, "classifier.weight": torch.zeros(1)}, "v1.pth")
-    del state["layer3.block2.increase.bn.bias"]
-    with pytest.raises(ValueError, match=r"Missing.*backbone.layer2.1.bn3.bias"):
-        deeplab.load_deeplab_pytorch(network, state, "v1.pth")
-    with pytest.raises(ValueError, match=r"size mismatch for aspp.0.weight: .*\[5, 2048, 3, 3\]"):
-        deeplab.load_deeplab_pytorch(network, published_state(5, "aspp"), "v2.pth")
 
 
+def test_blocks_draw_and_compute_as_torchvisions_bit_for_bit():
+    builders = {
+        "aspp": (lambda: deeplab.PooledASPP(12, (2, 3), 8), lambda: ASPP(12, [2, 3], 8)),
+        "reduce": (lambda: deeplab._conv_norm_relu(12, 8, 1), lambda: Conv2dNormActivation(12, 8, 1)),
+        "decoder": (lambda: deeplab._conv_norm_relu(12, 8, 3), lambda: Conv2dNormActivation(12, 8)),
+    }
+    for part, pair in builders.items():
+        results = []
+        for build in pair:
+            torch.manual_seed(4)
+            module = build()
+            features = torch.randn(2, 12, 9, 7, requires_grad=True)
+            output = module(features)  # in training, with the draws of dropout
+            output.square().sum().backward()
+            results.append({**module.state_dict(), "output": output, "gradient": features.grad})
+        assert list(results[0]) == list(results[1]), part
+        for name, value in results[0].items():
+            assert torch.equal(value, results[1][name]), (part, name)
+
+
+@pytest.mark.smoke
 @pytest.mark.parametrize("name, expected", [("deeplabv2", (2, 7, 9, 12)), ("deeplabv3plus", (2, 7, 36, 48))])
 def test_shapes_groups_and_frozen_batch_norm(name, expected):
     network = deeplab.build(deeplab.Design(name, "resnet_tiny", 4, (1, 2, 3)), 7).train()
@@ -134,19 +152,24 @@ def test_aspp_is_the_sum_of_its_branches():
     assert torch.allclose(network(features), first + second, atol=1e-6)
 
 
+def loss_of(outputs, masks, balanced=False):
+    """The loss that `fit` makes of the terms in one process."""
+    return joined_loss(deeplab.segmentation_terms(outputs, masks, balanced))["loss"]
+
+
 def test_loss_by_hand_with_ignored_and_balanced_pixels():
     logits = torch.zeros(1, 2, 1, 4)
     logits[0, 1] = torch.tensor([1.0, 2.0, 3.0, 9.0])
     masks = torch.tensor([[[0, 1, 0, 255]]])
     losses = F.softplus(torch.tensor([1.0, -2.0, 3.0]))
-    assert torch.isclose(deeplab.segmentation_loss([logits], masks), losses.mean())
+    assert torch.isclose(loss_of([logits], masks), losses.mean())
     halves = (losses[[0, 2]].mean() + losses[1]) / 2
-    assert torch.isclose(deeplab.segmentation_loss([logits], masks, balanced=True), halves)
-    assert torch.isclose(deeplab.segmentation_loss([logits, logits], masks), 2 * losses.mean())
-    assert deeplab.segmentation_loss([logits], torch.full((1, 1, 4), 255)) == 0
+    assert torch.isclose(loss_of([logits], masks, balanced=True), halves)
+    assert torch.isclose(loss_of([logits, logits], masks), 2 * losses.mean())
+    assert loss_of([logits], torch.full((1, 1, 4), 255)) == 0
     coarse = torch.zeros(1, 2, 1, 2)
     coarse[0, 1] = torch.tensor([1.0, 2.0])  # takes the labels of pixels 1 and 3, whose centres are next
-    assert torch.isclose(deeplab.segmentation_loss([coarse], masks), F.softplus(torch.tensor(-1.0)))
+    assert torch.isclose(loss_of([coarse], masks), F.softplus(torch.tensor(-1.0)))
 
 
 def test_unknown_names_are_refused():
@@ -154,14 +177,21 @@ def test_unknown_names_are_refused():
         deeplab.build(deeplab.Design("unet", "resnet_tiny", 4), 3)
 
 
-def test_lifts_out_with_resnet_alone(tmp_path):
-    folder = tmp_path / "lifted"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
+def test_leaves_lift_out_without_torchvision(tmp_path, monkeypatch):
+    """deeplab.py beside resnet.py, and resnet.py and vit.py alone, with no other module to import from."""
+    (tmp_path / "lifted").mkdir()
+    (tmp_path / "lifted" / "__init__.py").touch()
     for module in (deeplab, resnet):
-        shutil.copy(module.__file__, folder)
-    code = ("import torch; from lifted import deeplab; "
-            "design = deeplab.Design('deeplabv2', 'resnet_tiny', 4); "
-            "print(*deeplab.build(design, 3)(torch.rand(1, 3, 32, 40)).shape)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == "1 3 8 10", done.stderr
+        shutil.copy(module.__file__, tmp_path / "lifted")
+    for module in (resnet, vit):
+        shutil.copy(module.__file__, tmp_path / f"lifted_{module.__name__.rpartition('.')[2]}.py")
+    for absent in ("clipwsss", "torchvision"):
+        monkeypatch.setitem(sys.modules, absent, None)  # its import fails
+    monkeypatch.syspath_prepend(tmp_path)
+    lifted = importlib.import_module("lifted.deeplab")
+    network = lifted.build(lifted.Design("deeplabv2", "resnet_tiny", 4), 3)
+    assert network(torch.rand(1, 3, 32, 40)).shape == (1, 3, 8, 10)
+    lifted = importlib.import_module("lifted_resnet")
+    assert lifted.build("resnet_tiny", 4)(torch.rand(1, 3, 32, 40)).shape == (1, 48, 8, 10)
+    lifted = importlib.import_module("lifted_vit")
+    assert lifted.VisionTransformer(lifted.VIT_SPECS["deit_toy"])(torch.rand(1, 3, 96, 64)).shape == (1, 97, 64)

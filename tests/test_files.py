@@ -6,14 +6,15 @@ import torch
 from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.files import (atomic_path, load_weights_into, load_network, load_weights, read_network, save_network,
-                            write_json)
+from clipwsss.files import (atomic_path, load_network, load_weights, load_weights_into, read_network,
+                            save_network, write_json)
 
 
 class Code:
     """A pickled class: what a checkpoint must not hold."""
 
 
+@pytest.mark.smoke
 def test_atomic_path_leaves_nothing_half_written(tmp_path):
     target = tmp_path / "folder" / "file.txt"
     with atomic_path(target) as temporary:
@@ -43,6 +44,18 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
     with pytest.raises(InputError, match="tensor.pt: not a checkpoint but a Tensor"):
         load_weights(tmp_path / "tensor.pt")
+    torch.save({"state_dict": {3: torch.zeros(2)}}, tmp_path / "number.pt")
+    with pytest.raises(InputError, match="number.pt: not a checkpoint; 3 is not a tensor's name"):
+        load_weights(tmp_path / "number.pt")
+
+
+def test_the_prefix_module_is_removed(tmp_path):
+    state = {"module.conv.weight": torch.zeros(1), "fc.module.bias": torch.zeros(1)}
+    names = ["conv.weight", "fc.module.bias"]
+    for content, part in ((state, None), ({"state_dict": state, "epoch": 3}, "state_dict"), ({"model": state}, "model")):
+        torch.save(content, tmp_path / "a.pt")
+        stored = load_weights(tmp_path / "a.pt")
+        assert list(stored[part] if part else stored) == names, part
 
 
 def network(width: int = 3, scale: float = 1.0) -> nn.Module:
@@ -63,24 +76,24 @@ def test_a_network_comes_back_from_its_arguments_and_weights(tmp_path):
 
 def test_another_kind_and_another_file_are_named(tmp_path):
     save_network(network(), "generator", {}, tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"a.pt: holds: generator; wanted here: segmenter$"):
+    with pytest.raises(InputError, match=r"a.pt: another kind of checkpoint; expected: segmenter, found: generator$"):
         load_network(tmp_path / "a.pt", "segmenter", network)
     torch.save(network().state_dict(), tmp_path / "plain.pt")
-    with pytest.raises(InputError, match="plain.pt: is no checkpoint of these scripts; wanted here: segm"):
+    with pytest.raises(InputError, match="plain.pt: not a checkpoint of this package; expected: segmenter"):
         read_network(tmp_path / "plain.pt", "segmenter")
     with pytest.raises(InputError, match="none.pt: no such checkpoint"):
         load_network(tmp_path / "none.pt", "segmenter", network)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda state: state.pop("0.bias"), r'Missing key.*"0.bias"'),
-    (lambda state: state.update(extra=torch.ones(1)), r'Unexpected key.*"extra"'),
-    (lambda state: state.update({"0.bias": torch.ones(9)}), "size mismatch for 0.bias")])
-def test_weights_that_do_not_fit_are_one_line(tmp_path, change, message):
-    state = network().state_dict()
-    change(state)
-    with pytest.raises(InputError, match=f"a.pt: not the weights of a test network .{message}") as caught:
-        load_weights_into(network(), state, tmp_path / "a.pt", "test network")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-    with pytest.raises(InputError, match="a.pt: not the weights of a Sequential "):
-        load_weights_into(network(), state, tmp_path / "a.pt")
+def test_weights_that_do_not_fit_are_one_line(tmp_path):
+    right = network().state_dict()
+    without_bias = {name: value for name, value in right.items() if name != "0.bias"}
+    for state, message in ((without_bias, r'Missing key.*"0.bias"'),
+                           ({**right, "extra": torch.ones(1)}, r'Unexpected key.*"extra"'),
+                           ({**right, "0.bias": torch.ones(9)}, "size mismatch for 0.bias"),
+                           ({**right, "0.bias": "text"}, "")):
+        with pytest.raises(InputError, match=f"a.pt: not the weights of a test network .{message}") as caught:
+            load_weights_into(network(), state, tmp_path / "a.pt", "test network")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+        with pytest.raises(InputError, match="a.pt: not the weights of a Sequential "):
+            load_weights_into(network(), state, tmp_path / "a.pt")

@@ -8,6 +8,7 @@ from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
 from clipwsss.segment.predict import probabilities
 from clipwsss.segment.segmenter import Segmenter, build_segmenter, load_segmenter
+from clipwsss.training import joined_loss
 
 DESIGN = {"network": "mask2former"}
 
@@ -40,10 +41,15 @@ def squares() -> tuple[torch.Tensor, torch.Tensor]:
     return images, masks
 
 
+def training_loss(network, images, masks):
+    """The loss that `fit` makes of the terms in one process."""
+    return joined_loss(network.loss_terms(images, masks))["loss"]
+
+
 def test_the_loss_reaches_all_that_learns(tiny):
     """Else several processes, which average gradients, would wait for each other for ever."""
     network = built(tiny).network.train()
-    network.training_loss(*squares()).backward()
+    training_loss(network, *squares()).backward()
     silent = [name for name, item in network.named_parameters() if item.requires_grad and item.grad is None]
     assert silent == [] and sum(not item.requires_grad for item in network.parameters()) <= 2
 
@@ -58,7 +64,7 @@ def test_learns_and_predicts_at_image_size(tiny):
     optimizer = torch.optim.AdamW(groups)
     losses = []
     for _ in range(25):
-        loss = network.train().training_loss(images, masks)
+        loss = training_loss(network.train(), images, masks)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,7 +75,7 @@ def test_learns_and_predicts_at_image_size(tiny):
     assert torch.allclose(shares.sum(1), torch.ones(2, 64, 48), atol=1e-4)
     assert (shares.argmax(1) == masks)[:, :, 1:].float().mean() > 0.7
     empty = torch.full_like(masks, 255)
-    assert torch.isfinite(network.training_loss(images, empty))
+    assert torch.isfinite(training_loss(network, images, empty))
 
 
 def test_file_rebuilds_the_network(tiny, tmp_path):
@@ -95,7 +101,7 @@ def test_bad_starts_are_one_clear_line(tiny, tmp_path, monkeypatch):
         built(str(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="--balanced"):
-        built(tiny).network.training_loss(*squares(), balanced=True)
+        built(tiny).network.loss_terms(*squares(), balanced=True)
 
 
 def test_without_the_package_the_command_is_named(monkeypatch):

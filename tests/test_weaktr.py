@@ -3,7 +3,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator, load_generator, read_generator, save_generator
 from clipwsss.cams.maps import merge_scales, multi_scale_maps
 from clipwsss.cams.weaktr import WeakTr
@@ -68,16 +67,49 @@ def reference(w, images, pooling, depth=3, heads=2, n_classes=3):
     return x[:, :n_classes].mean(-1), coarse.mean((2, 3)), fine.mean((2, 3)), seen, fine
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("pooling", ["avg", "max"])
-@pytest.mark.parametrize("size", [(32, 32), (40, 64), (45, 30)])
-def test_outputs_equal_a_plain_reference(pooling, size):
-    generator, images = make(pooling), torch.rand(3, 3, *size)
-    with torch.no_grad():
-        found, expected = generator.outputs(images), reference(generator.state_dict(), images, pooling)
-        for name, ours, plain in zip(found._fields, found, expected):
-            assert plain.abs().max() > 1e-3 and torch.allclose(ours, plain, atol=1e-5), name
-        assert torch.allclose(generator(images), expected[-1], atol=1e-5)  # in chunks, the last one smaller
-    assert (found.maps >= 0).all() and found.maps.shape == (3, 3, size[0] // 8, size[1] // 8)
+def test_outputs_equal_a_plain_reference(pooling):
+    generator = make(pooling)
+    for size in ((32, 32), (40, 64), (45, 30)):
+        images = torch.rand(3, 3, *size)
+        with torch.no_grad():
+            found = generator.outputs(images)
+            expected = reference(generator.state_dict(), images, pooling)
+            for name, ours, plain in zip(found._fields, found, expected):
+                assert plain.abs().max() > 1e-3 and torch.allclose(ours, plain, atol=1e-5), (size, name)
+            assert torch.allclose(generator(images), expected[-1], atol=1e-5), size  # one image at a time
+        assert (found.maps >= 0).all() and found.maps.shape == (3, 3, size[0] // 8, size[1] // 8), size
+
+
+def test_deits_weights_start_the_transformer(tmp_path):
+    torch.manual_seed(0)
+    deit = vit.VisionTransformer(vit.VIT_SPECS["deit_toy"])
+    torch.save({"model": {**deit.state_dict(), "head.weight": torch.rand(9, 64)}}, tmp_path / "deit.pth")
+    torch.manual_seed(1)
+    random = build_generator(CLASSES, "deit_toy", "none").state_dict()
+    torch.manual_seed(1)
+    started = build_generator(CLASSES, "deit_toy", tmp_path / "deit.pth").state_dict()
+    for name, value in started.items():
+        if name in ("cls_token", "pos_embed"):
+            assert torch.equal(value[:, :3], deit.state_dict()[name][:, :1].expand(-1, 3, -1))
+        else:
+            expected = random if name.startswith(("head.", "adaptive_attention_fusion.")) else deit.state_dict()
+            assert torch.equal(value, expected[name]), name
+
+
+def test_bad_starts_are_named(tmp_path):
+    (tmp_path / "torn.pth").write_bytes(b"torn")
+    torch.save({"model": {"conv1.weight": torch.zeros(1)}}, tmp_path / "resnet.pth")
+    torch.save(vit.VisionTransformer(SPEC).state_dict(), tmp_path / "narrow.pth")
+    for weights, message in ((tmp_path / "torn.pth", "torn.pth: not a readable checkpoint"),
+                             (tmp_path / "resnet.pth", "resnet.pth: not the weights of a vision transformer"),
+                             (tmp_path / "narrow.pth", "narrow.pth: not the weights of a deit_toy .*size mismatch"),
+                             (tmp_path / "gone.pth", "gone.pth: no such file"),
+                             ("imagenet", "deit_toy has no ImageNet weights")):
+        with pytest.raises(InputError, match=message) as caught:
+            build_generator(CLASSES, "deit_toy", weights)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_each_loss_teaches():
@@ -104,7 +136,7 @@ def test_what_each_loss_teaches():
 
 
 def test_a_part_that_is_not_there_is_named():
-    generator = build_generator(CLASSES, GeneratorSettings("resnet_tiny", "none", 4))
+    generator = build_generator(CLASSES, "resnet_tiny", "none", output_stride=4)
     with pytest.raises(InputError, match="--tune head: this generator has all"):
         generator.learn_only("head")
     generator.learn_only("all")
@@ -116,12 +148,12 @@ def test_checkpoints_of_the_releases_and_our_own_files_load(tmp_path):
     torch.save({"model": generator.state_dict(), "epoch": 3}, tmp_path / "checkpoint_best_mIoU.pth")
     kind, config, _ = read_generator(tmp_path / "checkpoint_best_mIoU.pth")
     assert kind == "weaktr" and config == {}
-    loaded = load_generator(tmp_path / "checkpoint_best_mIoU.pth", CLASSES, GeneratorSettings(pooling="avg")).eval()
+    loaded = load_generator(tmp_path / "checkpoint_best_mIoU.pth", CLASSES, pooling="avg").eval()
     assert loaded.spec == SPEC and loaded.config["pooling"] == "avg"
     with torch.no_grad():
         assert torch.equal(loaded(images), generator(images))
         save_generator(loaded, tmp_path / "generator.pt")
-        again = load_generator(tmp_path / "generator.pt", CLASSES, GeneratorSettings(pooling="max")).eval()
+        again = load_generator(tmp_path / "generator.pt", CLASSES, pooling="max").eval()
         assert again.config == loaded.config and torch.equal(again(images), generator(images))  # it says its pooling
     with pytest.raises(InputError, match="best_mIoU.pth: made for 3 classes; this data has 2: a, b"):
         load_generator(tmp_path / "checkpoint_best_mIoU.pth", CLASSES[:2])
@@ -132,12 +164,12 @@ def test_checkpoints_of_the_releases_and_our_own_files_load(tmp_path):
     with pytest.raises(InputError, match=r'part.pth: not the weights of a .* generator of 3 classes .*"head.bias"'):
         load_generator(tmp_path / "part.pth", CLASSES)
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other.pth: no weights of a generator \(resnet, weaktr\)"):
+    with pytest.raises(InputError, match=r"other.pth: not the weights of a generator \(resnet, weaktr\)"):
         load_generator(tmp_path / "other.pth", CLASSES)
 
 
 def test_published_sizes():
-    generator = build_generator(["x"] * 20, GeneratorSettings("deit_small", "none"))
+    generator = build_generator(["x"] * 20, "deit_small", "none")
     shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}
     assert shapes["cls_token"] == (1, 20, 384) and shapes["pos_embed"] == (1, 216, 384)
     assert shapes["head.weight"] == (20, 384, 3, 3) and shapes["blocks.11.mlp.fc1.weight"] == (1536, 384)

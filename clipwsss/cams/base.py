@@ -1,6 +1,5 @@
-"""What a CAM generator is: all that training, guidance and CAM files know of one."""
+"""What every CAM generator offers to training, guidance and CAM files."""
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,42 +8,24 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 
-class GeneratorSettings(NamedTuple):
-    """What the command line says of a generator; each kind reads what it has.
-
-    backbone: a network of that kind; weights: imagenet, none or a file. Of ResNets: output_stride, image size
-    over map size; freeze_stages, how many of stem, layer1, ... do not learn; frozen_bn, whether batch norm
-    keeps its statistics (IRN's classifier; CLIMS' generator trains with the batch's). generator: the kind
-    that a file must hold, None for any. Of WeakTr: pooling of
-    attention features over the tokens, avg or max; reduction of the heads inside the fusion; drop_path.
-    """
-    backbone: str = "resnet50"
-    weights: str = "imagenet"
-    output_stride: int = 16
-    freeze_stages: int = 1
-    frozen_bn: bool = False
-    pooling: str = "max"
-    reduction: int = 8
-    drop_path: float = 0.1
-    generator: str | None = None
-
-
 def min_max(maps: Tensor, epsilon: float) -> Tensor:
     """Maps [..,h,w], each scaled by its own extremes: (m - min) / (max - min + epsilon).
 
-    Source: SemPLeS' release (epsilon 0.1, 0.0001 while prompts are learned). Gradients reach the extremes.
+    Source: SemPLeS' release (epsilon 0.1; 0.0001 while prompts are learned). Gradients reach the extremes.
     """
-    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    high = maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low + epsilon)
 
 
 class MapGenerator(nn.Module):
     """Turns images [B,3,H,W] in [0,1] into a map of each class: `forward(images) -> [B,K,h,w]`, in float32.
 
-    config: plain values that rebuild it, with its `classes`. input_multiple: its maps cover an image whose
-    sides are multiples of this. map_multiple: else they cover the image rounded up to this. from_minimum:
-    CAM files scale its maps by their minimum and maximum, not from zero. parts: what `learn_only` knows, by
-    the beginnings of the parameters' names.
+    config: the plain values that build it again, with its `classes`.
+    input_multiple: the sides of an input image must be multiples of this for its maps to cover it whole.
+    map_multiple: the maps cover the image rounded up to a multiple of this.
+    from_minimum: CAM files scale each map from its minimum to its maximum, not from zero.
+    parts: what `learn_only` can select; each part names the beginnings of its parameters' names.
     """
     config: dict
     input_multiple = 1
@@ -53,7 +34,7 @@ class MapGenerator(nn.Module):
     parts: Mapping[str, tuple[str, ...]] = {}
 
     def classify(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits [B,K] by name, each trained by POLE eq. 1; the first ones are the classifier's answer."""
+        """Logits [B,K] by name, each trained by POLE eq. 1; the first ones are the classifier's scores."""
         raise NotImplementedError
 
     def parameter_groups(self, lr: float, head_ratio: float) -> list[dict]:
@@ -62,10 +43,10 @@ class MapGenerator(nn.Module):
 
     def probabilities(self, maps: Tensor, scale: str, epsilon: float = 0.1,
                       size: tuple[int, int] | None = None) -> Tensor:
-        """P in [0,1] of maps [B,K,h,w], resized to `size` where one is given.
+        """P in [0,1] of maps [B,K,h,w], resized to `size` (H, W) where one is given.
 
-        scale: `sigmoid` (CLIMS, POLE; before resizing) or `minmax` (SemPLeS; after it) of their positive
-        part, as the maps that SemPLeS' release scales are not negative.
+        scale: `sigmoid` (CLIMS and POLE), taken before resizing; or `minmax` (SemPLeS), taken after resizing
+        and of the maps' positive part, because the maps that SemPLeS' release scales are not negative.
         """
         maps = torch.sigmoid(maps) if scale == "sigmoid" else F.relu(maps)
         if size:
@@ -73,8 +54,13 @@ class MapGenerator(nn.Module):
         return maps if scale == "sigmoid" else min_max(maps, epsilon)
 
     def learn_only(self, part: str) -> None:
-        """Let only one of `parts` learn; `all` changes nothing. InputError lists what there is."""
-        if part not in ("all", *self.parts):
+        """Freeze all parameters that are not of this one of `parts`; `all` freezes none.
+
+        InputError lists the parts that the generator has.
+        """
+        if part == "all":
+            return
+        if part not in self.parts:
             raise InputError(f"--tune {part}: this generator has {', '.join(('all', *self.parts))}")
-        for name, parameter in self.named_parameters() if part != "all" else ():
+        for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(self.parts[part]))

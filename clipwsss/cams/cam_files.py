@@ -1,5 +1,6 @@
-"""CAM files: .npz without pickle, and others' .npy dictionaries read by an unpickler that runs no code."""
+"""CAM files: .npz without pickle, and the .npy dictionaries of other scripts, read without running code."""
 import io
+import math
 import pickle
 import re
 from collections.abc import Sequence
@@ -10,18 +11,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..files import atomic_path
 from ..errors import InputError
+from ..files import atomic_path
 
 STRIDE = 4
 FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy", "psa": ".npy"}
 
 
 class CamFile(NamedTuple):
-    """Maps of one image's present classes.
+    """The maps of one image's k present classes.
 
-    keys int64 [k], 0-based classes without background; cam float32 [k, h, w] at a quarter of the image's size
-    (rounded up), usually in [0, 1]; high_res float32 [k, H, W] at the image's size, or None.
+    keys: int64 [k], 0-based classes without background. cam: float32 [k,h,w], usually in [0, 1], at a quarter
+    of the image's size (rounded up). high_res: float32 [k,H,W] at the image's size, or None.
     """
     keys: np.ndarray
     cam: np.ndarray
@@ -30,45 +31,50 @@ class CamFile(NamedTuple):
 
 def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, fmt: str = "npz",
               high_res: np.ndarray | None = None) -> Path:
-    """Write one image's maps (arrays or CPU tensors) whole or not at all; the path written.
+    """Write one image's maps (arrays or CPU tensors), whole or not at all, and return the path.
 
-    fmt "npz": keys int64, cam float16; "full": high_res float16 too. Pickled dictionaries for the scripts of
-    others with this numpy or newer: "irn" (keys, cam torch, high_res numpy), "psa" {class: high_res [H, W]},
-    as PSA, SEAM, MCTformer and WeakTr have it. ValueError: bad maps.
+    fmt: `npz` holds keys (int64) and cam (float16); `full` holds high_res (float16) too. Two formats are
+    pickled dictionaries for the scripts of others, which need this numpy or a newer one: `irn` holds keys and
+    cam as tensors and high_res as an array; `psa` is {class: high_res [H,W]}, as PSA, SEAM, MCTformer and
+    WeakTr write it. ValueError: an unknown format, or maps that `read_cam` would refuse.
     """
     if fmt not in FORMATS:
-        raise ValueError(f"fmt {fmt!r}: valid are {', '.join(FORMATS)}")
+        raise ValueError(f"fmt {fmt!r} is unknown; valid: {', '.join(FORMATS)}")
     if fmt != "npz" and high_res is None:
         raise ValueError(f"fmt {fmt} needs high_res")
     path = Path(folder) / f"{name}{FORMATS[fmt]}"
     stored = np.float32 if path.suffix == ".npy" else np.float16
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
+    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite and is refused below
         file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
                        None if high_res is None else np.asarray(high_res).astype(stored))
     _check(file, f"CAMs of {name}")
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        if path.suffix == ".npz":
-            np.savez(out, **{field: value for field, value in file._asdict().items() if value is not None})
-        elif fmt == "psa":
+        if fmt == "psa":
             np.save(out, dict(zip(file.keys.tolist(), file.high_res)), allow_pickle=True)
+        elif fmt == "irn":
+            contents = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam),
+                        "high_res": file.high_res}
+            np.save(out, contents, allow_pickle=True)
+        elif file.high_res is None:
+            np.savez(out, keys=file.keys, cam=file.cam)
         else:
-            tensors = {"keys": torch.from_numpy(file.keys), "cam": torch.from_numpy(file.cam)}
-            np.save(out, {**tensors, "high_res": file.high_res}, allow_pickle=True)
+            np.savez(out, keys=file.keys, cam=file.cam, high_res=file.high_res)
     return path
 
 
 def read_cam(folder: Path | str, name: str) -> CamFile:
     """The CAM file NAME.npz or NAME.npy (IRN's, or PSA's {class: map}) of a folder; no code in it is run.
 
-    InputError: neither or both are there, a damaged file, a pickle of anything but arrays and tensors,
-    missing fields, shapes that do not match, no class, NaN, infinity. The caller checks keys against K.
+    InputError: neither file or both files exist; a damaged file; a pickle of anything but arrays and tensors;
+    missing fields; shapes that do not match; no class; NaN or infinity. `check_cam` compares the file with
+    its image and data set.
     """
     candidates = [Path(folder) / (name + suffix) for suffix in (".npz", ".npy")]
     paths = [path for path in candidates if path.is_file()]
     if not paths:
         raise InputError(f"{candidates[0]} (or .npy): no such CAM file")
     if len(paths) > 1:
-        raise InputError(f"{paths[0]} and {paths[1].name}: both are there, keep one of them")
+        raise InputError(f"{paths[0]} and {paths[1].name}: both are there; keep one of them")
     path = paths[0]
     try:
         contents = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
@@ -95,51 +101,63 @@ def list_cams(folder: Path | str) -> list[str]:
     names = {path.stem for path in folder.iterdir()
              if path.suffix in FORMATS.values() and not path.name.startswith(".")}
     if not names:
-        raise InputError(f"{folder}: no CAM files (.npz, or .npy as IRN's or PSA's) in this folder")
+        raise InputError(f"{folder}: no CAM files (.npz, or IRN's or PSA's .npy) in this folder")
     return sorted(names)
 
 
 def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
-    """Maps at an image's size (H, W), float32 [k, H, W].
+    """The maps at an image's size (H, W): float32 [k,H,W].
 
-    high_res if it has that size; else bilinear (align_corners False). Maps at stride 4 are first enlarged 4
-    times and then cut to the image, as IRN does: their grid covers the image rounded up to a multiple of 4.
+    high_res is returned if it has that size; else cam is resized (bilinear, align_corners False). Maps at
+    stride 4 are enlarged 4 times and then cropped, as IRN does it, because their grid covers the image
+    rounded up to a multiple of 4.
     """
     if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
         return file.high_res
     height, width = size
-    grid = (-(-height // STRIDE), -(-width // STRIDE))
-    target = (grid[0] * STRIDE, grid[1] * STRIDE) if file.cam.shape[1:] == grid else tuple(size)
+    grid = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+    target = (height, width)
+    if file.cam.shape[1:] == grid:
+        target = (grid[0] * STRIDE, grid[1] * STRIDE)
     maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
     return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
 
 
 def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes: int,
               tags: Sequence[int] = ()) -> CamFile:
-    """The file itself if it fits an image (H, W) of this data, and its 0-based `tags` if it has any.
+    """Return the file if it fits an image of `size` (H, W), its data set and its `tags`.
 
-    InputError that begins with `where` if not.
+    tags: the image's 0-based classes; none are compared if it is empty. InputError begins with `where`.
     """
-    if file.keys.max() >= n_classes:
-        raise InputError(f"{where}: class {file.keys.max()} in its keys; this data has 0..{n_classes - 1}")
-    strange = set(file.keys.tolist()) - set(tags)
-    if tags and strange:
-        raise InputError(f"{where}: class {min(strange)} in its keys, the image's tags are "
+    highest = file.keys.max()
+    if highest >= n_classes:
+        raise InputError(f"{where}: class {highest} in its keys; this data has 0..{n_classes - 1}")
+    untagged = set(file.keys.tolist()) - set(tags)
+    if tags and untagged:
+        raise InputError(f"{where}: class {min(untagged)} in its keys, the image's tags are "
                          f"{', '.join(map(str, tags))}")
     if file.high_res is not None and file.high_res.shape[1:] != tuple(size):
         stored = list(file.high_res.shape[1:])
         raise InputError(f"{where}: high_res is {stored}, its image {list(size)} (H, W)")
-    height, width = file.cam.shape[1:]
-    ratio = size[0] / size[1]  # maps have the image's shape up to the rounding of each side
-    if height > size[0] or width > size[1] or abs(height - width * ratio) > max(1, ratio):
-        raise InputError(f"{where}: maps of {[height, width]} do not fit an image of {list(size)} (H, W)")
+    # The maps have the image's shape up to the rounding of each side. An example: for an image of 30 x 40,
+    # 10 columns go with 10 * 30 / 40 = 7.5 rows. Maps of 8 x 10 or 7 x 10 are within one row of that; maps of
+    # 10 x 8 (6 rows expected) are another image's. Where the image is higher than wide, one column more or
+    # less changes the expected rows by height / width, which is more than one and then the tolerance.
+    height, width = size
+    rows, columns = file.cam.shape[1:]
+    rows_per_column = height / width
+    expected_rows = columns * rows_per_column
+    too_large = rows > height or columns > width
+    if too_large or abs(rows - expected_rows) > max(1, rows_per_column):
+        raise InputError(f"{where}: maps of {[rows, columns]} do not fit an image of {list(size)} (H, W)")
     return file
 
 
 def _check(file: CamFile, where: Path | str) -> None:
-    """InputError for values that do not belong together, beginning with `where`."""
+    """InputError, beginning with `where`, if the fields do not fit each other."""
     keys, cam, high_res = file
-    if keys.ndim != 1 or cam.ndim != 3 or len(keys) != len(cam) or cam.size == 0 < len(keys):
+    fitting_shapes = keys.ndim == 1 and cam.ndim == 3 and len(keys) == len(cam)
+    if not fitting_shapes or (len(keys) > 0 and cam.size == 0):
         shapes = f"keys {list(keys.shape)} and cam {list(cam.shape)}"
         raise InputError(f"{where}: {shapes} are not [k] and [k, h, w]")
     if len(keys) == 0:
@@ -154,9 +172,16 @@ def _check(file: CamFile, where: Path | str) -> None:
 
 
 def _array(value: object, dtype: type) -> np.ndarray:
-    value = value.value if isinstance(value, _Array) else value
-    value = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
-    if value.dtype.kind not in ("iu" if dtype is np.int64 and value.size else "iuf"):
+    """A field as an array of `dtype` (int64 or float32); InputError if it does not hold such numbers."""
+    if isinstance(value, _Array):
+        value = value.value
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+    value = np.asarray(value)
+    admitted_kinds = "iuf"  # signed, unsigned, floating
+    if dtype is np.int64 and value.size > 0:  # an empty list is an array of floats
+        admitted_kinds = "iu"
+    if value.dtype.kind not in admitted_kinds:
         raise InputError(f"a field is no array of numbers, it has type {value.dtype}")
     return np.ascontiguousarray(value, dtype)
 
@@ -167,7 +192,7 @@ def _read_npz(path: Path) -> dict:
 
 
 def _read_npy(path: Path) -> dict:
-    """The dictionary of an .npy file that holds one pickled object; one of {class: map} as keys and cam."""
+    """The dictionary in an .npy file that holds one pickled object; {class: map} becomes keys and cam."""
     formats = np.lib.format
     with open(path, "rb") as file:
         version = formats.read_magic(file)
@@ -179,12 +204,13 @@ def _read_npy(path: Path) -> dict:
     if not isinstance(contents, dict):
         raise InputError(f"holds a {type(contents).__name__}, not a dictionary of CAMs")
     if contents and all(isinstance(key, int | np.integer) for key in contents):
-        return {"keys": list(contents), "cam": np.stack([_array(m, np.float32) for m in contents.values()])}
+        maps = [_array(value, np.float32) for value in contents.values()]
+        return {"keys": list(contents), "cam": np.stack(maps)}
     return contents
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a pickle: numbers only, none of numpy's own state, which may be forged."""
+    """Replaces numpy.dtype in a pickle: types of numbers, without its other state, which may be forged."""
 
     def __init__(self, code: str, *_: object):
         if not re.fullmatch(r"[biuf][1248]|O8?", code):
@@ -195,26 +221,29 @@ class _Dtype:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")
 
     def read(self, data: bytes, shape: tuple, order: str = "C") -> np.ndarray:
-        """The array of these bytes; ValueError where they do not fill the shape."""
+        """The array of these bytes; ValueError if they do not fill the shape."""
         return np.frombuffer(data, self.order + self.code).reshape(shape, order=order).copy()
 
 
 class _Array:
-    """Stands for numpy.ndarray in a pickle; `value` is the array, or what a 0-d object array holds."""
+    """Replaces numpy.ndarray in a pickle; `value` is the array, or the object in a 0-d array of objects."""
     value: object = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        if dtype.code[0] == "O" and (shape, len(data)) != ((), 1):
+        if dtype.code[0] != "O":
+            self.value = dtype.read(data, shape, "F" if fortran else "C")
+        elif shape == () and len(data) == 1:
+            self.value = data[0]
+        else:
             raise pickle.UnpicklingError("an array of objects")
-        self.value = data[0] if dtype.code[0] == "O" else dtype.read(data, shape, "F" if fortran else "C")
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays, torch tensors and plain values; refuses any other name before looking it up.
+    """Unpickles numpy arrays, torch tensors and plain values; every other name is refused before its look-up.
 
-    numpy's own functions are not used: a forged dtype makes them crash. Ours are made anew for each file,
-    as a pickle may set attributes of what it is given.
+    numpy's own functions are not used, because a forged dtype makes them crash. The replacements are made
+    anew for each file, because a pickle may set attributes of what it is given.
     """
 
     def __init__(self, file: io.BufferedIOBase):
@@ -232,9 +261,9 @@ class _TensorUnpickler(pickle.Unpickler):
                 torch.empty(0, dtype=storage.dtype).set_(storage).as_strided(size, stride, offset)}
 
     def find_class(self, module: str, name: str) -> object:
-        # numpy 2 renamed numpy.core to numpy._core; both names stand in published files.
+        # numpy 2 renamed numpy.core to numpy._core; published files have both names.
         asked = f"{module.replace('numpy._core', 'numpy.core')}.{name}"
         if asked not in self.admitted:
             raise InputError(f"its pickle asks for {ascii(f'{module}.{name}')}; only numpy arrays and torch "
-                             "tensors are admitted, and that was not run")
+                             "tensors are admitted, so that it was not run")
         return self.admitted[asked]

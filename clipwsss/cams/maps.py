@@ -1,15 +1,15 @@
 """Multi-scale class activation maps of a generator, and their files for a whole split."""
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from ..datasets import TagDataset
+from ..datasets.base import whole_image
 from ..datasets.loaders import size_loader
-from ..datasets.transforms import eval_transform
 from ..distributed import barrier
 from ..networks.batch_norm import fuse_batch_norm
 from ..progress import Progress
@@ -21,7 +21,7 @@ SCALES = (1.0, 0.5, 1.5, 2.0)
 
 
 def rescale(images: torch.Tensor, scale: float = 1.0, multiple: int = 1) -> torch.Tensor:
-    """Images at a scale, both sides rounded to a `multiple` of pixels (at least one), bicubic, in [0,1]."""
+    """Images [B,3,H,W] in [0,1] at a scale (bicubic), its sides rounded to multiples of `multiple`."""
     size = [max(1, round(side * scale / multiple)) * multiple for side in images.shape[-2:]]
     if list(images.shape[-2:]) == size:
         return images
@@ -31,27 +31,29 @@ def rescale(images: torch.Tensor, scale: float = 1.0, multiple: int = 1) -> torc
 @torch.inference_mode()
 def multi_scale_maps(generator: MapGenerator, images: torch.Tensor, scales: Sequence[float] = SCALES,
                      flip: bool = True) -> list[torch.Tensor]:
-    """Rectified maps [B,K,h,w] of each scale, image and mirror image added, of images [B,3,H,W] in [0,1].
+    """Rectified maps [B,K,h,w] of images [B,3,H,W] in [0,1] at each scale.
 
-    Source: IRN's make_cam (bicubic resizing; image and flip in one batch).
+    flip: the maps of the mirror image are added. Source: IRN's make_cam (bicubic resizing; an image and its
+    mirror image are in one batch).
     """
     outputs = []
     for scale in scales:
         scaled = rescale(images, scale, generator.input_multiple)
-        maps = F.relu(generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled))
         if flip:
-            maps, mirrored = maps.chunk(2)
-            maps = maps + mirrored.flip(-1)
-        outputs.append(maps)
+            both = torch.cat([scaled, scaled.flip(-1)])
+            maps, mirrored = F.relu(generator(both)).chunk(2)
+            outputs.append(maps + mirrored.flip(-1))
+        else:
+            outputs.append(F.relu(generator(scaled)))
     return outputs
 
 
 def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: int = 1,
                  from_minimum: bool = False) -> torch.Tensor:
-    """Sum of all scales' maps resized to `size`, each map divided by its own maximum: [B,K,*size] in [0,1].
+    """The sum of all scales' maps at `size` (H, W), each map divided by its own maximum: [B,K,H,W] in [0,1].
 
-    Maps are resized to `size` rounded up to `multiple` and cropped, as IRN's high-resolution CAMs are (16).
-    from_minimum: each map's own minimum becomes zero first (WeakTr).
+    The maps are resized to `size` rounded up to `multiple` and cropped, as IRN's high-resolution CAMs are
+    (multiple 16). from_minimum: each map is scaled from its own minimum instead of from zero (WeakTr).
     """
     height, width = size
     padded = [math.ceil(side / multiple) * multiple for side in size]
@@ -62,43 +64,45 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
     return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
-class CamSettings(NamedTuple):
-    """How CAM files are made: scales, mirror images too, images in a forward pass, file format, precision."""
-    scales: Sequence[float] = SCALES
-    flip: bool = True
-    batch_size: int = 1
-    workers: int = 0
-    fmt: str = "npz"
-    precision: str = "fp32"
+def cam_loader(dataset: TagDataset, batch_size: int = 1, workers: int = 0,
+               finished: Collection[str] = ()) -> DataLoader:
+    """Batches of whole images for `write_cams`, without the images named in `finished`.
 
-
-def write_cams(generator: MapGenerator, dataset: TagDataset, folder: Path,
-               settings: CamSettings = CamSettings(), resume: bool = False) -> None:
-    """Write each image's CAM file, of the classes its tags name; with `resume` those that are there stay.
-
-    Afterwards those of all processes are there.
+    Each batch holds images of one size, so that none is padded.
     """
-    suffix, device = FORMATS[settings.fmt], next(generator.parameters()).device
-    done = {name for name in dataset.names if resume and (folder / f"{name}{suffix}").exists()}
-    plain = dataset.with_transform(eval_transform(), masks=False)
-    loader = size_loader(plain, settings.batch_size, settings.workers, done)
-    progress = Progress("CAMs", sum(map(len, loader.batch_sampler)))
+    return size_loader(dataset.with_transform(whole_image, masks=False), batch_size, workers, finished)
+
+
+def finished_cams(dataset: TagDataset, folder: Path, fmt: str = "npz") -> set[str]:
+    """Names of the images that have a CAM file of this format in a folder."""
+    return {name for name in dataset.names if (folder / f"{name}{FORMATS[fmt]}").exists()}
+
+
+def write_cams(generator: MapGenerator, loader: DataLoader, folder: Path, scales: Sequence[float] = SCALES,
+               flip: bool = True, fmt: str = "npz", precision: str = "fp32") -> None:
+    """Write the CAM file of each image of a `cam_loader`, with the maps of the classes that its tags name.
+
+    fmt: see `write_cam`. precision: see `use_bf16`. Several processes each write their part of the files; all
+    files are there when the function returns.
+    """
+    device = next(generator.parameters()).device
+    progress = Progress("CAMs", sum(len(batch) for batch in loader.batch_sampler))
     network = fuse_batch_norm(generator)
     for batch in loader:
         height, width = batch.images.shape[-2:]
-        with autocast(settings.precision, device):
-            images = batch.images.to(device, non_blocking=True)
-            outputs = multi_scale_maps(network, images, settings.scales, settings.flip)
-        cams = merge_scales(outputs, (math.ceil(height / STRIDE), math.ceil(width / STRIDE)),
-                            from_minimum=generator.from_minimum)
+        with autocast(precision, device):
+            outputs = multi_scale_maps(network, batch.images.to(device, non_blocking=True), scales, flip)
+        small = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+        cams = merge_scales(outputs, small, from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):
             keys = batch.labels[index].nonzero()[:, 0]
-            present, high = keys.to(device), None
-            if settings.fmt != "npz":
+            present = keys.to(device)
+            high_res = None
+            if fmt != "npz":
                 maps = [output[index:index + 1, present] for output in outputs]
-                high = merge_scales(maps, (height, width), generator.map_multiple,
-                                    generator.from_minimum)[0].cpu()
-            write_cam(folder, name, keys, cams[index, present].cpu(), settings.fmt, high)
+                merged = merge_scales(maps, (height, width), generator.map_multiple, generator.from_minimum)
+                high_res = merged[0].cpu()
+            write_cam(folder, name, keys, cams[index, present].cpu(), fmt, high_res)
         progress.update(len(batch.names))
     progress.close()
     barrier()

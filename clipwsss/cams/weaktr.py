@@ -1,9 +1,10 @@
-"""WeakTr's CAM generator: a plain vision transformer whose attention, weighted by head, fills its CAMs.
+"""WeakTr's CAM generator: a plain vision transformer whose own attention, weighted by head, refines its CAMs.
 
 Zhu et al., "WeakTr: Exploring plain vision transformer for weakly-supervised semantic segmentation", arXiv
-2304.01184. SemPLeS fine-tunes it. Files of both releases load by their names.
+2304.01184. SemPLeS fine-tunes it. The weights of both releases load under their own names.
 """
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,16 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import input_errors
+from ..files import load_weights, load_weights_into
 from ..networks import vit
-from .base import GeneratorSettings, MapGenerator
+from ..weights import start_file
+from .base import MapGenerator
 
-POOLS = {"avg": torch.mean, "max": torch.amax}
-FUSION = "adaptive_attention_fusion."
+POOLINGS = {"avg": torch.mean, "max": torch.amax}
+FUSION = "adaptive_attention_fusion."  # how the names of the fusion's parameters begin
 
 
 class WeakTrOutputs(NamedTuple):
-    """What a batch gives: three logits [B,K] (of the class tokens, the coarse and the fine maps) and two maps
-    [B,K,h,w]: the coarse ones under the class tokens' attention, then spread by the patches' attention."""
+    """What a batch gives: three logits [B,K] and two maps [B,K,h,w].
+
+    The logits are those of the class tokens, of the coarse maps and of the fine maps. `coarse_maps` are the
+    coarse maps times the class tokens' attention. `maps`, the fine ones, are these spread by the patches'
+    attention.
+    """
     token_logits: Tensor
     coarse_logits: Tensor
     fine_logits: Tensor
@@ -29,15 +36,16 @@ class WeakTrOutputs(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """Adaptive attention fusion: a weight in (0,1) for every head of every block, from what the blocks added.
+    """Adaptive attention fusion: a weight in (0,1) for every head of every block.
 
-    heads: of all blocks together, C; features: channels of one; hidden: widths inside, of features and heads.
+    heads: the number C of heads of all blocks together. features: the channels of one head. hidden: the inner
+    widths of the network over features and of the network over heads.
     """
 
     def __init__(self, heads: int, features: int, hidden: tuple[int, int], pooling: str):
         super().__init__()
-        self.pool = POOLS[pooling]
-        # No nonlinearity between the first two, as released.
+        self.pool = POOLINGS[pooling]
+        # Between the first two layers is no nonlinearity, as released.
         self.attn_feat_ffn = nn.Sequential(nn.Linear(features, hidden[0]), nn.Linear(hidden[0], 1))
         self.attn_head_ffn = nn.Sequential(nn.Linear(heads, hidden[1], bias=False), nn.ReLU(),
                                            nn.Linear(hidden[1], heads, bias=False), nn.Sigmoid())
@@ -48,54 +56,65 @@ class Fusion(nn.Module):
 
 
 class WeakTr(MapGenerator, vit.VisionTransformer):
-    """The transformer with a class token for each class, a 3x3 convolution on its patches, and the fusion.
+    """A transformer with one class token for each class, a 3x3 convolution on its patches, and the fusion.
 
-    Attention and its features take no gradient. The coarse maps take none from the fine logits (WeakTr), and
-    one from the maps (SemPLeS' release, which tunes the convolution and the fusion: the part `head`).
+    No gradient flows through the attention and its features. The fine logits teach the fusion alone (WeakTr);
+    the fine maps teach the convolution too (SemPLeS' release, which tunes both: the part `head`).
     """
     from_minimum = True
     parts = {"head": ("head.", FUSION), "fusion": (FUSION,)}
 
     def __init__(self, spec: vit.ViTSpec, config: dict, hidden: tuple[int, int], drop_path: float = 0.0):
         super().__init__(spec, len(config["classes"]), drop_path)
-        self.config, self.input_multiple = config, spec.patch
+        self.config = config
+        self.input_multiple = spec.patch
         self.norm.requires_grad_(False)  # WeakTr does not use it
         self.head = nn.Conv2d(spec.width, self.n_tokens, 3, padding=1)
         self.adaptive_attention_fusion = Fusion(spec.depth * spec.heads, spec.width // spec.heads, hidden,
                                                 config["pooling"])
 
     def outputs(self, images: Tensor, detach: bool = False) -> WeakTrOutputs:
-        """Everything of images [B,3,H,W] in [0,1], in float32; `detach`: fine maps teach the fusion alone."""
-        (tokens, grid), entered, pooled = self.embed(images), [], []
+        """All outputs for images [B,3,H,W] in [0,1], in float32.
+
+        detach: no gradient flows from the fine maps to the coarse ones, so that they teach the fusion alone.
+        """
+        tokens, grid = self.embed(images)
+        entered = []  # the tokens before each block
+        pooled = []  # what each block's attention added, [B,heads,features]
         for block in self.blocks:
             entered.append(tokens.detach())
             tokens, attended = block(tokens)
             pooled.append(self.pool_by_head(attended.detach()))
         class_tokens, patches = tokens.split([self.n_tokens, tokens.shape[1] - self.n_tokens], dim=1)
         coarse = self.head(patches.mT.unflatten(-1, grid)).float()
-        # Heads outside, blocks inside, as in the release.
+        # The fusion's order is that of the release: all blocks of the first head, then of the second, ...
         weights = self.adaptive_attention_fusion(torch.stack(pooled, dim=2).flatten(1, 2))
         weights = weights.unflatten(1, (self.spec.heads, -1))
-        fused = self.fused_attention(entered, weights)[..., self.n_tokens:]
-        seen = fused[:, :self.n_tokens].unflatten(-1, grid) * F.relu(coarse.detach() if detach else coarse)
-        maps = (fused[:, self.n_tokens:] @ seen.flatten(2).mT).mT.unflatten(-1, grid).float()
-        return WeakTrOutputs(class_tokens.float().mean(-1), coarse.mean((2, 3)), maps.mean((2, 3)), seen, maps)
+        to_patches = self.fused_attention(entered, weights)[..., self.n_tokens:]
+        from_classes = to_patches[:, :self.n_tokens].unflatten(-1, grid)
+        from_patches = to_patches[:, self.n_tokens:]
+        coarse_maps = from_classes * F.relu(coarse.detach() if detach else coarse)
+        maps = (from_patches @ coarse_maps.flatten(2).mT).mT.unflatten(-1, grid).float()
+        return WeakTrOutputs(token_logits=class_tokens.float().mean(-1), coarse_logits=coarse.mean((2, 3)),
+                             fine_logits=maps.mean((2, 3)), coarse_maps=coarse_maps, maps=maps)
 
     def pool_by_head(self, attended: Tensor) -> Tensor:
         """[B,heads,width/heads] of what a block's attention added, [B,N,width], pooled over the tokens.
 
-        As released: the channels after the projection are dealt out to the heads by turns.
+        As released, the channels after the projection go to the heads in turn: with two heads, the channels
+        0, 2, 4, ... to the first and 1, 3, 5, ... to the second.
         """
         pooled = self.adaptive_attention_fusion.pool(attended, dim=1)
         return pooled.unflatten(-1, (-1, self.spec.heads)).mT
 
     def fused_attention(self, entered: Sequence[Tensor], weights: Tensor) -> Tensor:
-        """Mean over the heads of all blocks of attention times weight [B,heads,depth]: [B,N,N], N all tokens.
+        """Mean over the heads of all blocks of attention times weight: [B,N,N], N the number of all tokens.
 
-        `entered` are the tokens that each block was given. Without gradients one head's attention is held at
-        a time.
+        entered: the tokens before each block. weights: [B,heads,depth]. Without gradients only one head's
+        attention is in memory at a time.
         """
-        fused, weights = 0.0, weights.float() / weights[0].numel()
+        weights = weights.float() / weights[0].numel()
+        fused = 0.0
         for index, (block, tokens) in enumerate(zip(self.blocks, entered)):
             with torch.no_grad():
                 query, key = block.queries(tokens)
@@ -106,7 +125,7 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         return fused
 
     def forward(self, images: Tensor) -> Tensor:
-        """The fine maps [B,K,h,w], none negative; without gradients an image at a time, to hold less."""
+        """The fine maps [B,K,h,w], none negative; without gradients one image at a time, to save memory."""
         parts = [images] if torch.is_grad_enabled() else images.split(1)
         return torch.cat([self.outputs(part).maps for part in parts])
 
@@ -115,40 +134,62 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
         return {"token": outputs.token_logits, "coarse": outputs.coarse_logits, "fine": outputs.fine_logits}
 
     def parameter_groups(self, lr: float, head_ratio: float = 1.0) -> list[dict]:
-        named = [(name.startswith(self.parts["head"]), parameter)
-                 for name, parameter in self.named_parameters() if parameter.requires_grad]
-        return [{"params": [parameter for new, parameter in named if not new], "lr": lr},
-                {"params": [parameter for new, parameter in named if new], "lr": lr * head_ratio}]
+        body = []
+        head = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                group = head if name.startswith(self.parts["head"]) else body
+                group.append(parameter)
+        return [{"params": body, "lr": lr}, {"params": head, "lr": lr * head_ratio}]
 
 
-def build(classes: Sequence[str], settings: GeneratorSettings) -> WeakTr:
-    """A generator with these settings; InputError on weights that do not fit."""
-    spec = vit.SPECS[settings.backbone]
-    hidden = (spec.width // spec.heads // 8, spec.depth * spec.heads // settings.reduction)
-    config = {"backbone": settings.backbone, "pooling": settings.pooling, "classes": list(classes)}
-    generator = WeakTr(spec, config, hidden, settings.drop_path)
-    if settings.weights != "none":
-        with input_errors():
-            vit.start_from(generator, vit.read_weights(settings.weights, settings.backbone), settings.weights)
+def build_weaktr(classes: Sequence[str], backbone: str = "deit_small", weights: str | Path = "imagenet",
+                 pooling: str = "max", reduction: int = 8, drop_path: float = 0.1) -> WeakTr:
+    """A generator on one of vit.TRANSFORMERS.
+
+    weights: `imagenet` (DeiT's), `none` or a file with DeiT's names. pooling: `max` or `avg` of what the
+    attention added, over the tokens. reduction: the number of all heads over the fusion's inner width.
+    drop_path: see `VisionTransformer`. InputError: weights that do not fit. FileNotFoundError: a download
+    that fails.
+    """
+    spec = vit.VIT_SPECS[backbone]
+    hidden = (spec.width // spec.heads // 8, spec.depth * spec.heads // reduction)
+    config = {"backbone": backbone, "pooling": pooling, "classes": list(classes)}
+    generator = WeakTr(spec, config, hidden, drop_path)
+    if str(weights) != "none":
+        path = start_file(weights, backbone, vit.VIT_WEIGHTS)
+        stored = load_weights(path)
+        with input_errors(f"{path}: "):
+            state = vit.adapt_weights(generator, stored.get("model", stored))
+        load_weights_into(generator, state, path, backbone)
     return generator
 
 
-def rebuild(config: dict, state: Mapping[str, Tensor], classes: Sequence[str],
-            settings: GeneratorSettings) -> WeakTr:
-    """The network whose shapes a file's weights have; `settings` say the pooling that its config does not."""
-    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
+def rebuild_weaktr(config: dict, state: Mapping[str, Tensor], classes: Sequence[str],
+                   backbone: str = "deit_small", pooling: str = "max", reduction: int = 8,
+                   drop_path: float = 0.1) -> WeakTr:
+    """The generator of a file, without its weights. Its sizes are read from the shapes of its weights.
+
+    `backbone` and `pooling` fill in what the file's config does not say; `reduction` is that of the weights.
+    ValueError: a file of another number of classes.
+    """
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    feature_hidden = len(state[FUSION + "attn_feat_ffn.0.weight"])
+    head_hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
     n_classes = state["cls_token"].shape[1]
     if n_classes != len(classes):
         raise ValueError(f"made for {n_classes} classes; this data has {len(classes)}: {', '.join(classes)}")
     grid = round((state["pos_embed"].shape[1] - n_classes) ** 0.5)
-    spec = vit.ViTSpec(width, depth, heads // depth, patch, grid)
-    config = {"backbone": "deit_small", "pooling": settings.pooling, **config, "classes": list(classes)}
-    return WeakTr(spec, config, (len(state[FUSION + "attn_feat_ffn.0.weight"]), hidden), settings.drop_path)
+    spec = vit.ViTSpec(width, len(blocks), heads // len(blocks), patch, grid)
+    config = {"backbone": config.get("backbone", backbone), "pooling": config.get("pooling", pooling),
+              "classes": list(classes)}
+    return WeakTr(spec, config, (feature_hidden, head_hidden), drop_path)
 
 
-def published(stored: Mapping) -> Mapping[str, Tensor] | None:
+def find_weaktr_weights(stored: Mapping) -> Mapping[str, Tensor] | None:
     """The weights of WeakTr's or SemPLeS' checkpoint; None for another file."""
     state = stored.get("model", stored)
-    return state if isinstance(state, Mapping) and FUSION + "attn_head_ffn.0.weight" in state else None
+    if isinstance(state, Mapping) and FUSION + "attn_head_ffn.0.weight" in state:
+        return state
+    return None

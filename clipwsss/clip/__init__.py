@@ -1,6 +1,10 @@
-"""CLIP: images and texts in one space; `load` a model, `tokenize` texts. The folder works alone."""
-from .checkpoint import CheckpointError, load
+"""CLIP: images and texts in one space. The folder imports nothing else of the package.
+
+    model = CLIP.from_state_dict(read_archive("ViT-B-32.pt"))
+    model.encode_text(tokenize(["a photo of a dog"]))
+"""
+from .checkpoint import CLIP_RELEASE, is_archive, read_archive
 from .model import CLIP, Architecture
 from .tokenizer import tokenize
 
-__all__ = ["CLIP", "Architecture", "CheckpointError", "load", "tokenize"]
+__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "is_archive", "read_archive", "tokenize"]

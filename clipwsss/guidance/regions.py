@@ -1,5 +1,4 @@
 """What frozen CLIP sees of an image: the part that a class's map covers, and the part that it leaves."""
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +8,12 @@ from torch import Tensor
 
 from ..cams.base import MapGenerator
 from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
-from ..clip import CLIP, CheckpointError, load
+from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
 from ..datasets import Batch, TagDataset
-from ..errors import InputError
+from ..errors import InputError, input_errors
+from ..files import load_weights, misfit_errors
 from ..toy.clip import load_toy_clip
+from ..weights import download
 
 
 class Regions(NamedTuple):
@@ -30,18 +31,33 @@ class Regions(NamedTuple):
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
-    """A frozen CLIP by published name or file; `toy` is the small one of the toy world.
+    """A frozen CLIP in float32 and eval mode.
 
-    A file may also hold a toy CLIP. InputError names a file that is missing, damaged or not a CLIP.
+    name: a name of CLIP_RELEASE, which is downloaded once to `cache` (default: torch hub's checkpoint
+    folder); the path of OpenAI's archive, of a state dict with the same names or of a toy CLIP; or `toy`, the
+    tiny CLIP that ships with the toy world. InputError: a file that is missing, damaged or no CLIP.
+    FileNotFoundError: a download that fails.
     """
     if name == "toy":
         return load_toy_clip().to(device)
-    try:
-        return load(name, device, cache)
-    except CheckpointError as error:
-        with suppress(InputError):
-            return load_toy_clip(Path(name)).to(device)
-        raise InputError(str(error)) from error
+    if name in CLIP_RELEASE:
+        path = download(*CLIP_RELEASE[name], cache)
+    else:
+        path = Path(name).expanduser()
+    if not path.is_file():
+        valid = ", ".join(CLIP_RELEASE)
+        raise InputError(f"{path} is neither a file nor a published CLIP ({valid})")
+    if is_archive(path):
+        with input_errors(f"{path}: "):
+            state = read_archive(path)
+    else:
+        stored = load_weights(path)
+        if "kind" in stored:
+            return load_toy_clip(path).to(device)
+        state = stored.get("state_dict", stored)
+    with misfit_errors(path, "CLIP"):
+        clip = CLIP.from_state_dict(state)
+    return clip.requires_grad_(False).to(device)
 
 
 def encode_regions(clip: CLIP, images: Tensor, image_index: Tensor, masks: Tensor,

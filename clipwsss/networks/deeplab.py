@@ -1,34 +1,36 @@
-"""DeepLabV2 and DeepLabV3+ on the ResNets of this package (needs `resnet` beside it and nothing else).
+"""DeepLabV2 and DeepLabV3+ on the ResNets of this package (a leaf module that needs only `resnet`).
 
-Chen et al., "DeepLab", PAMI 2018 (V2), "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018 (V3+).
-Networks have n_labels = K + 1 outputs, 0 the background. What the papers leave open follows deeplab-pytorch.
+V2: Chen et al., "DeepLab", PAMI 2018. V3+: Chen et al., "Encoder-Decoder with Atrous Separable Convolution",
+ECCV 2018. The networks have n_labels = K + 1 outputs, of which 0 is the background. What the papers leave
+open follows the repository deeplab-pytorch.
 """
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
-from torchvision.ops import Conv2dNormActivation
 
 from . import resnet
 
 IGNORE = 255
 DEEPLABS = ("deeplabv2", "deeplabv3plus")
-# deeplab-pytorch's names of layers in a bottleneck, and torchvision's
-LAYERS = {"reduce.conv": "conv1", "reduce.bn": "bn1", "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
-          "increase.conv": "conv3", "increase.bn": "bn3", "shortcut.conv": "downsample.0",
-          "shortcut.bn": "downsample.1"}
+# The layers of a bottleneck: deeplab-pytorch's names and torchvision's.
+TORCHVISION_LAYERS = {
+    "reduce.conv": "conv1", "reduce.bn": "bn1",
+    "conv3x3.conv": "conv2", "conv3x3.bn": "bn2",
+    "increase.conv": "conv3", "increase.bn": "bn3",
+    "shortcut.conv": "downsample.0", "shortcut.bn": "downsample.1",
+}
 
 
 class Design(NamedTuple):
-    """What a network is built from, beside labels and weights: one of DEEPLABS on one of resnet.RESNETS.
+    """The architecture of a network: one of DEEPLABS on one of resnet.RESNETS.
 
-    rates: of the ASPP (None: deeplabv2 6 12 18 24; deeplabv3plus 6 12 18, doubled at stride 8). multi_scale:
-    the loss (None: deeplabv2 only). frozen_bn: the backbone's batch norm learns nothing. caffe: the layout of
+    rates: dilations of the ASPP. None stands for 6 12 18 24 (deeplabv2), 6 12 18 (deeplabv3plus at stride 16)
+    or 12 24 36 (deeplabv3plus at stride 8). multi_scale: train on several scales; None does for deeplabv2.
+    frozen_bn: the backbone's batch norm keeps its statistics, scale and shift. caffe: the layout of
     deeplab-pytorch's checkpoints.
     """
     network: str
@@ -41,25 +43,26 @@ class Design(NamedTuple):
 
 
 class DeepLab(nn.Module):
-    """What both have: a backbone and the training loss.
+    """What both networks share: a backbone, the training loss and the parameter groups.
 
     multi_scale: train on the logits at scales 1, 0.75 and 0.5 and on their maximum, as the published V2.
     """
 
     def __init__(self, backbone: nn.Module, multi_scale: bool) -> None:
         super().__init__()
-        self.backbone, self.multi_scale = backbone, multi_scale
+        self.backbone = backbone
+        self.multi_scale = multi_scale
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
-        """Logits [B,n_labels,h,w] that the loss is over, the last of the first's size."""
+        """Logits [B,n_labels,h,w] that the loss is computed from; the last ones have the first ones' size."""
         return multi_scale_logits(self, images) if self.multi_scale else [self(images)]
 
     def loss_terms(self, images: Tensor, masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
-        """`segmentation_terms` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 ignored)."""
+        """`segmentation_terms` of images [B,3,H,W] in [0,1] and masks [B,H,W] (255 is ignored)."""
         return segmentation_terms(self.training_logits(images), masks, balanced)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
-        """The backbone at 1x, everything new at 10x."""
+        """Optimiser groups: the backbone at `lr`, everything else at `head_ratio` times it."""
         body = [item for item in self.backbone.parameters() if item.requires_grad]
         new = [item for name, item in self.named_parameters() if not name.startswith("backbone.")]
         return [{"params": body, "lr": lr, "weight_decay": weight_decay},
@@ -67,7 +70,7 @@ class DeepLab(nn.Module):
 
 
 class DeepLabV2(DeepLab):
-    """A dilated ResNet and the sum of 3x3 convolutions at several rates, each with its bias.
+    """A dilated ResNet and an ASPP: the sum of 3x3 convolutions at several rates, each with its bias.
 
     images [B,3,H,W] in [0,1] -> logits [B,n_labels,h,w] at the backbone's stride (8 as published).
     """
@@ -86,17 +89,57 @@ class DeepLabV2(DeepLab):
         return sum(branch(features) for branch in self.aspp)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
-        """The backbone at 1x, the ASPP's weights at 10x, its biases at 20x without weight decay."""
+        """As above for the ASPP's weights; its biases have twice their rate and no weight decay."""
         body, head = super().parameter_groups(lr, weight_decay, head_ratio)
-        weights, biases = [item.weight for item in self.aspp], [item.bias for item in self.aspp]
-        return [body, {**head, "params": weights},
-                {"params": biases, "lr": 2 * head_ratio * lr, "weight_decay": 0.0}]
+        head["params"] = [branch.weight for branch in self.aspp]
+        biases = [branch.bias for branch in self.aspp]
+        return [body, head, {"params": biases, "lr": 2 * head_ratio * lr, "weight_decay": 0.0}]
+
+
+def _conv_norm_relu(width_in: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
+    """A convolution without bias that keeps the maps' size, batch norm and ReLU."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(nn.Conv2d(width_in, width, kernel, padding=padding, dilation=dilation, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class ImagePooling(nn.Sequential):
+    """The ASPP's branch that sees the whole image: a 1x1 convolution of the mean over all positions."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), *_conv_norm_relu(width_in, width, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = super().forward(features)
+        return F.interpolate(pooled, features.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class PooledASPP(nn.Module):
+    """DeepLabV3's atrous spatial pyramid pooling: features [B,C,h,w] -> [B,width,h,w].
+
+    A 1x1 convolution, a 3x3 convolution at each rate and `ImagePooling`, concatenated and projected by a 1x1
+    convolution. Parameter names and initialisation are those of torchvision's ASPP.
+    """
+
+    def __init__(self, width_in: int, rates: Sequence[int], width: int) -> None:
+        super().__init__()
+        branches = [_conv_norm_relu(width_in, width, 1)]
+        for rate in rates:
+            branches.append(_conv_norm_relu(width_in, width, 3, rate))
+        branches.append(ImagePooling(width_in, width))
+        self.convs = nn.ModuleList(branches)
+        self.project = _conv_norm_relu(len(branches) * width, width, 1)
+        self.project.append(nn.Dropout(0.5))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.project(torch.cat([branch(features) for branch in self.convs], dim=1))
 
 
 class DeepLabV3Plus(DeepLab):
-    """A dilated ResNet, ASPP with image pooling, and the decoder that joins it with the first stage's maps.
+    """A dilated ResNet, an ASPP with image pooling, and a decoder that joins its maps with the first stage's.
 
-    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W]; plain convolutions, as in deeplab-pytorch.
+    images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W]. The convolutions are plain, not separable, as in
+    deeplab-pytorch.
     """
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
@@ -104,10 +147,10 @@ class DeepLabV3Plus(DeepLab):
         super().__init__(backbone, multi_scale)
         width = min(256, backbone.channels[-1] // 2)
         low = width * 48 // 256  # 48 of 256 as published; in proportion for a narrow backbone
-        self.aspp = ASPP(backbone.channels[-1], list(rates), width)
-        self.reduce = Conv2dNormActivation(backbone.channels[1], low, 1)
-        self.decoder = nn.Sequential(Conv2dNormActivation(width + low, width),
-                                     Conv2dNormActivation(width, width), nn.Conv2d(width, n_labels, 1))
+        self.aspp = PooledASPP(backbone.channels[-1], rates, width)
+        self.reduce = _conv_norm_relu(backbone.channels[1], low, 1)
+        self.decoder = nn.Sequential(_conv_norm_relu(width + low, width, 3), _conv_norm_relu(width, width, 3),
+                                     nn.Conv2d(width, n_labels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.backbone.stages(images)
@@ -117,32 +160,41 @@ class DeepLabV3Plus(DeepLab):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def build(design: Design, n_labels: int, weights: str | Path = "none") -> DeepLab:
-    """The network of a design; `weights` are the backbone's, as of `resnet.build`.
+def build(design: Design, n_labels: int) -> DeepLab:
+    """The network of a design with random weights.
 
-    ValueError lists the valid names, or says which weights do not fit.
+    ValueError: an unknown network or backbone, or an output stride that the backbone does not have.
     """
     if design.network not in DEEPLABS:
         raise ValueError(f"unknown network '{design.network}'; valid: {', '.join(DEEPLABS)}")
-    body = resnet.build(design.backbone, design.output_stride, weights, design.frozen_bn, dilate=True,
-                        caffe=design.caffe)
-    for module in body.batch_norms() if design.frozen_bn else ():
-        module.requires_grad_(False)
+    backbone = resnet.build(design.backbone, design.output_stride, design.frozen_bn, dilate=True,
+                            caffe=design.caffe)
+    if design.frozen_bn:
+        for module in backbone.batch_norms():
+            module.requires_grad_(False)
     if design.network == "deeplabv2":
-        return DeepLabV2(body, n_labels, design.rates or (6, 12, 18, 24), design.multi_scale is not False)
+        rates = design.rates or (6, 12, 18, 24)
+        multi_scale = True if design.multi_scale is None else design.multi_scale
+        return DeepLabV2(backbone, n_labels, rates, multi_scale)
     rates = design.rates or ((12, 24, 36) if design.output_stride == 8 else (6, 12, 18))
-    return DeepLabV3Plus(body, n_labels, rates, bool(design.multi_scale))
+    multi_scale = False if design.multi_scale is None else design.multi_scale
+    return DeepLabV3Plus(backbone, n_labels, rates, multi_scale)
 
 
 def multi_scale_logits(network: nn.Module, images: Tensor,
                        scales: Sequence[float] = (1.0, 0.75, 0.5)) -> list[Tensor]:
-    """Logits of copies of the images at each of the scales, and the maximum of all at the first's size.
+    """The logits of the images at each scale, and last the maximum of all, at the size of the first ones.
 
-    The published V2 trains on every item of this list (each with its own loss) and tests with the last.
+    The published V2 trains on every item of this list, each with a loss of its own, and tests with the last.
     """
-    least = 1 / min(images.shape[-2:])  # leaves a pixel of the shorter side
-    outputs = [network(images if scale == 1 else F.interpolate(
-        images, scale_factor=max(scale, least), mode="bilinear", align_corners=False)) for scale in scales]
+    least = 1 / min(images.shape[-2:])  # leaves one pixel of the shorter side
+    outputs = []
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            factor = max(scale, least)
+            scaled = F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)
+        outputs.append(network(scaled))
     size = outputs[0].shape[-2:]
     resized = [F.interpolate(item, size, mode="bilinear", align_corners=False) for item in outputs[1:]]
     return [*outputs, torch.stack([outputs[0], *resized]).amax(0)]
@@ -151,9 +203,10 @@ def multi_scale_logits(network: nn.Module, images: Tensor,
 def segmentation_terms(outputs: Sequence[Tensor], masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
     """Cross entropy of every output with the masks as {name: (weight, total over pixels, number of pixels)}.
 
-    outputs: logits [B,n_labels,h,w] of any sizes; masks [B,H,W] (255 ignored) are resized to each of them by
-    nearest pixel centres. The loss is the sum over the terms of weight * total / number. balanced: the mean
-    over background pixels and that over foreground pixels count half each.
+    outputs: logits [B,n_labels,h,w] of any sizes. masks [B,H,W] (255 is ignored) are resized to each of them:
+    a position takes the label of the pixel whose centre is nearest. The loss is the sum over the terms of
+    weight * total / number. balanced: the mean over background pixels and the mean over foreground pixels
+    count half each.
     """
     masks = masks[:, None].to(torch.uint8)
     terms = {}
@@ -173,24 +226,30 @@ def segmentation_terms(outputs: Sequence[Tensor], masks: Tensor, balanced: bool 
 
 def is_deeplab_pytorch(state: dict) -> bool:
     """Whether a state dict has deeplab-pytorch's names."""
-    return any(name.removeprefix("base.") == "layer1.conv1.conv.weight" for name in state)
+    return "layer1.conv1.conv.weight" in state or "base.layer1.conv1.conv.weight" in state
 
 
-def load_deeplab_pytorch(network: DeepLabV2, state: dict[str, Tensor], source: str) -> bool:
-    """Load deeplab-pytorch's deeplabv2_resnet101_msc-*.pth or deeplabv1_resnet101-coco.pth; had it an ASPP?
+def rename_deeplab_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """deeplab-pytorch's weights under the names of `DeepLabV2` (of a design with `caffe`).
 
-    Theirs sees BGR: the first convolution's channels are turned round. V1's `fc` is left out, the ASPP then
-    keeps its start. ValueError names `source` and what does not fit the network (of the caffe layout).
+    state: that of deeplabv2_resnet101_msc-*.pth or of deeplabv1_resnet101-coco.pth. An example of a name:
+    `base.layer3.block2.reduce.conv.weight` becomes `backbone.layer2.1.conv1.weight`. Their network sees BGR
+    images, so that the channels of the first convolution are reversed. V1's classifier `fc` is left out; then
+    the result has no names that begin with `aspp.`.
     """
     renamed = {}
     for name, value in state.items():
-        name = name.removeprefix("base.").replace("aspp.c", "aspp.")
-        name = name.replace("layer1.conv1.conv", "backbone.conv1").replace("layer1.conv1.bn", "backbone.bn1")
-        if layer := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+\.\w+)\.(\w+)", name):
-            stage, block, part, field = layer.groups()
-            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{LAYERS.get(part, part)}.{field}"
-        renamed[name] = value.flip(1) if name == "backbone.conv1.weight" else value
-    with_head = any(name.startswith("aspp.") for name in renamed)
-    start = {} if with_head else {f"aspp.{name}": item for name, item in network.aspp.state_dict().items()}
-    resnet.load_state(network, {**start, **renamed}, source)
-    return with_head
+        name = name.removeprefix("base.")
+        name = name.replace("aspp.c", "aspp.")
+        name = name.replace("layer1.conv1.conv", "backbone.conv1")
+        name = name.replace("layer1.conv1.bn", "backbone.bn1")
+        match = re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+\.\w+)\.(\w+)", name)
+        if match:
+            stage, block, layer, field = match.groups()
+            layer = TORCHVISION_LAYERS.get(layer, layer)
+            name = f"backbone.layer{int(stage) - 1}.{int(block) - 1}.{layer}.{field}"
+        if name == "backbone.conv1.weight":
+            value = value.flip(1)
+        if not name.startswith("fc."):
+            renamed[name] = value
+    return renamed

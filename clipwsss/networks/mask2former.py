@@ -1,7 +1,8 @@
 """Mask2Former as a segmenter, through the optional package `transformers`.
 
-Cheng et al., CVPR 2022; SemPLeS' headline network. The network, its matching and its losses are the
-package's; here are labels, normalisation and file.
+Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", CVPR 2022; the network of
+SemPLeS' best results. The network, its matching and its losses are those of `transformers`; this module adds
+labels, normalisation and the start.
 """
 from pathlib import Path
 
@@ -20,16 +21,18 @@ class Mask2Former(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        for name, module in model.named_modules():  # a classifier's norm: no loss reaches it, processes wait
+        # The norm of the backbone's unused classifier gets no gradient, which several processes would wait for.
+        for name, module in model.named_modules():
             if name.endswith(("pixel_level_module.encoder.layernorm", "encoder.swin.layernorm")):
                 module.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """log of the sum over queries of P(label | query) * P(pixel in its mask), "no object" left out.
+        """The logarithm of the sum over queries of P(label | query) * P(pixel in the query's mask).
 
-        Masks are enlarged before the sum. A softmax over labels makes scores that sum to one of it.
+        The label "no object" is left out. Masks are enlarged to the image's size before the sum. A softmax
+        over the labels turns the result into scores that sum to one.
         """
         queries = self.model(pixel_values=(images - self.mean) / self.std)
         masks = F.interpolate(queries.masks_queries_logits, images.shape[-2:], mode="bilinear",
@@ -40,11 +43,11 @@ class Mask2Former(nn.Module):
     def loss_terms(self, images: Tensor, masks: Tensor, balanced: bool = False) -> dict[str, tuple]:
         """The network's own loss as {"mask2former": (1, loss, 1)}.
 
-        Each label of masks [B,H,W] is one target; ignored pixels (255) are in none. The package transformers
-        divides by the number of targets itself.
+        Each label in the masks [B,H,W] is one target; ignored pixels (255) belong to none. The count is 1,
+        because `transformers` itself divides the loss by the number of targets. InputError with `balanced`.
         """
         if balanced:
-            raise InputError("--balanced is a cross entropy; mask2former has its own loss")
+            raise InputError("--balanced weights a cross entropy; mask2former has a loss of its own")
         labels = [item[item != IGNORE].unique() for item in masks]
         targets = [(mask == item[:, None, None]).float() for mask, item in zip(masks, labels)]
         result = self.model(pixel_values=(images - self.mean) / self.std, mask_labels=targets,
@@ -52,23 +55,29 @@ class Mask2Former(nn.Module):
         return {"mask2former": (1.0, result.loss, 1)}
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
-        """The backbone at 1x, everything else at 10x; norms, biases and embeddings without weight decay."""
+        """Optimiser groups: the backbone at `lr`, everything else at `head_ratio` times it.
+
+        Norms, biases and embeddings have no weight decay.
+        """
         groups = {}
         for name, parameter in self.model.named_parameters():
-            inner = "pixel_level_module.encoder." in name
-            plain = parameter.dim() <= 1 or "embed" in name or "queries_features" in name
-            group = groups.setdefault((inner, plain), {"params": [], "lr": lr if inner else head_ratio * lr,
-                                                       "weight_decay": 0.0 if plain else weight_decay})
-            group["params"].append(parameter)
+            in_backbone = "pixel_level_module.encoder." in name
+            without_decay = parameter.dim() <= 1 or "embed" in name or "queries_features" in name
+            key = (in_backbone, without_decay)
+            if key not in groups:
+                groups[key] = {"params": [], "lr": lr if in_backbone else head_ratio * lr,
+                               "weight_decay": 0.0 if without_decay else weight_decay}
+            groups[key]["params"].append(parameter)
         return list(groups.values())
 
 
 def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former:
-    """The network from `weights`, or with no weights from `model`, the settings of another.
+    """The network from `weights`, or without weights from `model`, the settings of another one.
 
-    weights: a hub model's name or a folder of save_pretrained, of a whole Mask2Former or of a Swin backbone
-    alone (ImageNet's: a Mask2Former trained on ADE20K or COCO has seen masks); a folder with a config.json
-    alone (random); or none. ModuleNotFoundError says how to install the package.
+    weights: the name of a model on the hub, or a folder of save_pretrained, of a whole Mask2Former or of a
+    Swin backbone alone (an ImageNet one: a Mask2Former trained on ADE20K or COCO has seen masks); a folder
+    that has a config.json alone (random weights); or none. InputError: weights that cannot be read.
+    ModuleNotFoundError says how to install the package.
     """
     try:
         from transformers import AutoConfig, Mask2FormerConfig, SwinBackbone
@@ -81,21 +90,21 @@ def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former
     if weights == "none":
         settings = Mask2FormerConfig.from_dict(model) if model else Mask2FormerConfig(num_labels=n_labels)
         return Mask2Former(Network(settings))
-    stored = not (Path(weights) / "config.json").is_file() or any(Path(weights).glob("*.safetensors"))
+    config_alone = (Path(weights) / "config.json").is_file() and not any(Path(weights).glob("*.safetensors"))
     try:
         settings = AutoConfig.from_pretrained(weights)
         if settings.model_type == "swin":
             stages = [f"stage{number}" for number in range(1, len(settings.depths) + 1)]
             settings.out_features = stages
             network = Network(Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
-            if stored:
+            if not config_alone:
                 network.model.pixel_level_module.encoder = SwinBackbone.from_pretrained(
                     weights, out_features=stages, use_safetensors=True)
-        elif stored:
+        elif config_alone:
+            network = Network(Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels))
+        else:
             network = Network.from_pretrained(weights, num_labels=n_labels, ignore_mismatched_sizes=True,
                                               use_safetensors=True)
-        else:
-            network = Network(Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels))
-        return Mask2Former(network)
     except (OSError, ValueError) as error:
         raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error
+    return Mask2Former(network)

@@ -1,51 +1,106 @@
 """ResNets with output stride 32, 16 or 8 under torchvision's parameter names (a leaf module).
 
-He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; dilation in place of stride: Chen et
-al., "DeepLab", PAMI 2018. Networks take images in [0, 1] and normalise them themselves.
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Dilation in place of stride: Chen et
+al., "DeepLab", PAMI 2018. The networks take images in [0, 1] and normalise them themselves.
 """
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAFFE_MEAN, CAFFE_STD = tuple(value / 255 for value in (122.675, 116.669, 104.008)), (1 / 255,) * 3
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CAFFE_MEAN = (122.675 / 255, 116.669 / 255, 104.008 / 255)
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
+# torchvision's first ImageNet weights, which the papers start from: URL and the first digits of the SHA-256.
+RESNET_WEIGHTS = {
+    "resnet18": ("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
+    "resnet50": ("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61"),
+    "resnet101": ("https://download.pytorch.org/models/resnet101-63fe2227.pth", "63fe2227"),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, added to the input or, where shapes change, to `shortcut` of it (ResNet-18)."""
+    expansion = 1
+
+    def __init__(self, width_in: int, planes: int, stride: int = 1,
+                 shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.bn2(self.conv2(out))
+        out += features if self.downsample is None else self.downsample(features)
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, added as in `BasicBlock`; the 3x3 has the stride (ResNet-50, 101)."""
+    expansion = 4
+
+    def __init__(self, width_in: int, planes: int, stride: int = 1,
+                 shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        width = planes * self.expansion
+        self.conv1 = nn.Conv2d(width_in, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(features)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += features if self.downsample is None else self.downsample(features)
+        return self.relu(out)
 
 
 class ResNetSpec(NamedTuple):
-    """Shape of a network: block type, then for each stage its number of blocks, planes, stride, dilation."""
+    """Shape of a network: block type, then for each stage its number of blocks, planes, stride, dilation.
+
+    pooled: the stem has a max pooling of stride 2. output_strides: those that the network can be built with.
+    """
     block: type[nn.Module]
-    depths: tuple[int, ...]
-    planes: tuple[int, ...] = (64, 128, 256, 512)
-    strides: tuple[int, ...] = (1, 2, 2, 2)
-    dilations: tuple[int, ...] = (1, 1, 1, 1)
+    depths: tuple[int, int, int, int]
+    planes: tuple[int, int, int, int] = (64, 128, 256, 512)
+    strides: tuple[int, int, int, int] = (1, 2, 2, 2)
+    dilations: tuple[int, int, int, int] = (1, 1, 1, 1)
     stem_kernel: int = 7
     stem_width: int = 64
     pooled: bool = True
     output_strides: tuple[int, ...] = (32, 16, 8)
 
 
-SPECS = {
+RESNET_SPECS = {
     "resnet18": ResNetSpec(BasicBlock, (2, 2, 2, 2)),
     "resnet50": ResNetSpec(Bottleneck, (3, 4, 6, 3)),
     "resnet101": ResNetSpec(Bottleneck, (3, 4, 23, 3)),
     "resnet_tiny": ResNetSpec(BasicBlock, (0, 1, 1, 1), (16, 32, 48, 48), (1, 2, 1, 1), (1, 1, 2, 2),
-                        stem_kernel=3, stem_width=16, pooled=False, output_strides=(4,)),
+                              stem_kernel=3, stem_width=16, pooled=False, output_strides=(4,)),
 }
-RESNETS = tuple(SPECS)
+RESNETS = tuple(RESNET_SPECS)
 
 
 class ResNet(nn.Module):
-    """Feature extractor `images [B,3,H,W] in [0,1] -> [B,C,h,w]` with stages conv1/bn1, layer1 .. layer4.
+    """Feature extractor `images [B,3,H,W] in [0,1] -> [B,C,h,w]` with the stages conv1/bn1, layer1 .. layer4.
 
-    output_stride: H/h; the last stages lose their strides. With `dilate` the convolutions behind are dilated
-    instead, as by torchvision's replace_stride_with_dilation; IRN's generator does without.
+    output_stride: H/h; the last stages lose their strides. With `dilate` the convolutions behind a lost
+    stride are dilated, as by torchvision's replace_stride_with_dilation; IRN's generator does without.
     frozen_bn: batch norm stays in eval mode under .train(); its scale and shift still learn, as in IRN.
-    caffe: the layout of DeepLab's published weights: a bottleneck's stride in its first 1x1 convolution,
-    pooling that rounds up, pixels 0..255 minus their mean. channels: widths of the maps of `stages`.
+    caffe: the layout of DeepLab's published weights. A bottleneck has its stride in the first 1x1
+    convolution, the pooling rounds up, and pixels are 0..255 minus their mean.
+    `channels` are the widths of the five maps of `stages`.
     """
 
     def __init__(self, spec: ResNetSpec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
@@ -55,31 +110,42 @@ class ResNet(nn.Module):
             valid = ", ".join(map(str, spec.output_strides))
             raise ValueError(f"output stride {output_stride} is not one of {valid}")
         self.frozen_bn = frozen_bn
-        kernel = spec.stem_kernel
-        self.conv1 = nn.Conv2d(3, spec.stem_width, kernel, stride=2, padding=kernel // 2, bias=False)
+        self.conv1 = nn.Conv2d(3, spec.stem_width, spec.stem_kernel, stride=2, padding=spec.stem_kernel // 2,
+                               bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1, ceil_mode=caffe) if spec.pooled else nn.Identity()
-        reached, dilation, self.channels = 4 if spec.pooled else 2, 1, [spec.stem_width]
-        stages = zip(spec.depths, spec.planes, spec.strides, spec.dilations)
-        for index, (depth, planes, stride, own) in enumerate(stages):
-            before = dilation * own
+        self.channels = [spec.stem_width]
+        reached = 4 if spec.pooled else 2  # the output stride up to here
+        dilation = 1  # that of the stages behind the lost strides
+        for index in range(4):
+            stride = spec.strides[index]
+            dilation_before = dilation
             if reached * stride > output_stride:
-                dilation, stride = dilation * stride if dilate else 1, 1
+                if dilate:
+                    dilation *= stride
+                stride = 1
             reached *= stride
-            stage = _make_stage(spec.block, self.channels[-1], planes, depth, stride, caffe)
-            _dilate(stage, dilation * own if caffe else before, dilation * own)
+            stage = _make_stage(spec.block, self.channels[-1], spec.planes[index], spec.depths[index], stride)
+            if caffe:
+                _move_stride_forward(stage)
+                dilation_before = dilation
+            _dilate(stage, dilation_before * spec.dilations[index], dilation * spec.dilations[index])
             self.add_module(f"layer{index + 1}", stage)
-            self.channels.append(planes * spec.block.expansion if depth else self.channels[-1])
-        mean, std = (CAFFE_MEAN, CAFFE_STD) if caffe else (IMAGENET_MEAN, IMAGENET_STD)
+            if spec.depths[index] > 0:
+                self.channels.append(spec.planes[index] * spec.block.expansion)
+            else:
+                self.channels.append(self.channels[-1])
+        mean = CAFFE_MEAN if caffe else IMAGENET_MEAN
+        std = CAFFE_STD if caffe else IMAGENET_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        for module in self.modules():  # as torchvision's
+        for module in self.modules():  # as torchvision initialises its ResNets
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Five maps of images [B,3,H,W] in [0,1]: the stem after pooling, then layer1 .. layer4."""
+        """Five maps of images [B,3,H,W] in [0,1]: the stem after its pooling, then layer1 .. layer4."""
         features = (images - self.mean) / self.std
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(features))))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -87,94 +153,57 @@ class ResNet(nn.Module):
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """Last feature map [B,C,h,w] of images [B,3,H,W] in [0,1]."""
+        """The last feature map [B,C,h,w] of images [B,3,H,W] in [0,1]."""
         return self.stages(images)[-1]
 
     def train(self, mode: bool = True) -> "ResNet":
         """Switch training mode; batch norm stays in eval mode where `frozen_bn`."""
         super().train(mode)
-        for module in self.batch_norms() if self.frozen_bn else ():
-            module.eval()
+        if self.frozen_bn:
+            for module in self.batch_norms():
+                module.eval()
         return self
 
     def batch_norms(self) -> list[nn.Module]:
-        """Every batch norm."""
+        """Every batch norm of the network."""
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int,
-                caffe: bool) -> nn.Sequential:
-    """One stage; its first block has the stride and, where the maps change, a shortcut of its own."""
-    width, shortcut = planes * block.expansion, None
+def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int) -> nn.Sequential:
+    """A stage of `depth` blocks; its first block has the stride and, where the shape changes, a shortcut."""
+    width = planes * block.expansion
+    shortcut = None
     if stride != 1 or width_in != width:
         shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-    blocks = [block(width if index else width_in, planes, 1 if index else stride,
-                    None if index else shortcut) for index in range(depth)]
-    if caffe and blocks:
-        blocks[0].conv1.stride, blocks[0].conv2.stride = blocks[0].conv2.stride, blocks[0].conv1.stride
-    return nn.Sequential(*blocks)
+    stage = nn.Sequential()
+    for index in range(depth):
+        stage.append(block(width_in, planes, stride, shortcut) if index == 0 else block(width, planes))
+    return stage
+
+
+def _move_stride_forward(stage: nn.Sequential) -> None:
+    """Move the stride of a stage's first bottleneck from its 3x3 convolution to the 1x1 before it."""
+    if len(stage) > 0:
+        first = stage[0]
+        first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
 
 
 def _dilate(stage: nn.Module, first: int, others: int) -> None:
-    """Dilate a stage's 3x3 convolutions; the first of them has (or had) the stride."""
-    convolutions = [conv for conv in stage.modules()
-                    if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3)]
-    for conv, rate in zip(convolutions, [first] + [others] * len(convolutions)):
-        conv.dilation = conv.padding = (rate, rate)
+    """Dilate a stage's 3x3 convolutions: by `first` the one that had the stride, by `others` the rest."""
+    rate = first
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            module.dilation = (rate, rate)
+            module.padding = (rate, rate)
+            rate = others
 
 
-def imagenet_state(name: str) -> dict[str, Tensor]:
-    """torchvision's first ImageNet weights (the ones the papers start from), from its cache or its server."""
-    if name == "resnet_tiny":
-        raise ValueError("resnet_tiny has no ImageNet weights; use weights none or a path")
-    weights = get_model_weights(name).IMAGENET1K_V1
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise FileNotFoundError(f"could not download {weights.url} ({error}); fetch that file elsewhere and "
-                                f"put it at {place}") from None
-    except RuntimeError as error:
-        raise ValueError(f"{place}: damaged weights ({error}); delete the file and try again") from None
+def build(name: str, output_stride: int, frozen_bn: bool = False, dilate: bool = False,
+          caffe: bool = False) -> ResNet:
+    """Build one of RESNETS with random weights; the other options are those of `ResNet`.
 
-
-def load_state(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Strictly load a state dict; a classifier `fc.*` is left out, batch counters may be missing.
-
-    Raises ValueError, naming `source`, on a missing or unknown name and on a tensor of another shape.
+    ValueError: an unknown name, or an output stride that the network does not have.
     """
-    try:  # a plain dict has no version, so that batch norms do not ask for their counters
-        model.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()).partition(": ")[2][:160]
-        raise ValueError(f"{source}: not a state dict of this {type(model).__name__} ({reason})") from None
-
-
-def build(name: str, output_stride: int, weights: str | Path = "none", frozen_bn: bool = False,
-          dilate: bool = False, caffe: bool = False) -> ResNet:
-    """Build one of RESNETS; the other options are `ResNet`'s.
-
-    weights: "none" (random), "imagenet" (torchvision's) or the path of a torchvision state dict, or of a
-    checkpoint whose "state_dict" has these names behind "backbone.". Raises ValueError for an unknown name,
-    stride or unfit file, FileNotFoundError for weights out of reach.
-    """
-    if name not in SPECS:
+    if name not in RESNET_SPECS:
         raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(RESNETS)}")
-    model = ResNet(SPECS[name], output_stride, dilate, frozen_bn, caffe)
-    if str(weights) == "imagenet":
-        load_state(model, imagenet_state(name), "imagenet")
-    elif str(weights) != "none":
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"{weights}: no such weights file; use none, imagenet or a file's path")
-        try:
-            state = dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise ValueError(f"{weights}: not a readable state dict ({type(error).__name__})") from None
-        if "state_dict" in state:
-            state = {key.removeprefix("backbone."): value for key, value in state["state_dict"].items()
-                     if key.startswith("backbone.")}
-            if not state:
-                raise ValueError(f"{weights}: holds no ResNet, as this network is; give imagenet, none or "
-                                 "another file")
-        load_state(model, state, weights)
-    return model
+    return ResNet(RESNET_SPECS[name], output_stride, dilate, frozen_bn, caffe)

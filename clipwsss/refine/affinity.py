@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError, input_errors
+from ..errors import InputError
 from ..files import load_weights_into, load_weights, read_network, save_network
 from ..networks import resnet
+from ..weights import load_backbone
 from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, pair_slices, straight_path
 
@@ -212,19 +213,19 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     """
     if str(weights) not in ("imagenet", "none"):
         backbone = load_weights(weights).get("config", {}).get("backbone", backbone)
-    if backbone not in resnet.SPECS:
+    if backbone not in resnet.RESNETS:
         raise InputError(f"--weights {weights}: the backbone is {backbone}, but an affinity network needs a "
                          "ResNet; give imagenet, none or another file")
     highest = 16 if kind == "irn" else 8
-    stride = next(item for item in resnet.SPECS[backbone].output_strides if item <= highest)
-    with input_errors(f"--weights {weights}: "):
-        body = resnet.build(backbone, stride, weights, frozen_bn=True, dilate=kind == "psa")
+    stride = next(item for item in resnet.RESNET_SPECS[backbone].output_strides if item <= highest)
+    body = resnet.build(backbone, stride, frozen_bn=True, dilate=kind == "psa")
+    load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
     return AFFINITY_NETWORKS[kind](body), backbone
 
 
 def smallest_crop(kind: str, backbone: str, radius: int) -> int:
     """Side in pixels of the smallest crop that holds pairs of cells within `radius` on the network's grid."""
-    stride = IRN_STRIDE if kind == "irn" else resnet.SPECS[backbone].output_strides[-1]
+    stride = IRN_STRIDE if kind == "irn" else resnet.RESNET_SPECS[backbone].output_strides[-1]
     return stride * (2 * radius - 1)
 
 

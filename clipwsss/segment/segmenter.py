@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, input_errors
 from ..files import atomic_path, load_weights, load_weights_into, read_network, save_network
-from ..networks import deeplab, mask2former
+from ..networks import deeplab, mask2former, resnet
+from ..weights import load_backbone
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
@@ -30,25 +31,32 @@ def build_segmenter(design: dict, n_labels: int, weights: str | Path = "none") -
     if design["network"] == "mask2former":
         network = mask2former.build(n_labels, str(weights), design.get("model"))
         return network, {"network": "mask2former", "model": network.model.config.to_dict()}
-    if str(weights) not in ("none", "imagenet"):
-        published = load_weights(weights)
-        if deeplab.is_deeplab_pytorch(published):
-            return _build_from_deeplab_pytorch(design, n_labels, published, weights)
-    design = {**design, "caffe": design.get("caffe", False)}
-    with input_errors():
-        return deeplab.build(deeplab.Design(**design), n_labels, weights), design
-
-
-def _build_from_deeplab_pytorch(design: dict, n_labels: int, published: dict[str, Tensor],
-                                weights: str | Path) -> tuple[nn.Module, dict]:
-    """(DeepLab, complete design) with the state dict `published` of the file `weights`."""
-    design = {**design, "caffe": True}
+    stored = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
+    from_deeplab_pytorch = deeplab.is_deeplab_pytorch(stored)
+    design = {**design, "caffe": from_deeplab_pytorch or design.get("caffe", False)}
     with input_errors():
         network = deeplab.build(deeplab.Design(**design), n_labels)
-        has_head = deeplab.load_deeplab_pytorch(network, published, str(weights))
-    loaded = "all layers" if has_head else "all layers but the ASPP, which starts from random weights"
-    print(f"{weights}: weights of deeplab-pytorch; loaded {loaded}")
+    if from_deeplab_pytorch:
+        load_deeplab_pytorch(network, stored, weights)
+    else:
+        load_backbone(network.backbone, weights, design["backbone"], resnet.RESNET_WEIGHTS)
     return network, design
+
+
+def load_deeplab_pytorch(network: deeplab.DeepLab, stored: dict[str, Tensor], source: str | Path) -> None:
+    """Load deeplab-pytorch's weights; those of V1 have no ASPP, which then keeps its random weights.
+
+    InputError names `source` and what does not fit, as for a network that is not DeepLabV2.
+    """
+    state = deeplab.rename_deeplab_pytorch(stored)
+    if any(name.startswith("aspp.") for name in state):
+        print(f"{source}: weights of deeplab-pytorch; all layers are loaded")
+    else:
+        print(f"{source}: weights of deeplab-pytorch without ASPP; the ASPP starts from random weights")
+        for name, value in network.state_dict().items():
+            if name.startswith("aspp."):
+                state[name] = value
+    load_weights_into(network, state, source)
 
 
 def save_segmenter(network: nn.Module, design: dict, classes: Sequence[str], palette: NDArray,

@@ -1,4 +1,4 @@
-"""CAM files: both formats keep their values, and no pickle runs code."""
+"""CAM files: every format keeps its values, no pickle runs code, and files are compared with their images."""
 import collections
 import io
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipwsss.cams.cam_files import CamFile, list_cams, read_cam, resize_cam, write_cam
+from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam, resize_cam, write_cam
 from clipwsss.errors import InputError
 
 KEYS = np.array([2, 7])
@@ -28,6 +28,7 @@ def save_pickled(path, value, protocol: int = 3) -> None:
         pickle.dump(array, file, protocol=protocol)
 
 
+@pytest.mark.smoke
 def test_npz_round_trip(tmp_path):
     cam = maps((5, 9))
     path = write_cam(tmp_path, "a.b", KEYS, torch.from_numpy(cam))
@@ -51,16 +52,17 @@ def test_irn_round_trip_as_irn_reads_it(tmp_path):
     assert np.array_equal(file.cam, cam) and np.array_equal(file.high_res, high_res)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_protocol_and_value_type(tmp_path, protocol):
+def test_every_protocol_and_value_type(tmp_path):
     cam = torch.rand(2, 4, 6)
-    for index, (keys, value) in enumerate([
-            (torch.tensor([0, 1]), cam), (np.array([0, 1]), cam.numpy()), ([0, 1], cam.half()),
-            (np.array([0, 1], np.int32), cam.double()), ((np.int64(0), np.int64(1)), cam.transpose(1, 2))]):
-        save_pickled(tmp_path / f"{index}.npy", {"keys": keys, "cam": value}, protocol)
-        file = read_cam(tmp_path, str(index))
-        assert file.keys.tolist() == [0, 1]
-        assert np.allclose(file.cam, np.asarray(value, np.float32)) and file.cam.flags.c_contiguous
+    values = [(torch.tensor([0, 1]), cam), (np.array([0, 1]), cam.numpy()), ([0, 1], cam.half()),
+              (np.array([0, 1], np.int32), cam.double()), ((np.int64(0), np.int64(1)), cam.transpose(1, 2))]
+    for protocol in (2, 3, 4, 5):
+        for index, (keys, value) in enumerate(values):
+            save_pickled(tmp_path / f"{index}.npy", {"keys": keys, "cam": value}, protocol)
+            file = read_cam(tmp_path, str(index))
+            assert file.keys.tolist() == [0, 1], (protocol, index)
+            assert np.allclose(file.cam, np.asarray(value, np.float32)), (protocol, index)
+            assert file.cam.flags.c_contiguous, (protocol, index)
 
 
 def test_old_and_new_numpy_names(tmp_path):
@@ -115,18 +117,18 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, protocol):
+def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
     target = tmp_path / "made"
     good = {"keys": torch.tensor([0]), "cam": torch.ones(1, 2, 2)}
     code = f"__import__('os').mkdir({str(target)!r})"
     for function, arguments in ((os.mkdir, (str(target),)), (eval, (code,)), (exec, (code,)),
                                 (torch.load, (str(target),)), (np.load, (str(target), None, True)),
                                 (getattr, ("", "join")), (collections.Counter, ())):
-        save_pickled(tmp_path / "bad.npy", {**good, "extra": Malicious(function, *arguments)}, protocol)
-        with pytest.raises(InputError, match=r"bad.npy: its pickle asks for '[\w.]+'; only numpy arrays"):
-            read_cam(tmp_path, "bad")
-        assert not target.exists()
+        for protocol in (2, 4):
+            save_pickled(tmp_path / "bad.npy", {**good, "extra": Malicious(function, *arguments)}, protocol)
+            with pytest.raises(InputError, match=r"bad.npy: its pickle asks for '[\w.]+'; only numpy arrays"):
+                read_cam(tmp_path, "bad")
+            assert not target.exists(), (function, protocol)
 
 
 def test_code_inside_a_tensors_storage_is_not_run(tmp_path):
@@ -177,7 +179,7 @@ def test_forged_numpy_state_is_an_error_not_a_crash(tmp_path):
                 read_cam(tmp_path, "a")
 
 
-@pytest.mark.parametrize("contents, pattern", [
+BAD_VALUES = [
     ({"keys": np.array([0, 1]), "cam": np.ones((1, 2, 2))}, r"keys \[2\] and cam \[1, 2, 2\] are not"),
     ({"keys": np.array([0]), "cam": np.ones((2, 2))}, r"cam \[2, 2\] are not"),
     ({"keys": np.array([0]), "cam": np.ones((1, 0, 2))}, r"cam \[1, 0, 2\] are not"),
@@ -191,13 +193,37 @@ def test_forged_numpy_state_is_an_error_not_a_crash(tmp_path):
     ({"keys": np.array([0]), "cam": np.array([["x"]])}, "(a field is no array of|an array of type 'U1')"),
     ({"keys": np.array([0]), "cam": np.ones((1, 2, 2), complex)}, "(no array of|array of type 'c16')"),
     ({"keys": np.array([0])}, "no field 'cam'; found .'keys'."),
-])
-def test_bad_values(tmp_path, contents, pattern):
-    np.savez(tmp_path / "a.npz", **contents)
-    save_pickled(tmp_path / "b.npy", contents)
-    for name in ("a", "b"):
-        with pytest.raises(InputError, match=rf"{name}.np[yz]: .*{pattern}"):
-            read_cam(tmp_path, name)
+]
+
+
+def test_bad_values(tmp_path):
+    for contents, pattern in BAD_VALUES:
+        np.savez(tmp_path / "a.npz", **contents)
+        save_pickled(tmp_path / "b.npy", contents)
+        for name in ("a", "b"):
+            with pytest.raises(InputError, match=rf"{name}.np[yz]: .*{pattern}"):
+                read_cam(tmp_path, name)
+
+
+def test_files_are_compared_with_their_image_and_data():
+    def fits(shape, size, keys=(0,), n_classes=2, tags=(), high_res=None):
+        file = CamFile(np.array(keys), np.ones((len(keys), *shape)), high_res)
+        return check_cam(file, "a.npz", size, n_classes, tags) is file
+
+    for shape in ((8, 10), (7, 10), (30, 40), (2, 2), (1, 1)):
+        assert fits(shape, (30, 40)), shape
+    for shape in ((16, 7), (16, 8), (15, 7), (15, 8)):
+        assert fits(shape, (61, 30)), shape
+    for shape, size in (((10, 8), (30, 40)), ((31, 41), (30, 40)), ((6, 10), (30, 40)), ((16, 9), (61, 30))):
+        with pytest.raises(InputError, match=r"a.npz: maps of \[\d+, \d+\] do not fit an image of"):
+            fits(shape, size)
+    assert fits((8, 10), (30, 40), keys=(1,), tags=(0, 1))
+    with pytest.raises(InputError, match=r"a.npz: class 2 in its keys; this data has 0\.\.1"):
+        fits((8, 10), (30, 40), keys=(2,))
+    with pytest.raises(InputError, match="a.npz: class 0 in its keys, the image's tags are 1"):
+        fits((8, 10), (30, 40), keys=(0, 1), tags=(1,))
+    with pytest.raises(InputError, match=r"a.npz: high_res is \[29, 40\], its image \[30, 40\]"):
+        fits((8, 10), (30, 40), high_res=np.ones((1, 29, 40)))
 
 
 def test_damaged_missing_and_doubled_files(tmp_path):
@@ -227,7 +253,7 @@ def test_writing_refuses_what_reading_would_and_leaves_no_part(tmp_path):
                                   (maps((3, 3))[:1], {}, "are not"),
                                   (maps((3, 3)), {"fmt": "irn"}, "needs high_res"),
                                   (maps((3, 3)) * 1e6, {}, "holds NaN or infinity"),
-                                  (maps((3, 3)), {"fmt": "zip"}, "valid are npz, full, irn, psa")):
+                                  (maps((3, 3)), {"fmt": "zip"}, "valid: npz, full, irn, psa")):
         with pytest.raises(ValueError, match=pattern):
             write_cam(tmp_path / "cams", "a", KEYS, cam, **options)
     assert not (tmp_path / "cams").exists() or os.listdir(tmp_path / "cams") == []
