@@ -206,8 +206,8 @@ def main(argv: list[str] | None = None) -> int:
                              f"{args.data_root} has {', '.join(unseen.classes)}")
     else:
         if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != COMMAND_LINE:
-            args.frozen_bn = False  # random weights and their statistics mean nothing
-            print("--weights none: nothing is frozen; the batch norm trains too")
+            args.frozen_bn = False  # random weights are not worth freezing
+            print("--weights none: the batch norm trains too")
         network, design = initial_segmenter(args, len(learned.classes) + 1)
         classes = learned.classes
         palette = learned.palette
