@@ -4,7 +4,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.base import MapGenerator
+from clipwsss.cams.maps import MapGenerator
 from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator, save_generator
 from clipwsss.cams.maps import cam_loader, finished_cams, rescale, write_cams
 from clipwsss.datasets import TagDataset

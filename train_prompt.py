@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.base import MapGenerator
+from clipwsss.cams.maps import MapGenerator
 from clipwsss.cams.generator import load_generator, save_generator
 from clipwsss.cams.maps import cam_loader, finished_cams, write_cams
 from clipwsss.clip import CLIP
@@ -17,7 +17,7 @@ from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
 from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
-from clipwsss.guidance.adapters import Adapter
+from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
 from clipwsss.guidance.method_flags import loss_flags, prompt_flags, stage_flags
 from clipwsss.guidance.objectives import (PROMPT_EPSILON, background_prompt_loss, class_prompt_loss,

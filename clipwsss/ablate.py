@@ -46,11 +46,10 @@ import numpy as np
 from .datasets import DATASETS
 from .errors import InputError, run_script
 from .files import atomic_path
-from .run import digest
+from .run import FREE_ON_RESUME, digest
 from .flags import Parser, real, whole
-from .guidance.selection import read_choices, report, toy_truth
+from .guidance.choices import read_choices, report, toy_truth
 from .report.charts import markdown
-from .run import FREE_TO_CHANGE
 from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
 from .toy.world import RECIPE, WorldSettings, draw_world
 
@@ -58,7 +57,7 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 TABLES = Path(__file__).parent / "assets" / "tables.json"
 THROUGH = ("train_prompt", "make_pseudo", "train_seg")
 # These settings say where and on what a run is made. `method` only chooses the defaults of other settings.
-NOT_OF_THE_ROW = FREE_TO_CHANGE | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
+NOT_OF_THE_ROW = FREE_ON_RESUME | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
 INTERRUPTED = (130, -2)  # exit status of a script that Ctrl-C ended
 
 

@@ -64,7 +64,8 @@ def generator_settings(args: argparse.Namespace) -> dict[str, object]:
 
 def cam_settings(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of `write_cams` that the command line asks for."""
-    return {"scales": args.scales, "flip": args.flip, "fmt": args.cam_format, "precision": args.test_precision}
+    return {"scales": args.scales, "flip": args.flip, "fmt": args.cam_format,
+            "precision": args.test_precision}
 
 
 def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,

@@ -1,4 +1,4 @@
-"""The values of all published settings, as literal blocks: one for each stage, data set and method or network.
+"""The values of all published settings, as blocks: one for each stage, data set and method or network.
 
 A command takes its settings from one block, which the tables at the end of this file name, and from the
 splits of its data set (`SPLITS`). A flag on the command line replaces a value; a setting that neither names

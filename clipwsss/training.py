@@ -67,8 +67,8 @@ def compile_networks(*networks: nn.Module) -> None:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError("--compile: torch.compile does not work on this machine; it needs a C++ compiler, and "
-                         f"Triton on a GPU ({reason})") from error
+        raise InputError("--compile: torch.compile does not work on this machine; it needs a C++ compiler, "
+                         f"and Triton on a GPU ({reason})") from error
     for network in networks:
         network.compile()
 
@@ -86,8 +86,8 @@ class Training(NamedTuple):
 
     momentum: of SGD. warmup: steps of linear warm-up. clip_norm: largest norm of the gradients, 0 disables
     clipping. precision: as in `use_bf16`. accumulate: batches whose gradients make one step of the optimiser.
-    steps: end after so many steps, within an epoch too. sync_bn: batch norm that trains takes the statistics of
-    the images of all processes (on GPUs).
+    steps: end after so many steps, within an epoch too. sync_bn: batch norm that trains takes the statistics
+    of the images of all processes (on GPUs).
     """
     label: str
     epochs: int

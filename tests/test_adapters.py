@@ -2,7 +2,7 @@
 import torch
 import torch.nn.functional as F
 
-from clipwsss.guidance.adapters import Adapter
+from clipwsss.guidance.objectives import Adapter
 
 
 def test_adapter_by_hand():

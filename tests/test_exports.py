@@ -8,7 +8,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from clipwsss.datasets import build_dataset, coco_masks
+from clipwsss.datasets import build_dataset, coco
 from clipwsss.datasets.exports import VOC_RESULTS, write_layout, write_submission
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
@@ -104,7 +104,7 @@ def test_cocos_results_are_its_own_regions(tmp_path, monkeypatch):
     named = json.loads((tmp_path / "named.json").read_text())
     assert [(item["image_id"], item["category_id"]) for item in named] == [("a", 1), ("a", 2)]
     for item in named:
-        assert np.array_equal(coco_masks.decode(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
+        assert np.array_equal(coco.decode(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
     data.category_ids = [3, 90]
     data.image_ids = {"a": 42, "b": 7}
     write_submission(data, folder, tmp_path / "coco.json")

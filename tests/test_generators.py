@@ -12,7 +12,8 @@ from clipwsss.cams.generator import GENERATORS
 from clipwsss.datasets.transforms import area_transform, square_transform
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
-from clipwsss.options import crop_loader, parse
+from clipwsss.generator_options import crop_loader
+from clipwsss.options import parse
 from clipwsss.refine.affinity import build_affinity
 from clipwsss.segment.segmenter import build_segmenter
 from clipwsss.toy.world import CLASSES, draw_world

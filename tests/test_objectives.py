@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipwsss.cams.base import MapGenerator
+from clipwsss.cams.maps import MapGenerator
 from clipwsss.datasets import Batch
-from clipwsss.guidance.adapters import Adapter
+from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.objectives import background_prompt_loss, class_prompt_loss, guided_loss
 from clipwsss.guidance.prompts import LearnedPrompt
 from clipwsss.guidance.regions import encode_regions, generator_regions

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipwsss.datasets.coco_masks import encode
+from clipwsss.datasets.coco import encode
 from clipwsss.errors import InputError
 from clipwsss.refine.segments import Segment, paint, write_segments
 from clipwsss.refine.segments import read_segments as read_levelled

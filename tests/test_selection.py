@@ -3,7 +3,7 @@ import json
 
 from PIL import Image
 
-from clipwsss.guidance import selection
+from clipwsss.guidance import choices as selection
 from clipwsss.toy.world import draw_world
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from clipwsss.datasets import build_dataset
-from clipwsss.datasets import toy as toy_dataset
-from clipwsss.datasets.toy import ToyDataset
+from clipwsss.datasets import voc as toy_dataset
+from clipwsss.datasets.voc import ToyDataset
 from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.words import load_words
 from clipwsss.toy import __main__ as command

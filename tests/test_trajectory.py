@@ -15,7 +15,6 @@ from torch import nn
 
 import train_cam
 import train_prompt
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.cam_files import read_cam, resize_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import tokenize
@@ -31,7 +30,7 @@ from clipwsss.toy.world import CLASSES, draw_world
 from clipwsss.training import seed_everything
 
 STEPS, N = 10, 8
-TINY = GeneratorSettings("resnet_tiny", "none", 4, 0)
+TINY = {"backbone": "resnet_tiny", "output_stride": 4, "freeze_stages": 0, "frozen_bn": False}
 NEUTRAL = ["--workers", "0", "--device", "cpu", "--precision", "fp32", "--brightness", "0", "--clip-norm",
            "0", "--warmup", "0", "--crop-size", "96", "--resize-long", "0", "0"]
 # What the loops read from a method's settings and the script is therefore told.
@@ -60,7 +59,7 @@ def world(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     draw_world(runs / "toy" / "data", 3, N, 1)
     torch.manual_seed(0)
-    save_generator(build_generator(CLASSES, TINY), runs / "start.pt")
+    save_generator(build_generator(CLASSES, weights="none", **TINY), runs / "start.pt")
     assert train_cam.main([*start_of(runs), "--epochs", "0", *NEUTRAL]) == 0
     return runs
 
@@ -100,7 +99,7 @@ def batches(world, seed=0):
 
 def fresh(world, stem=True):
     """The start; without `stem` its first convolution and batch norm stay as they are, as under CLIMS."""
-    generator = load_generator(world / "start.pt", CLASSES, TINY).train()
+    generator = load_generator(world / "start.pt", CLASSES, **TINY).train()
     if not stem:
         generator.backbone.conv1.requires_grad_(False)
         generator.backbone.bn1.requires_grad_(False).eval()
@@ -130,7 +129,7 @@ def compare(log, label, losses):
 
 def compare_networks(out, reference):
     """The script's generator has the loop's weights and statistics."""
-    trained = load_generator(out / "generator.pt", CLASSES, TINY).state_dict()
+    trained = load_generator(out / "generator.pt", CLASSES, **TINY).state_dict()
     for name, value in reference.state_dict().items():
         assert close(trained[name], value), name
 

@@ -9,7 +9,7 @@ import torchvision
 from clipwsss.errors import InputError
 from clipwsss.files import save_network
 from clipwsss.networks import resnet
-from clipwsss.weights import download, load_backbone, start_file
+from clipwsss.files import download, load_backbone, start_file
 
 CONTENT = b"published weights"
 PREFIX = hashlib.sha256(CONTENT).hexdigest()[:8]

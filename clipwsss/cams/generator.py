@@ -12,7 +12,7 @@ from ..errors import InputError, input_errors
 from ..files import load_weights, load_weights_into, read_network, save_network
 from ..networks.resnet import RESNETS
 from ..networks.vit import TRANSFORMERS
-from .base import MapGenerator
+from .maps import MapGenerator
 from .resnet import build_resnet_generator, rebuild_resnet_generator, rename_irn_weights
 from .weaktr import build_weaktr, find_weaktr_weights, rebuild_weaktr
 

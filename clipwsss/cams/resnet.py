@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from ..errors import input_errors
 from ..networks import resnet
-from ..weights import load_backbone
-from .base import MapGenerator
+from ..files import load_backbone
+from .maps import MapGenerator
 
 
 class ResNetGenerator(MapGenerator):

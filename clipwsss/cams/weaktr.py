@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..errors import input_errors
 from ..files import load_weights, load_weights_into
 from ..networks import vit
-from ..weights import start_file
-from .base import MapGenerator
+from ..files import start_file
+from .maps import MapGenerator
 
 POOLINGS = {"avg": torch.mean, "max": torch.amax}
 FUSION = "adaptive_attention_fusion."  # how the names of the fusion's parameters begin

@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import InputError
 from ..files import atomic_path, write_json
 from .base import TagDataset, exif_orientation, read_mask
-from .coco_masks import encode_compressed, pycocotools_mask
+from .coco import encode_compressed, pycocotools_mask
 
 VOC = Path("VOCdevkit", "VOC2012")
 LAYOUTS = {  # the places of images, masks and the list of names

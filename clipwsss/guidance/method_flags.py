@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..datasets.transforms import AUGMENTS
 from ..flags import real, whole
-from .adapters import ADAPTERS
+from .objectives import ADAPTERS
 from .prompts import PROMPT_STARTS
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
@@ -97,5 +97,5 @@ def stage_flags(parser: argparse.ArgumentParser) -> None:
         help="weaktr: what learns under guidance: all of it, the 3x3 convolution and the attention fusion "
         "(head, SemPLeS' release), or the fusion")
     add("--keep-best", metavar="SPLIT",
-        help="keep the epoch with the best CAM mIoU on the true masks of this split, as SemPLeS' release does; "
-        "without it the last epoch is kept and no mask is used")
+        help="keep the epoch with the best CAM mIoU on the true masks of this split, as SemPLeS' release "
+        "does; without it the last epoch is kept and no mask is used")

@@ -1,15 +1,39 @@
-"""The objectives of guided training: what each stage asks of the regions that CLIP sees.
+"""The objectives of guided training, what each stage asks of the regions that CLIP sees, and POLE's adapters.
 
 Each gives `{name: (weight, total, count)}`: the loss is the sum over the terms of weight * total / count, and
 a term whose count is None is a plain sum. `training.fit` does this, and joins the terms of several processes.
 """
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .losses import attract, repel, similarity, suppress
 from .regions import Regions
 
 PROMPT_EPSILON = 1e-4  # of minmax maps while prompts are learned (SemPLeS' release)
+ADAPTERS = ("none", "fixed", "learnable")
 
+
+class Adapter(nn.Module):
+    """Residual bottleneck on features [N,D]: r * ReLU(x W1) W2 + (1 - r) * x (POLE eqs. 7-8, CLIP-Adapter).
+
+    W1 has D/4 columns; r starts at 0.2. kind `fixed` keeps r that scalar, `learnable` learns one r per
+    dimension (the vector of POLE sec. 3.4), `none` returns x.
+    """
+
+    def __init__(self, dim: int, kind: str):
+        super().__init__()
+        self.kind = kind
+        if kind != "none":
+            self.down = nn.Linear(dim, dim // 4, bias=False)
+            self.up = nn.Linear(dim // 4, dim, bias=False)
+        self.ratio = nn.Parameter(torch.full((dim,), 0.2)) if kind == "learnable" else 0.2
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Adapted features, not normalised."""
+        if self.kind == "none":
+            return features
+        return self.ratio * self.up(F.relu(self.down(features))) + (1 - self.ratio) * features
 
 def guided_loss(regions: Regions, text: Tensor, background_text: Tensor, adapters: nn.ModuleList,
                 weights: dict[str, float], threshold: float, reduction: str,

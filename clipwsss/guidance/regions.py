@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cams.base import MapGenerator
+from ..cams.maps import MapGenerator
 from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
 from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
 from ..datasets import Batch, TagDataset
 from ..errors import InputError, input_errors
 from ..files import load_weights, misfit_errors
 from ..toy.clip import load_toy_clip
-from ..weights import download
+from ..files import download
 
 
 class Regions(NamedTuple):

@@ -21,7 +21,7 @@ class Mask2Former(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        # The norm of the backbone's unused classifier gets no gradient, which several processes would wait for.
+        # The norm of the backbone's unused classifier gets no gradient; several processes would wait for it.
         for name, module in model.named_modules():
             if name.endswith(("pixel_level_module.encoder.layernorm", "encoder.swin.layernorm")):
                 module.requires_grad_(False)

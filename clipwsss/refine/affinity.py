@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import load_weights_into, load_weights, read_network, save_network
 from ..networks import resnet
-from ..weights import load_backbone
+from ..files import load_backbone
 from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, pair_slices, straight_path
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.coco_masks import decode, encode
+from ..datasets.coco import decode, encode
 from ..files import atomic_path
 from ..errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cams.base import MapGenerator
+from ..cams.maps import MapGenerator
 from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..cams.maps import merge_scales, multi_scale_maps
 from ..datasets import TagDataset

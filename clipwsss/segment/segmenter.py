@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError, input_errors
 from ..files import atomic_path, load_weights, load_weights_into, read_network, save_network
 from ..networks import deeplab, mask2former, resnet
-from ..weights import load_backbone
+from ..files import load_backbone
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cams.base import GeneratorSettings
+from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.cams.maps import SCALES, merge_scales, multi_scale_maps
 from clipwsss.networks.batch_norm import fuse_batch_norm

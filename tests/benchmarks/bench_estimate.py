@@ -28,7 +28,7 @@ import make_pseudo
 import train_cam
 import train_prompt
 import train_seg
-from clipwsss.cams.base import GeneratorSettings
+from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture
 from clipwsss.datasets.base import read_image

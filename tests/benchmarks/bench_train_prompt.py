@@ -16,11 +16,10 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture, tokenize
 from clipwsss.datasets import Batch
-from clipwsss.guidance.adapters import Adapter
+from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.losses import attract, repel, similarity, suppress
 from clipwsss.guidance.objectives import guided_loss
 from clipwsss.guidance.regions import generator_regions
@@ -71,7 +70,7 @@ def main() -> None:
     words = load_words("voc12", classes=["aeroplane"])
     names = [*words.names, *"bicycle bird boat bottle bus car cat chair cow table dog horse motorbike player "
              "plant sheep sofa train monitor".split()]
-    generator = build_generator(classes, GeneratorSettings(weights="none")).train()
+    generator = build_generator(classes, weights="none").train()
     generator.to(args.device, memory_format=torch.channels_last)
     frozen = CLIP(VIT_B_32).eval().requires_grad_(False).to(args.device)
     theirs = CLIP(VIT_B_32).eval().to(args.device)

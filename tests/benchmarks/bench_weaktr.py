@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from clipwsss.cams.base import GeneratorSettings
+from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.cams.weaktr import WeakTr
 from clipwsss.networks import vit

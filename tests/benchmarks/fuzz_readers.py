@@ -24,17 +24,16 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipwsss.cams.base import GeneratorSettings
 from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.clip import CheckpointError, load
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.base import read_image, read_mask
-from clipwsss.datasets.coco_masks import encode_compressed
+from clipwsss.datasets.coco import encode_compressed
 from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
-from clipwsss.guidance.selection import read_choices
+from clipwsss.guidance.choices import read_choices
 from clipwsss.guidance.words import load_words, read_words
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.refine.affinity import load_affinity
@@ -120,7 +119,7 @@ def readers() -> dict[str, Reader]:
 
 
 def _generator() -> torch.nn.Module:
-    return build_generator(["boat", "cat"], GeneratorSettings(backbone="resnet_tiny", output_stride=4, weights="none"))
+    return build_generator(["boat", "cat"], "resnet_tiny", "none", output_stride=4)
 
 
 def _picture(mask: np.ndarray, form: str) -> bytes:
