@@ -110,11 +110,11 @@ def test_prompts_are_learned_from_given_maps_without_a_generator(world, tmp_path
 def test_a_transformer_is_refused_where_a_resnet_is_wanted(world, tmp_path):
     path = world / "weaktr" / "generator.pt"
     for kind in ("irn", "psa"):
-        with pytest.raises(InputError, match="generator.pt: on deit_toy, and this network is a ResNet; give imagenet"):
+        with pytest.raises(InputError, match="generator.pt: the backbone is deit_toy, but an affinity network"):
             build_affinity(kind, "resnet_tiny", path)
     design = {"network": "deeplabv3plus", "backbone": "resnet_tiny", "output_stride": 4, "rates": [1, 2, 4]}
     with pytest.raises(InputError, match="generator.pt: its network has no ResNet as backbone; use imagenet"):
-        build_segmenter(design, CLASSES, torch.zeros(7, 3, dtype=torch.uint8), path)
+        build_segmenter(design, 7, path)
     for kind, other in (("resnet", "weaktr"), ("weaktr", "resnet")):
         with pytest.raises(InputError, match=f"generator.pt: a {kind} generator; use --generator {kind} with it"):
             guide(world, other, tmp_path, "--init", str(world / kind / "generator.pt"))

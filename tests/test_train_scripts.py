@@ -7,9 +7,10 @@ import torch
 
 import train_cam
 import train_prompt
+from clipwsss import presets
 from clipwsss.cams.cam_files import list_cams, read_cam
-from clipwsss.files import load_weights
 from clipwsss.errors import InputError
+from clipwsss.files import load_weights
 from clipwsss.toy.world import CLASSES, draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
@@ -41,19 +42,19 @@ def test_train_cam_writes_what_the_next_stage_reads(runs):
     assert cam.cam.shape[1:] == (24, 24)
 
 
-def test_random_weights_freeze_nothing(runs, tmp_path, capsys):
-    flags = [*FAST, "--runs", str(runs), "--epochs", "0", "--freeze-stages", "3", "--frozen-bn", "--overwrite"]
-    message = "--weights none: nothing is frozen; all stages and batch norm train"
-
-    def stored():
-        args = json.loads((tmp_path / "out" / "args.json").read_text())
-        return args["freeze_stages"], args["frozen_bn"]
-
-    assert train_cam.main([*flags, "--out", str(tmp_path / "out")]) == 0
-    assert message in capsys.readouterr().out and stored() == (0, False)
+def test_random_weights_freeze_only_what_the_command_line_freezes(runs, tmp_path, capsys, monkeypatch):
+    block = presets.TRAIN_CAM["toy", "resnet"]
+    monkeypatch.setitem(presets.TRAIN_CAM, ("toy", "resnet"), {**block, "freeze_stages": 3, "frozen_bn": True})
+    flags = [*FAST, "--runs", str(runs), "--out", str(tmp_path / "out"), "--epochs", "0", "--overwrite"]
     init = str(runs / "toy" / "train_cam" / "generator.pt")
-    assert train_cam.main([*flags, "--out", str(tmp_path / "out"), "--init", init]) == 0
-    assert message not in capsys.readouterr().out and stored() == (3, True)
+    for case, extra, expected in (("preset", [], (0, False)), ("init", ["--init", init], (3, True)),
+                                  ("command line", ["--freeze-stages", "3", "--frozen-bn"], (3, True))):
+        assert train_cam.main([*flags, *extra]) == 0
+        output = capsys.readouterr().out
+        for message in ("--weights none: the batch norm trains too", "--weights none: all stages train"):
+            assert (message in output) == (case == "preset"), (case, message)
+        args = json.loads((tmp_path / "out" / "args.json").read_text())
+        assert (args["freeze_stages"], args["frozen_bn"]) == expected, case
 
 
 def test_weights_auto_falls_back_to_none_with_a_message(monkeypatch, capsys):
@@ -105,6 +106,9 @@ def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
 def test_prompts_run_in_pairs_that_no_method_has(runs, tmp_path):
     for class_prompt, background in (("name", "none"), ("word", "learned"), ("learned", "learned")):
         flags = ["--class-prompt", class_prompt, "--background-prompt", background, "--prompt-epochs", "1"]
+        if background == "learned":  # POLE has settings for a list alone
+            flags += ["--background-template", "a photo of [C*6].", "--w-suppress", "1",
+                      "--suppress-threshold", "0.26", "--suppress-reduction", "sum"]
         if class_prompt == "learned":
             flags += ["--template", "[S*4] {}."]
         log = guide(runs, tmp_path / class_prompt, *flags)
@@ -130,7 +134,7 @@ def test_candidates_of_a_file_reach_the_loss(runs, tmp_path, capsys):
     for case, row in (("none", []), ("wrong", ["brick", "road"]), ("right", ["ship", "jet", "ewe", "van"])):
         path.write_text(json.dumps({label: row for label in ("boat", "train", "sheep", "plane", "car", "bottle")}))
         losses[case] = guide(runs, tmp_path / case, *flags, "--synonyms", str(path))[-2]
-        told = "--class-prompt word: no class has a synonym" in capsys.readouterr().out
+        told = "--class-prompt word: no class has synonyms, so that its own name is the only candidate" in capsys.readouterr().out
         assert told == (case == "none")
         table = json.loads((tmp_path / case / "prompts.json").read_text())
         assert all(list(entry["similarity"])[1:] == row for rows in table.values() for entry in rows.values())
