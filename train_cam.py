@@ -35,7 +35,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--init", help="generator file to start from; with --epochs 0 only its CAMs are made")
     add("--output-stride", type=whole(1, 64), default=16,
         help="image size over map size of a ResNet (32, 16 or 8; resnet_tiny: 4)")
-    add("--val-split", default="val", help="split for the classifier's mAP; '' measures none")
+    add("--val-split", default="val", help="split on which the classifier's mAP is measured; '' skips this")
     training_flags(parser)
     generator_flags(parser)
     return parser
@@ -46,7 +46,7 @@ def imagenet_or_none(classes: list[str], settings: dict) -> str:
     try:
         build_generator(classes, weights="imagenet", **settings)
     except FileNotFoundError as error:
-        print(f"--weights auto: starting from none, so that the CAMs will be rough; {error}")
+        print(f"--weights auto: starting from random weights, so that the CAMs will be rough; {error}")
         return "none"
     return "imagenet"
 

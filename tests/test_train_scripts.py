@@ -66,7 +66,7 @@ def test_weights_auto_falls_back_to_none_with_a_message(monkeypatch, capsys):
         raise FileNotFoundError(f"{backbone}_{weights}.pth: not downloaded")
     monkeypatch.setattr(train_cam, "build_generator", absent)
     assert train_cam.imagenet_or_none(["a"], settings) == "none"
-    assert capsys.readouterr().out == ("--weights auto: starting from none, so that the CAMs will be rough; "
+    assert capsys.readouterr().out == ("--weights auto: starting from random weights, so that the CAMs will be rough; "
                                        "resnet18_imagenet.pth: not downloaded\n")
 
 

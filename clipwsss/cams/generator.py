@@ -55,24 +55,24 @@ def build_generator(classes: Sequence[str], backbone: str = "resnet50", weights:
 
 def load_generator(path: Path, classes: Sequence[str], expected_kind: str | None = None,
                    **options: object) -> MapGenerator:
-    """The generator of our own file or of a release's.
+    """The generator of one of our own files or of a release's file.
 
-    Our own file is that of `save_network` with the kind "generator" and the generator's `config`.
+    Our own files are written by `save_network` with the kind "generator" and the generator's `config`.
     expected_kind: the kind that the file must hold; None accepts every kind. options: `backbone` and the
-    options of the kind. They hold for training and where the file does not say them. InputError: a file that
-    holds no generator, one of another kind or of other classes, or weights that do not fit.
+    options of the kind; a value that the file itself gives replaces the option. InputError: the file holds no
+    generator, or one of another kind or of other classes, or its weights do not fit.
     """
     stored = load_weights(path)
     if "kind" in stored:
         config, state = read_network(path, "generator")
         backbone = config.get("backbone")
         if backbone not in KIND_OF_BACKBONE:
-            raise InputError(f"{path}: a generator on {backbone}; valid: {', '.join(KIND_OF_BACKBONE)}")
+            raise InputError(f"{path}: unknown backbone {backbone}; valid: {', '.join(KIND_OF_BACKBONE)}")
         kind = KIND_OF_BACKBONE[backbone]
     else:
         config = {}
-        found = {name: kind.find_weights(stored) for name, kind in GENERATORS.items()}
-        kinds = [name for name in found if found[name]]
+        found = {name: entry.find_weights(stored) for name, entry in GENERATORS.items()}
+        kinds = [name for name, weights in found.items() if weights]
         if not kinds:
             raise InputError(f"{path}: not the weights of a generator ({', '.join(GENERATORS)})")
         kind = kinds[0]
