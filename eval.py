@@ -43,7 +43,8 @@ class FolderScores(NamedTuple):
 
 def get_parser() -> argparse.ArgumentParser:
     """The script's flags."""
-    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val",
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
+                           "--split val",
                            ("cams", "masks", "report", "json", "per_image", "confusion", "pictures"))
     add = parser.add_argument_group("folders to score (default: those outputs of the stages in RUNS/DATASET "
                                     "that hold images of the split)").add_argument

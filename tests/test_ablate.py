@@ -153,7 +153,7 @@ def test_a_script_answers_as_it_does_in_this_process(monkeypatch):
 
 def test_a_bad_flag_is_one_line_before_anything_runs(tmp_path, calls):
     argv = ["--table", "pole4", "--data-root", str(tmp_path), "--runs", str(tmp_path), "--flags", "--adapter", "big"]
-    with pytest.raises(InputError, match="row 'A: class name': --adapter: 'big' is none of none, fixed"):
+    with pytest.raises(InputError, match="row 'A: class name': --adapter: 'big' is not one of none, fixed"):
         ablate.main(argv)
     assert not calls
 
@@ -301,7 +301,7 @@ def test_unknown_rows_and_numbers_are_refused(tmp_path):
     with pytest.raises(InputError, match="--data-root: give the folder of the voc12 data set"):
         ablate.main(["--table", "pole4", "--dataset", "voc12"])
     for flag, value, low in (("--seeds", "0", 1), ("--first-seed", "-1", 0)):
-        with pytest.raises(InputError, match=f"{flag}: '{value}' is not a whole number from {low} up"):
+        with pytest.raises(InputError, match=f"{flag}: '{value}' is not a whole number of at least {low}"):
             ablate.main(["--table", "pole4", flag, value])
 
 
