@@ -134,7 +134,7 @@ def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[st
 def read_inputs(dataset: TagDataset, cams: Path, index: int) -> tuple[np.ndarray, CamFile]:
     """The pixels uint8 [H, W, 3] of one image and its CAM file, which is checked against the data set."""
     name = dataset.names[index]
-    file = check_cam(read_cam(cams, name), cams / name, dataset.image_size(index), len(dataset.classes),
+    file = check_cam(read_cam(cams, name), cams / name, dataset.sizes[index], len(dataset.classes),
                      dataset.entries[index].tags or ())
     return np.asarray(dataset.load_image(index)), file
 
@@ -260,7 +260,7 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
     stored = run.path("thresholds.json")
     if not broadcast(stored.exists()):
         masked = [index for index, name in enumerate(dataset.names)
-                  if name in scored and dataset.has_mask(index)]
+                  if name in scored and dataset.masked[index]]
         if not masked:
             print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
             return PAPER_THRESHOLD, PAPER_THRESHOLD

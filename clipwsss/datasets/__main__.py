@@ -37,7 +37,7 @@ def describe(splits: dict[str, FolderDataset]) -> list[str]:
     """Lines with images, masks and sizes of each split, then a table of the images of each class."""
     lines = []
     for split, data in splits.items():
-        masks = sum(data.has_mask(index) for index in range(len(data)))
+        masks = sum(data.masked)
         sizes = [f"{height} x {width}"
                  for height, width in sorted((entry.size for entry in data.entries), key=max)]
         lines.append(f"{split}: {len(data)} images, {masks} with masks; sizes (H x W): smallest {sizes[0]}, "

@@ -83,16 +83,13 @@ class CocoDataset(TagDataset):
             notes = [f"{path}: {empty} of {len(by_image)} images have no annotation and are left out"]
         super().__init__(entries, problems, splits, skip_bad, max_pixels, notes=notes)
         self.has_masks = True
-
-    def has_mask(self, index: int) -> bool:
-        """Whether an image has a mask: here every image has one."""
-        return True
+        self.masked = [True] * len(self)
 
     def load_mask(self, index: int) -> np.ndarray:
         """The mask drawn from the annotations, uint8 [H, W], or the file that `with_masks` gave."""
         if self.entries[index].mask is not None:
             return super().load_mask(index)
-        size = self.image_size(index)
+        size = self.sizes[index]
         mask = np.zeros(size, np.uint8)
         for label, crowd, region in self.regions[self.names[index]]:
             mask[draw(region, size)] = self.crowd_label if crowd else label

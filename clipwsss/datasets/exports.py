@@ -68,7 +68,7 @@ def write_submission(dataset: TagDataset, folder: Path, target: Path) -> None:
     if target.suffix == ".json":
         pycocotools_mask()
     for index, name in enumerate(dataset.names):
-        check_label_map(folder / f"{name}.png", dataset.image_size(index), len(dataset.classes))
+        check_label_map(folder / f"{name}.png", dataset.sizes[index], len(dataset.classes))
     if target.suffix == ".json":
         write_json(coco_results(dataset, folder), target)
         return

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .base import MOST_PIXELS, Entry, TagDataset, files_of, masks_of, split_error
+from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
 from .tags import TABLES, TagRow, read_tags, read_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -26,7 +26,7 @@ class FolderDataset(TagDataset):
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder")
         stored = images_below(root / "images")
-        masks = masks_of(root / "masks")
+        masks = {path.stem: path for path in files_of(root / "masks", optional=True)}
         rows, problems = read_table(root, stored)
         synonyms = read_classes_of(root, rows)
         self.classes = list(synonyms)

@@ -213,7 +213,7 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     else:
         return []
     present = [index for index, name in enumerate(dataset.names) if name in have_file]
-    with_truth = [index for index in present if dataset.has_mask(index)]
+    with_truth = [index for index in present if dataset.masked[index]]
     step = max(1, len(with_truth) // SAMPLED_IMAGES)
     mious = {}
     for index in with_truth[::step]:
