@@ -406,11 +406,11 @@ def test_missing_coco_parts(coco_root):
 
 def test_plain_run_lengths_by_hand():
     mask = np.array([[False, True, False], [True, False, False]])
-    assert coco.encode(mask) == {"size": [2, 3], "counts": [1, 2, 3]}
-    assert np.array_equal(coco.decode({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3)), mask)
+    assert coco.encode_mask(mask) == {"size": [2, 3], "counts": [1, 2, 3]}
+    assert np.array_equal(coco.decode_mask({"size": [2, 3], "counts": [1, 2, 3]}, (2, 3)), mask)
     for full in (False, True):
         mask = np.full((2, 3), full)
-        assert np.array_equal(coco.decode(coco.encode(mask), (2, 3)), mask)
+        assert np.array_equal(coco.decode_mask(coco.encode_mask(mask), (2, 3)), mask)
 
 
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -424,13 +424,13 @@ def test_regions_equal_pycocotools():
         points[1] = points[0]
         polygons = [points.ravel().tolist(), (points[:3] + 1).ravel().tolist()]
         expected = reference.decode(reference.merge(reference.frPyObjects(polygons, *size)))
-        assert np.array_equal(coco.decode(polygons, size), expected)
+        assert np.array_equal(coco.decode_mask(polygons, size), expected)
         packed = reference.encode(np.asfortranarray(expected))
-        ours = coco.encode_compressed(expected.astype(bool))
+        ours = coco.compress_mask(expected.astype(bool))
         assert ours == {"size": list(size), "counts": packed["counts"].decode()} and packed["size"] == ours["size"]
-        assert np.array_equal(coco.decode(ours, size), expected)
-        plain = coco.encode(expected.astype(bool))
-        assert np.array_equal(coco.decode(plain, size), expected)
+        assert np.array_equal(coco.decode_mask(ours, size), expected)
+        plain = coco.encode_mask(expected.astype(bool))
+        assert np.array_equal(coco.decode_mask(plain, size), expected)
         assert reference.frPyObjects(plain, *size)["counts"] == packed["counts"]
 
 
@@ -439,23 +439,23 @@ def test_bad_compressed_run_lengths():
     reference = pytest.importorskip("pycocotools.mask")
     mask = np.zeros((40, 50), bool)
     mask[5:30, 10:44] = True
-    good = coco.encode_compressed(mask)["counts"]
-    assert np.array_equal(coco.decode({"size": [40, 50], "counts": good}, (40, 50)), mask)
+    good = coco.compress_mask(mask)["counts"]
+    assert np.array_equal(coco.decode_mask({"size": [40, 50], "counts": good}, (40, 50)), mask)
     for text in ("", good[:-1], good[:10], good + "1", good + "o", "\u00e9" + good, "\n" + good, "0" + good, "zz"):
         with pytest.raises(ValueError, match="run lengths|Invalid RLE"):
-            coco.decode({"size": [40, 50], "counts": text}, (40, 50))
+            coco.decode_mask({"size": [40, 50], "counts": text}, (40, 50))
     random = np.random.default_rng(0)
     for _ in range(300):
         text = "".join(map(chr, random.integers(48, 112, random.integers(1, 20))))
         with pytest.raises(ValueError, match="run lengths|Invalid RLE"):
-            coco.decode({"size": [40, 50], "counts": text}, (40, 50))
+            coco.decode_mask({"size": [40, 50], "counts": text}, (40, 50))
     assert reference.decode({"size": [40, 50], "counts": good}).sum() == mask.sum()
 
 
 def test_compressed_run_lengths_name_the_package_that_they_need(coco_root, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     assert len(build_dataset("coco14", coco_root, "val")) == 2  # polygons and plain run lengths need no package
-    for use in (lambda: coco.decode({"size": [2, 3], "counts": "123"}, (2, 3)),
-                lambda: coco.encode_compressed(np.ones((2, 3), bool))):
+    for use in (lambda: coco.decode_mask({"size": [2, 3], "counts": "123"}, (2, 3)),
+                lambda: coco.compress_mask(np.ones((2, 3), bool))):
         with pytest.raises(ModuleNotFoundError, match="compressed run lengths need: pip install pycocotools"):
             use()

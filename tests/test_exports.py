@@ -105,7 +105,7 @@ def test_cocos_results_are_its_own_regions(tmp_path, monkeypatch):
     named = json.loads((tmp_path / "named.json").read_text())
     assert [(item["image_id"], item["category_id"]) for item in named] == [("a", 1), ("a", 2)]
     for item in named:
-        assert np.array_equal(coco.decode(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
+        assert np.array_equal(coco.decode_mask(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
     data.category_ids = [3, 90]
     data.image_ids = {"a": 42, "b": 7}
     write_submission(data, folder, tmp_path / "coco.json")

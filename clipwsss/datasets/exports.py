@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import InputError
 from ..files import atomic_path, write_json
 from .base import TagDataset, exif_orientation, read_mask
-from .coco import encode_compressed, pycocotools_mask
+from .coco import compress_mask, pycocotools_mask
 
 VOC = Path("VOCdevkit", "VOC2012")
 LAYOUTS = {  # the places of images, masks and the list of names
@@ -98,6 +98,6 @@ def coco_results(dataset: TagDataset, folder: Path) -> list[dict]:
         for label in np.unique(labels[labels > 0]).tolist():
             results.append({"image_id": dataset.image_ids.get(name, name),
                             "category_id": category_ids[label - 1],
-                            "segmentation": encode_compressed(labels == label),
+                            "segmentation": compress_mask(labels == label),
                             "score": 1.0})
     return results

@@ -89,17 +89,16 @@ def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scal
         height, width = parts[0].shape[-2:]
         rows = min(height, crop_size)
         columns = min(width, crop_size)
-        # Along a longer side the offset is where the crop begins, along a shorter one how much padding comes first.
+        # A random offset along each side: of the crop in a longer image, of a shorter image in the crop.
         y = int(torch.randint(abs(height - crop_size) + 1, ()))
         x = int(torch.randint(abs(width - crop_size) + 1, ()))
         above = y if height < crop_size else 0
         left = x if width < crop_size else 0
         parts = [functional.crop(part, y - above, x - left, rows, columns) for part in parts]
-        right = crop_size - columns - left
-        below = crop_size - rows - above
-        fills = (MEAN_COLOUR, IGNORE)
         if rows < crop_size or columns < crop_size:
-            parts = [functional.pad(part, [left, above, right, below], fill=fill) for part, fill in zip(parts, fills)]
+            padding = [left, above, crop_size - columns - left, crop_size - rows - above]
+            fills = (MEAN_COLOUR, IGNORE)
+            parts = [functional.pad(part, padding, fill=fill) for part, fill in zip(parts, fills)]
     image = functional.to_dtype(parts[0].as_subclass(Tensor), torch.float32, scale=True).contiguous()
     if brightness:
         gain, shift = brightness * (2 * torch.rand(2) - 1)

@@ -28,7 +28,7 @@ from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator, save_generator
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.base import read_image, read_mask
-from clipwsss.datasets.coco import encode_compressed
+from clipwsss.datasets.coco import compress_mask
 from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.tags import read_tags
 from clipwsss.errors import InputError
@@ -80,7 +80,7 @@ def readers() -> dict[str, Reader]:
     lengths = {**polygon, "id": 2, "segmentation": {"size": list(SIZE), "counts": [5, 20, 167]}}
     annotations = {"images": [{"id": 1, "file_name": "a.png", "height": SIZE[0], "width": SIZE[1]}],
                    "categories": [{"id": 1, "name": "boat"}, {"id": 3, "name": "cat"}], "annotations": [polygon, lengths]}
-    compressed = json.dumps([{"segmentation": encode_compressed(mask)} for mask in masks]).encode()
+    compressed = json.dumps([{"segmentation": compress_mask(mask)} for mask in masks]).encode()
     rows = [{"image": "a.jpg", "labels": ["boat"], "split": "train"}, {"file_name": "b.jpg", "label": "boat;cat"}]
     choices = {"a": {"boat": {"word": "ship", "similarity": {"boat": 0.2, "ship": 0.3}}}}
     xml = b"<annotation><object><name>boat</name><part><name>sail</name></part></object></annotation>"
