@@ -158,7 +158,6 @@ def test_bad_voc_files_are_all_found_in_one_pass(voc, capsys):
     fails("no usable image is left of 1; the first problem: .*b.jpg", "voc12", voc, "train", skip_bad=True)
 
 
-@pytest.mark.smoke
 def test_a_damaged_file_is_skipped_or_named_when_it_is_read(voc):
     """The header is good, what follows is cut: found by --skip-bad, else in one line, also from a worker."""
     image = voc / "JPEGImages/a.jpg"

@@ -149,14 +149,14 @@ def read_image(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS
         return file.convert("RGB")
 
 
-def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int = IGNORE) -> np.ndarray:
-    """A palette or grey PNG as class numbers, uint8 [H, W]: 0 background, 1..n_classes, 255 ignore.
+def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None = None) -> np.ndarray:
+    """A palette or grey PNG as class numbers, uint8 [H, W]: 0 background, 1..K classes, 255 ignore.
 
-    InputError names a file that is no such PNG, and one with another value.
+    InputError names a file that is no such PNG and, where `n_classes` is given, one with another value.
     """
     with open_file(path, "mask", max_pixels) as file:
         mask = np.array(file)
-    if n_classes < IGNORE:
+    if n_classes is not None:
         wrong = mask[(mask > n_classes) & (mask != IGNORE)]
         if wrong.size:
             raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "

@@ -98,7 +98,7 @@ def image_folder(root: Path, split: str) -> Path:
     for folder in (root / f"{split}2014", root / "images" / f"{split}2014"):
         if folder.is_dir():
             return folder
-    raise InputError(f"--data-root {root}: neither {split}2014 nor images/{split}2014 is there")
+    raise InputError(f"--data-root {root}: has no folder {split}2014 or images/{split}2014")
 
 
 def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:

@@ -16,8 +16,8 @@ class FolderDataset(TagDataset):
 
     images/: the images, also in folders, turned as their EXIF tags say. An image's name is that of its file
     without the extension. labels.csv (.tsv, .txt, .json, .jsonl): the table, see `read_tags`; if there is
-    none, the folder of an image is its class. classes.txt: a line `class` or `class: synonym, synonym` for
-    each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
+    none, the name of an image's folder is its class. classes.txt: a line `class` or `class: synonym, synonym`
+    for each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
     """
     oriented = True
 
@@ -64,7 +64,7 @@ def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[s
     """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes."""
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels"]
     if len(tables) > 1:
-        raise InputError(f"{tables[0]} and {tables[1].name}: both are there, keep one of them")
+        raise InputError(f"{tables[0]} and {tables[1].name}: both exist; keep one of them")
     if tables:
         return read_tags(tables[0])
     if any(path.parent == root / "images" for path in stored):

@@ -24,7 +24,8 @@ class VocDataset(TagDataset):
         folders = (Path(root), Path(root) / "VOC2012", Path(root) / "VOCdevkit" / "VOC2012")
         found = [folder for folder in folders if (folder / "JPEGImages").is_dir()]
         if not found:
-            raise InputError(f"--data-root {root}: no VOC2012 data (JPEGImages, Annotations and ImageSets)")
+            raise InputError(f"--data-root {root}: no VOC2012 data; expected JPEGImages, Annotations and "
+                             "ImageSets")
         root = found[0]
         augmented = {path.stem: path for path in files_of(root / "SegmentationClassAug", optional=True)}
         official = {path.stem: path for path in files_of(root / "SegmentationClass", optional=True)}
@@ -39,8 +40,10 @@ class VocDataset(TagDataset):
                 continue
             path = root / "Annotations" / f"{name}.xml"
             try:
-                objects = ElementTree.parse(path).iter("object")  # their parts also have names: no tags
-                tags = self.class_numbers(((item.findtext("name") or "").strip() for item in objects), path)
+                objects = ElementTree.parse(path).iter("object")
+                # An object's own name; those of its parts, such as `head`, are not tags.
+                names = {(item.findtext("name") or "").strip() for item in objects}
+                tags = self.class_numbers(names, path)
                 entries.append(Entry(name, image, tags, masks.get(name), where))
             except FileNotFoundError:
                 problems.append(f"{path}: no such annotation, for the image listed in {where}")
