@@ -14,12 +14,19 @@ class SeededSampler(DistributedSampler):
     """This process's (image number, seed of its random draws) pairs of an epoch.
 
     They depend on (seed, epoch) alone: the batches of all processes together are the batch that one process
-    would have.
+    would have. InputError, when an epoch begins, if the processes cannot share a batch equally.
     """
+    batch_size: int  # of all processes together
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        processes = self.num_replicas
+        images = len(self.dataset)
+        if processes > 1 and (self.batch_size % processes or self.batch_size > images):
+            raise InputError(f"--batch-size {self.batch_size}: {processes} processes share a batch, so its "
+                             f"size must be a multiple of {processes} and at most the number of images, "
+                             f"{images}")
         for step, index in enumerate(super().__iter__()):
-            place = step * self.num_replicas + self.rank  # in the epoch's order of all images
+            place = step * processes + self.rank  # in the order of all images of the epoch
             sequence = np.random.SeedSequence((self.seed, self.epoch, place))
             yield index, int(sequence.generate_state(1)[0])
 
@@ -45,16 +52,14 @@ def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bo
     """A loader whose images and random draws depend on (seed, epoch) alone.
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch: workers start anew and take it over.
-    batch_size: of all processes together, each of which takes an equal part of every whole batch. InputError
-    if they cannot. drop_last: leave out the images of an epoch that do not fill a batch.
+    batch_size: of all processes together, each of which takes an equal part of every whole batch.
+    drop_last: leave out the last images of an epoch where they do not fill a batch.
     """
     processes = world_size()
-    if processes > 1 and (batch_size % processes or batch_size > len(dataset)):
-        raise InputError(f"--batch-size {batch_size}: {processes} processes share a batch, so its size must "
-                         f"be a multiple of {processes} and at most the number of images, {len(dataset)}")
     drop_last = len(dataset) >= batch_size and (drop_last or processes > 1)
     sampler = SeededSampler(dataset, processes, rank(), shuffle, seed, drop_last)
-    return DataLoader(SeededDataset(dataset), batch_size // processes, sampler=sampler,
+    sampler.batch_size = batch_size
+    return DataLoader(SeededDataset(dataset), max(1, batch_size // processes), sampler=sampler,
                       num_workers=workers, collate_fn=collate, drop_last=drop_last,
                       pin_memory=torch.cuda.is_available())
 
