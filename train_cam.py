@@ -12,10 +12,10 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.flags import whole
-from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
+from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
 from clipwsss.networks.batch_norm import fuse_batch_norm
-from clipwsss.options import (open_dataset, open_scored, parse, script_parser, start_run, training_flags,
-                              training_settings)
+from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, start_run,
+                              training_flags, training_settings)
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
@@ -77,10 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.weights == "auto":
         args.weights = imagenet_or_none(dataset.classes, generator_settings(args))
     if args.weights == "none" and not args.init and args.generator == "resnet":
-        if args.frozen_bn or args.freeze_stages:
-            print("--weights none: nothing is frozen; all stages and batch norm train")
-        args.frozen_bn = False
-        args.freeze_stages = 0
+        # Random weights are not worth freezing, unless the command line asks for it.
+        if args.set_by.get("frozen_bn") != COMMAND_LINE and args.frozen_bn:
+            args.frozen_bn = False
+            print("--weights none: the batch norm trains too")
+        if args.set_by.get("freeze_stages") != COMMAND_LINE and args.freeze_stages:
+            args.freeze_stages = 0
+            print("--weights none: all stages train")
 
     seed_everything(args.seed)
     if args.init:
@@ -114,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     cams = run.path("cams")
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, **cam_settings(args))
+    write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)
     result.update(print_cam_curve(scored, cams))
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)

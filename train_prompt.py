@@ -16,10 +16,10 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import write_json
-from clipwsss.generator_options import cam_settings, crop_loader, generator_flags, generator_settings
+from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
 from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
-from clipwsss.guidance.method_flags import loss_flags, prompt_flags, stage_flags
+from clipwsss.guidance.method_flags import loss_flags, prompt_flags
 from clipwsss.guidance.objectives import (PROMPT_EPSILON, background_prompt_loss, class_prompt_loss,
                                           guided_loss)
 from clipwsss.guidance.prompts import LearnedPrompt, read_learned, save_learned
@@ -42,37 +42,8 @@ def get_parser() -> argparse.ArgumentParser:
     prompt_flags(parser)
     loss_flags(parser)
     training_flags(parser)
-    stage_flags(parser)
     generator_flags(parser)
     return parser
-
-
-def check_suppression(args: argparse.Namespace) -> None:
-    """InputError where another kind of background prompt than the method's would get the method's weights."""
-    choices = {"generator": args.generator, "method": args.method}
-    usual = find_block("train_prompt", args.dataset, args.preset, choices)["background_prompt"]
-    if args.background_prompt in (usual, "none"):
-        return
-    for name in ("w_suppress", "suppress_threshold", "suppress_reduction"):
-        if args.set_by.get(name) != COMMAND_LINE:
-            raise InputError(
-                f"--background-prompt {args.background_prompt}: --method {args.method} has settings for "
-                f"{usual!r} only; give --w-suppress, --suppress-threshold and --suppress-reduction too (on "
-                "VOC CLIMS has 1, 0.26 and sum for list, SemPLeS 0.05, 0 and mean for learned)")
-
-
-def find_words(args: argparse.Namespace, dataset: TagDataset) -> Words:
-    """The words that the command line asks for."""
-    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
-                       args.person)
-    if args.background_words:
-        background = without_candidates(read_words(args.background_words), words.candidates)
-        words = words._replace(background=background)
-    if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
-        print("--class-prompt word: no class has synonyms, so that its own name is the only candidate. For "
-              f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
-              "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
-    return words
 
 
 def start_class_prompt(args: argparse.Namespace, clip: CLIP,
@@ -100,17 +71,11 @@ def start_background_prompt(args: argparse.Namespace, clip: CLIP, words: Words) 
         return LearnedPrompt(clip, args.background_template, words.names, args.prompt_start)
     if args.background_prompt == "learned":
         return stored[:, None]
-    if args.background_prompt == "none":
-        return repel_words(clip, words, [])
-    text = repel_words(clip, words, words.background)
-    if stored is not None:
+    listed = words.background if args.background_prompt == "list" else []
+    text = encode_words(clip, "a photo of {}.", listed).expand(len(words.names), -1, -1)
+    if args.background_prompt == "list" and stored is not None:
         text = torch.cat([text, stored[:, None]], dim=1)
     return text
-
-
-def repel_words(clip: CLIP, words: Words, background: list[str]) -> Tensor:
-    """Texts [K,M,D] with which each of the K classes repels the same M words; M may be 0."""
-    return encode_words(clip, "a photo of {}.", background).expand(len(words.names), -1, -1)
 
 
 def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
@@ -125,16 +90,6 @@ def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
             crop_loader(args, dataset, batch_size, multiple, args.prompt_augment))
 
 
-def open_run(args: argparse.Namespace, dataset: TagDataset) -> Run:
-    """The run's folder, once everything that is read has been checked."""
-    run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
-                    background_prompts=args.background_prompts, synonyms=args.synonyms,
-                    background_words=args.background_words)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
-          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
-    return run
-
-
 def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, prompt: LearnedPrompt,
                  clip: CLIP, loss: Callable[[Batch], dict]) -> Tensor:
     """Learn a prompt with the generator fixed, save it as LABEL.pt, and return its text features [K,D]."""
@@ -143,6 +98,17 @@ def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: 
     prompt.requires_grad_(False)
     save_learned(prompt, clip, run.path(f"{label}.pt"))
     return prompt(clip).detach()
+
+
+def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, vectors: LearnedPrompt,
+                       clip: CLIP, see: Callable[[Batch], Regions]) -> Tensor:
+    """Learn class prompts with the generator fixed (POLE eq. 5): texts [K,D]."""
+    weights = {"fg": args.w_fg, "bg": args.w_bg}
+
+    def loss(batch: Batch) -> dict[str, tuple]:
+        return class_prompt_loss(see(batch), vectors(clip), weights)
+
+    return learn_prompt(args, run, loader, "class_prompts", vectors, clip, loss)
 
 
 def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, vectors: LearnedPrompt,
@@ -189,8 +155,10 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
     groups.append({"params": list(modules["adapters"].parameters()), "lr": args.adapter_lr or training.lr})
     if "class_prompt" in modules:
         groups.append({"params": [modules["class_prompt"].vectors], "lr": args.prompt_lr})
-    best = BestEpoch()
-    kept = {"best": best}
+    kept = {}
+    if validation is not None:
+        best = BestEpoch()
+        kept["best"] = best
     if choices is not None:
         kept["choices"] = choices
 
@@ -217,7 +185,11 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
     class_prompt = start_class_prompt(args, clip, words)
     background = start_background_prompt(args, clip, words)
     choices = class_prompt if args.class_prompt == "word" else None
-    run = open_run(args, dataset)
+    run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
+                    background_prompts=args.background_prompts, synonyms=args.synonyms,
+                    background_words=args.background_words)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
+          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 
     def see(batch: Batch) -> Regions:
         """What prompts learn from; the generator is fixed."""
@@ -232,10 +204,7 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
             select_words(clip, dataset, args.cams, choices, args.cam_batch_size, args.workers)
         save_choices(run, choices, dataset.classes)
     if args.class_prompt == "learned" and not args.prompts and not args.joint:
-        class_vectors = class_prompt
-        weights = {"fg": args.w_fg, "bg": args.w_bg}
-        class_prompt = learn_prompt(args, run, prompt_loader, "class_prompts", class_vectors, clip,
-                                    lambda batch: class_prompt_loss(see(batch), class_vectors(clip), weights))
+        class_prompt = learn_class_prompt(args, run, prompt_loader, class_prompt, clip, see)
 
     def guide(repelled: Tensor, training: Training) -> None:
         """Train the generator; repelled [K,M,D] are the texts that each class's foreground repels."""
@@ -258,8 +227,9 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
         if device.type == "cuda" and use_bf16(args.precision, device):
             clip.visual.bfloat16()  # it is frozen, and autocast would cast it in every step
         if args.match_epochs:
-            guide(repel_words(clip, words, []), training_settings(
-                args, "match", epochs=args.match_epochs, lr=args.match_lr or args.lr))
+            nothing = encode_words(clip, "{}", []).expand(len(words.names), -1, -1)
+            guide(nothing, training_settings(args, "match", epochs=args.match_epochs,
+                                             lr=args.match_lr or args.lr))
     # SemPLeS stage b: background prompts learn (eq. 2), and the generator is fixed.
     if args.background_prompt == "learned" and not args.background_prompts:
         background = learn_background(args, run, prompt_loader, background, clip, words, see)
@@ -270,22 +240,21 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
     if args.restart:
         generator.load_state_dict(start)
     guide(background, training_settings(args, "guide"))
-
-    if choices is not None:
-        save_choices(run, choices, dataset.classes)
-    if args.joint:
-        save_learned(class_prompt, clip, run.path("class_prompts.pt"))
-    finish(args, run, dataset, scored, generator)
+    finish(args, run, dataset, scored, generator, class_prompt, clip)
 
 
 def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
-           generator: MapGenerator) -> None:
-    """Write the generator and its CAMs, score them, and write the report."""
+           generator: MapGenerator, class_prompt: WordChoices | LearnedPrompt | Tensor, clip: CLIP) -> None:
+    """Write the generator, the prompts that changed with it, its CAMs, their scores and the report."""
     save_generator(generator, run.path("generator.pt"))
+    if args.class_prompt == "word":
+        save_choices(run, class_prompt, dataset.classes)
+    if args.joint:
+        save_learned(class_prompt, clip, run.path("class_prompts.pt"))
     cams = run.path("cams")
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, **cam_settings(args))
+    write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)
     run.result(**print_cam_curve(scored, cams))
     write_report(run.out, "train_prompt", scored, cams=cams)
 
@@ -293,13 +262,29 @@ def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagD
 def main(argv: list[str] | None = None) -> int:
     """Open and check everything that is read, and then run the method."""
     args = parse(get_parser(), argv, "train_prompt")
-    check_suppression(args)
+    choices = {"generator": args.generator, "method": args.method}
+    usual = find_block("train_prompt", args.dataset, args.preset, choices)["background_prompt"]
+    if args.background_prompt not in (usual, "none"):  # the method's weights are not meant for it
+        for name in ("w_suppress", "suppress_threshold", "suppress_reduction"):
+            if args.set_by.get(name) != COMMAND_LINE:
+                raise InputError(
+                    f"--background-prompt {args.background_prompt}: --method {args.method} has settings for "
+                    f"{usual!r} only; give --w-suppress, --suppress-threshold and --suppress-reduction too "
+                    "(on VOC CLIMS has 1, 0.26 and sum for list, SemPLeS 0.05, 0 and mean for learned)")
     if args.class_prompt != "learned" or args.prompts:
         args.joint = False  # only vectors that learn can learn together with the generator
     device = pick_device(args.device)
     dataset = open_dataset(args)
     scored = open_scored(args, dataset)
-    words = find_words(args, dataset)
+    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
+                       args.person)
+    if args.background_words:
+        listed = without_candidates(read_words(args.background_words), words.candidates)
+        words = words._replace(background=listed)
+    if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
+        print("--class-prompt word: no class has synonyms, so that its own name is the only candidate. For "
+              f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
+              "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
     baseline = stage_folder(args.runs, args.dataset, "train_cam")
     generator = None
     if not args.prompts_only:

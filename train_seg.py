@@ -1,5 +1,6 @@
 """Stage 4: train a segmenter on pseudo masks and predict a split, or use a trained one on your own images."""
 import argparse
+import math
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
@@ -109,7 +111,7 @@ def training_data(args: argparse.Namespace) -> TagDataset:
         dataset = dataset.with_masks(masks, args.skip_bad)
     elif not dataset.has_masks:
         raise InputError(f"--masks truth: {args.data_root} has no masks for --split {args.split}")
-    print(f"{args.dataset} {args.split}: {len(dataset)} images, masks of {masks}")
+    print(f"{args.dataset} {args.split}: {len(dataset)} images; masks: {masks}")
     return dataset.with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
 
@@ -126,15 +128,15 @@ def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDa
     """Train the network on the masks of a data set."""
     if args.compile:
         compile_networks(network)
-    images: torch.utils.data.Dataset = dataset
+    repeats = 1
     if args.epochs is None:
-        # An epoch of few images is repeated, so that writing a checkpoint after it takes little of the time.
-        repeats = PASS_STEPS * args.accumulate * args.batch_size // len(dataset)
-        images = torch.utils.data.ConcatDataset([dataset] * max(1, repeats))
-    loader = make_loader(images, args.batch_size, args.workers, seed=args.seed, drop_last=True)
-    steps_per_epoch = -(-len(loader) // args.accumulate)  # rounded up
+        # An epoch takes few images several times, so that its checkpoint costs little of the time.
+        repeats = max(1, PASS_STEPS * args.accumulate * args.batch_size // len(dataset))
+    loader = make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
+                         drop_last=True)
+    steps_per_epoch = math.ceil(len(loader) / args.accumulate)
     steps = args.iterations if args.epochs is None else args.epochs * steps_per_epoch
-    epochs = -(-steps // steps_per_epoch)  # rounded up: the last one ends early
+    epochs = math.ceil(steps / steps_per_epoch)  # the last one may end early
     print(f"{args.network}: {steps} steps of {args.accumulate} x {args.batch_size} images; writing {run.out}")
 
     def loss(batch: Batch) -> dict[str, tuple]:
@@ -204,8 +206,8 @@ def main(argv: list[str] | None = None) -> int:
                              f"{args.data_root} has {', '.join(unseen.classes)}")
     else:
         if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != COMMAND_LINE:
-            args.frozen_bn = False  # random weights and their statistics mean nothing
-            print("--weights none: nothing is frozen; the batch norm trains too")
+            args.frozen_bn = False  # random weights are not worth freezing
+            print("--weights none: the batch norm trains too")
         network, design = initial_segmenter(args, len(learned.classes) + 1)
         classes = learned.classes
         palette = learned.palette

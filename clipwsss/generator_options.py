@@ -62,12 +62,6 @@ def generator_settings(args: argparse.Namespace) -> dict[str, object]:
     return settings
 
 
-def cam_settings(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments of `write_cams` that the command line asks for."""
-    return {"scales": args.scales, "flip": args.flip, "fmt": args.cam_format,
-            "precision": args.test_precision}
-
-
 def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, multiple: int = 1,
                 augment: str | None = None) -> DataLoader:
     """A loader of the training crops that the command line asks for; `augment` replaces --augment.

@@ -111,7 +111,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
 
     args.set_by = {name: f"presets.{block['block']}: {block['source']}" for name in values}
     args.set_by |= dict.fromkeys(splits, "presets.SPLITS")
-    args.set_by |= dict.fromkeys(given_flags(parser, argv), COMMAND_LINE)
+    for word in argv:
+        action = parser._option_string_actions.get(word.partition("=")[0])  # --flag, or --flag=value
+        if action is not None:
+            args.set_by[action.dest] = COMMAND_LINE
     if args.dry_run:
         shown = {name: value for name, value in vars(args).items() if name != "set_by"}
         print(json.dumps({"settings": shown, "defaults": defaults, "set_by": args.set_by}, default=str))
@@ -124,12 +127,6 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
             raise InputError(f"--data-root: give the folder of the {args.dataset} data")
         args.data_root = args.runs / "toy" / "data"
     return args
-
-
-def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """The settings whose flags stand on a command line, as `--flag` or `--flag=value`."""
-    actions = [parser._option_string_actions.get(word.partition("=")[0]) for word in argv]
-    return [action.dest for action in actions if action is not None]
 
 
 def training_settings(args: argparse.Namespace, label: str, **changes: object) -> Training:

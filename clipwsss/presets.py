@@ -139,7 +139,7 @@ SEMPLES = dict(
 BOTH = dict(
     block="BOTH",
     source="this project: POLE's words, schedule and weights with SemPLeS' maps and prompts; on VOC "
-    "an hypothesis",
+    "a hypothesis",
     class_prompt="word", background_prompt="learned", background_template="a photo of [C*30].",
     map_scale="minmax", w_fg=10.0, w_bg=24.0, w_area=0.2,  # 24 / 10 is SemPLeS' 2.4 / 1
     w_suppress=0.5, suppress_threshold=0.0, suppress_reduction="mean",  # ten times SemPLeS', as the others
@@ -233,7 +233,7 @@ SEMPLES_COCO = SEMPLES | dict(
     prompt_lr=0.0025)
 
 BOTH_COCO = BOTH | dict(
-    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; an hypothesis",
+    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; a hypothesis",
     w_fg=2.0, w_bg=14.0)
 
 SEMPLES_WEAKTR_COCO = SEMPLES | dict(
@@ -245,6 +245,31 @@ SEMPLES_WEAKTR_COCO = SEMPLES | dict(
     prompt_lr=0.0025,
     pooling="avg", drop_path=0.1, tune="head",
     crop_size=224, augment="strong", prompt_augment="area", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
+POLE_WEAKTR_COCO = POLE | dict(
+    block="POLE_WEAKTR_COCO", source="this project: POLE_WEAKTR with CLIMS' weights for COCO",
+    map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
+    crop_size=224, augment="strong", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
+CLIMS_WEAKTR_COCO = POLE | dict(
+    block="CLIMS_WEAKTR_COCO", source="this project: CLIMS_WEAKTR with CLIMS' weights for COCO",
+    class_prompt="name", adapter="none",
+    map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=0.625, suppress_threshold=0.285,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, schedule="poly", weight_decay=0.03, batch_size=64, epochs=8,
+    crop_size=224, augment="strong", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
+BOTH_WEAKTR_COCO = BOTH | dict(
+    block="BOTH_WEAKTR_COCO", source="this project: BOTH_WEAKTR with CLIMS' weights for COCO; a hypothesis",
+    w_fg=2.0, w_bg=14.0,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
+    crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 0.8, 1.2])
 
 # ----------------------------------------------------------------------------------------------------
@@ -549,7 +574,8 @@ COCO_METHODS = {
     ("resnet", "clims"): CLIMS_COCO, ("resnet", "pole"): POLE_COCO, ("resnet", "manual"): MANUAL_COCO,
     ("resnet", "coop"): COOP_COCO, ("resnet", "target"): TARGET_COCO, ("resnet", "defo"): DEFO_COCO,
     ("resnet", "semples"): SEMPLES_COCO, ("resnet", "both"): BOTH_COCO,
-    ("weaktr", "semples"): SEMPLES_WEAKTR_COCO,
+    ("weaktr", "clims"): CLIMS_WEAKTR_COCO, ("weaktr", "pole"): POLE_WEAKTR_COCO,
+    ("weaktr", "semples"): SEMPLES_WEAKTR_COCO, ("weaktr", "both"): BOTH_WEAKTR_COCO,
 }
 QUICK_METHODS = {
     ("resnet", "clims"): QUICK_CLIMS, ("resnet", "pole"): QUICK_POLE, ("resnet", "manual"): QUICK_MANUAL,

@@ -252,7 +252,7 @@ def refuse_overlap(out: Path, data_root: Path, data: Iterable[Path], inputs: dic
     """
     refuse_inside("--out", out, data)
     if data_root.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"--out {out}: contains the data {data_root}; choose another folder")
+        raise InputError(f"--out {out}: contains the data folder {data_root}; choose another folder")
     for name, path in inputs.items():
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "

@@ -7,7 +7,7 @@ import torch
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
 from clipwsss.segment.predict import probabilities
-from clipwsss.segment.segmenter import Segmenter, build_segmenter, load_segmenter
+from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
 from clipwsss.training import joined_loss
 
 DESIGN = {"network": "mask2former"}
@@ -27,8 +27,9 @@ def tiny(tmp_path) -> str:
     return str(tmp_path / "tiny")
 
 
-def built(weights: str, *classes: str) -> Segmenter:
-    return build_segmenter(DESIGN, classes or ("cat", "dog"), voc_palette(), weights)
+def built(weights: str, n_labels: int = 3) -> torch.nn.Module:
+    network, _ = build_segmenter(DESIGN, n_labels, weights)
+    return network
 
 
 def squares() -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +49,7 @@ def training_loss(network, images, masks):
 
 def test_the_loss_reaches_all_that_learns(tiny):
     """Else several processes, which average gradients, would wait for each other for ever."""
-    network = built(tiny).network.train()
+    network = built(tiny).train()
     training_loss(network, *squares()).backward()
     silent = [name for name, item in network.named_parameters() if item.requires_grad and item.grad is None]
     assert silent == [] and sum(not item.requires_grad for item in network.parameters()) <= 2
@@ -56,7 +57,7 @@ def test_the_loss_reaches_all_that_learns(tiny):
 
 def test_learns_and_predicts_at_image_size(tiny):
     torch.manual_seed(0)
-    network = built(tiny).network
+    network = built(tiny)
     images, masks = squares()
     groups = network.parameter_groups(1e-3, 0.05)
     assert {group["lr"] for group in groups} == {1e-3, 1e-2}
@@ -79,15 +80,15 @@ def test_learns_and_predicts_at_image_size(tiny):
 
 
 def test_file_rebuilds_the_network(tiny, tmp_path):
-    segmenter = built(tiny)
-    segmenter.save(tmp_path / "segmenter.pt")
-    network, loaded = segmenter.network, load_segmenter(tmp_path / "segmenter.pt").network
+    network, design = build_segmenter(DESIGN, 3, tiny)
+    save_segmenter(network, design, ("cat", "dog"), voc_palette(), tmp_path / "segmenter.pt")
+    loaded, *_ = load_segmenter(tmp_path / "segmenter.pt")
     images = squares()[0]
     with torch.no_grad():
         assert torch.equal(loaded(images), network.eval()(images))
     assert loaded.model.class_predictor.out_features == 4  # background, two classes, no object
     network.model.save_pretrained(tmp_path / "published")
-    other = built(str(tmp_path / "published"), "cat").network
+    other = built(str(tmp_path / "published"), n_labels=2)
     body = "model.pixel_level_module.decoder.mask_projection.weight"
     assert torch.equal(other.model.state_dict()[body], network.model.state_dict()[body])
     assert other.model.class_predictor.out_features == 3
@@ -101,7 +102,7 @@ def test_bad_starts_are_one_clear_line(tiny, tmp_path, monkeypatch):
         built(str(tmp_path / "nowhere"))
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="--balanced"):
-        built(tiny).network.loss_terms(*squares(), balanced=True)
+        built(tiny).loss_terms(*squares(), balanced=True)
 
 
 def test_without_the_package_the_command_is_named(monkeypatch):
@@ -115,7 +116,7 @@ def test_a_swin_backbone_alone_starts_the_network(tmp_path):
     swin = transformers.SwinModel(transformers.SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1],
                                                           num_heads=[1, 1, 1, 1], window_size=4))
     swin.save_pretrained(tmp_path / "swin")
-    network = built(str(tmp_path / "swin")).network
+    network = built(str(tmp_path / "swin"))
     inner = network.model.model.pixel_level_module.encoder
     place = "embeddings.patch_embeddings.projection.weight"
     kept = [value for name, value in inner.named_parameters() if name.endswith(place)]

@@ -151,7 +151,7 @@ def test_inputs_may_move_but_not_change(tmp_path, capsys):
 
 def test_results_are_kept_apart_from_what_is_read(tmp_path):
     inputs = {"init": tmp_path / "elsewhere" / "generator.pt", "cams": tmp_path / "elsewhere" / "cams"}
-    for out, message in (("data", "contains the data"), (".", "contains the data"),
+    for out, message in (("data", "contains the data folder"), (".", "contains the data folder"),
                          ("data/images", "lies in the data's folder"), ("data/images/deep/er", "lies in the data's folder"),
                          ("elsewhere", "contains .*generator.pt, which --init reads"),
                          ("elsewhere/cams", "contains .*cams, which --cams reads")):

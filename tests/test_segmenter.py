@@ -41,7 +41,7 @@ def test_starts_from_a_generator_and_from_deeplab_pytorch(tmp_path, capsys):
     assert torch.equal(network.backbone.conv1.weight, source.backbone.conv1.weight)
     del state["backbone.conv1.weight"]
     save_atomic({"backbone": "resnet_tiny", "state_dict": state}, tmp_path / "generator.pt")
-    with pytest.raises(InputError, match="generator.pt: not .* ResNet.*conv1.weight"):
+    with pytest.raises(InputError, match="generator.pt: not .*conv1.weight"):
         built(tmp_path / "generator.pt")
 
     torch.save(published_state(3, "fc"), tmp_path / "deeplabv1.pth")

@@ -151,9 +151,13 @@ def count_choices(tables: Iterable[tuple[dict, Truth | None]]) -> dict[str, Coun
 
 def own_name_shares(table: dict, classes: Sequence[str]) -> str:
     """One line that says how often each class's own name was chosen in a table of choices."""
-    counts = count_choices([(table, None)])
-    return ", ".join(f"{label} {100 * counts[label]['own'] / counts[label].total():.0f}%"
-                     for label in classes if label in counts)
+    shares = []
+    for label in classes:
+        entries = [rows[label] for rows in table.values() if label in rows]
+        own = sum(entry["word"] == next(iter(entry["similarity"])) for entry in entries)
+        if entries:
+            shares.append(f"{label} {100 * own / len(entries):.0f}%")
+    return ", ".join(shares)
 
 
 def toy_truth(root: Path, split: str) -> Truth:

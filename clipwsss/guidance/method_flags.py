@@ -14,7 +14,8 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
     """What stands for classes and backgrounds, and the files that are read."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("method and prompts").add_argument
-    add("--method", choices=METHODS, default="pole", help="published method; it sets the flags below")
+    add("--method", choices=METHODS, default="pole",
+        help="method, whose settings are the defaults of the other flags; `both` is this project's own")
     add("--class-prompt", choices=("name", "word", "learned"), default="name",
         help="prompt of a class: its name, the word that POLE chooses for each image, or learned vectors")
     add("--background-prompt", choices=("none", "list", "learned"), default="none",
@@ -56,7 +57,7 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:
-    """What guidance and prompt learning reward."""
+    """What guidance and prompt learning reward, the stages before guidance, and which epoch is kept."""
     add = parser.add_argument_group("losses").add_argument
     add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
         help="how maps become P in [0, 1]: by a sigmoid (CLIMS, POLE) or by their extremes (SemPLeS)")
@@ -76,10 +77,6 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
         help="background suppression is the sum or the mean over pairs of image and class")
     add("--area-over", choices=("all", "present"), default="all",
         help="classes whose maps the area term is over: all, or those of the image's tags")
-
-
-def stage_flags(parser: argparse.ArgumentParser) -> None:
-    """The stages before guidance, what of the generator learns, and which epoch is kept."""
     add = parser.add_argument_group("stages").add_argument
     add("--match-epochs", type=whole(0), default=0,
         help="epochs of the generator without background suppression (SemPLeS' stage a)")

@@ -31,7 +31,7 @@ def build_segmenter(design: dict, n_labels: int, weights: str | Path = "none") -
     if design["network"] == "mask2former":
         network = mask2former.build(n_labels, str(weights), design.get("model"))
         return network, {"network": "mask2former", "model": network.model.config.to_dict()}
-    stored = {} if str(weights) in ("none", "imagenet") else load_weights(weights)
+    stored = load_weights(weights) if Path(weights).is_file() else {}
     from_deeplab_pytorch = deeplab.is_deeplab_pytorch(stored)
     design = {**design, "caffe": from_deeplab_pytorch or design.get("caffe", False)}
     with input_errors():
