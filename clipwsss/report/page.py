@@ -231,7 +231,7 @@ def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | No
     label_maps = {}
     if masks:
         label_maps["mask"] = read_mask(masks / f"{name}.png")
-    if dataset.has_mask(index):
+    if dataset.masked[index]:
         label_maps["truth"] = dataset.load_mask(index)
     for kind, labels in label_maps.items():
         resized = Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)

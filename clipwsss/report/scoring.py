@@ -176,7 +176,7 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
         print("there are no masks, so no mIoU is computed")
         return {}
     names = ["background", *dataset.classes]
-    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    masked = [index for index in range(len(dataset)) if dataset.masked[index]]
     own_part = shard(masked)
     tables = np.zeros((len(THRESHOLDS), len(names), len(names)), np.int64)
     progress = Progress(f"scoring {cams}", len(own_part))
