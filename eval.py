@@ -193,12 +193,12 @@ def draw_pictures(dataset: TagDataset, folders: list[tuple[Path, float | None]],
     for index in indices:
         name = dataset.names[index]
         image = dataset.load_image(index)
-        size = dataset.image_size(index)
+        size = dataset.sizes[index]
         row = [image]
         for folder, threshold in folders:
             row.append(overlay(image, read_labels(folder, name, size, threshold), dataset.palette))
         shown_titles = titles
-        if dataset.has_mask(index):
+        if dataset.masked[index]:
             row.append(overlay(image, dataset.load_mask(index), dataset.palette))
             shown_titles = [*titles, "truth"]
         save(contact_sheet([row], shown_titles, [name], cell=CELL), out / f"{name}.png")
@@ -214,11 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     dataset = open_dataset(args)
     names = ["background", *dataset.classes]
     if args.json:
-        refuse_inside("--json", args.json, dataset.folders())
+        refuse_inside("--json", args.json, dataset.folders)
     if args.per_image:
-        refuse_inside("--per-image", args.per_image, dataset.folders())
+        refuse_inside("--per-image", args.per_image, dataset.folders)
     if args.pictures or args.confusion:
-        refuse_inside("--out", args.out / "pictures", dataset.folders())
+        refuse_inside("--out", args.out / "pictures", dataset.folders)
 
     cam_folders, mask_folders = chosen_folders(args, dataset)
     results = []

@@ -61,7 +61,7 @@ def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     assert list_cams(tmp_path / "batched") == ["i0", "i1", "i2", "i3"]
     for index, name in enumerate(dataset.names):
         one, other = read_cam(tmp_path / "single", name), read_cam(tmp_path / "batched", name)
-        height, width = dataset.image_size(index)
+        height, width = dataset.sizes[index]
         assert one.cam.shape == (2 if index == 1 else 1, math.ceil(height / 4), math.ceil(width / 4))
         assert one.keys.tolist() == dataset.labels[index].nonzero()[:, 0].tolist()
         assert np.abs(one.cam - other.cam).max() < 2e-3 and 0 <= one.cam.min() and 0.99 < one.cam.max() <= 1
