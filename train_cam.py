@@ -108,13 +108,13 @@ def main(argv: list[str] | None = None) -> int:
 
     fit(run, loader, loss, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
         training_settings(args, "train_cam"))
-    save_generator(generator, run.path("generator.pt"))
+    save_generator(generator, run.out / "generator.pt")
     result = {}
     if args.val_split:
         result["mAP"] = classifier_map(generator, val_dataset, device, args.cam_batch_size, args.workers)
         print(f"classifier mAP on {args.val_split}: {result['mAP']:.2f}")
 
-    cams = run.path("cams")
+    cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
     write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)

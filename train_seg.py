@@ -218,12 +218,12 @@ def main(argv: list[str] | None = None) -> int:
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:
         train(args, run, network, learned)
-        save_segmenter(network, design, classes, palette, run.path("segmenter.pt"))
+        save_segmenter(network, design, classes, palette, run.out / "segmenter.pt")
 
     # Prediction of a split.
     figures = {}
     if unseen:
-        folder = run.path("predictions")
+        folder = run.out / "predictions"
         done = set()
         if args.resume:
             done = {name for name in unseen.names if (folder / f"{name}.png").exists()}
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
             write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")
     run.result(**figures)
-    write_report(run.out, "train_seg", unseen or learned, masks=run.path("predictions") if unseen else None)
+    write_report(run.out, "train_seg", unseen or learned, masks=run.out / "predictions" if unseen else None)
     return 0
 
 

@@ -5,13 +5,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from .distributed import barrier, is_main
 from .errors import InputError, input_errors
-from .files import load_weights, remove_leftovers, save_atomic, write_json
+from .files import TEMPORARY_FILES, load_weights, save_atomic, write_json
 
 try:
     import fcntl
@@ -53,26 +53,27 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
         if is_main():
             with input_errors(f"--out {self.out}: cannot write there: ", OSError):
-                self._begin(config, overwrite)
+                self._refuse_other_run(config, overwrite)
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.lock = lock_folder(self.out)
+                # Delete what killed processes left half written, and an earlier run that is not continued.
+                outdated = TEMPORARY_FILES
+                if not resume:
+                    outdated += (*RUN_FILES, "log.jsonl")
+                for pattern in outdated:
+                    for path in sorted(self.out.glob(pattern)):
+                        path.unlink(missing_ok=True)
+                self._keep_lines(lambda line: line["label"] != "result")
+                write_json(config, self.out / "args.json")
         barrier()
         self.board = SummaryWriter(self.out) if wants_tensorboard and is_main() else None
 
-    def _begin(self, config: dict, overwrite: bool) -> None:
-        """Check the folder, lock it, delete an earlier run unless this one continues it, write args.json."""
-        written = written_files(self.out)
-        self._refuse_other_run(config, overwrite, written)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_folder(self.out)
-        remove_leftovers(self.out)
-        if not self.resume:
-            for path in written:
-                path.unlink()
-            (self.out / "log.jsonl").unlink(missing_ok=True)
-        self._keep_lines(lambda line: line["label"] != "result")
-        write_json(config, self.out / "args.json")
-
-    def _refuse_other_run(self, config: dict, overwrite: bool, written: list[Path]) -> None:
+    def _refuse_other_run(self, config: dict, overwrite: bool) -> None:
         """InputError where the folder holds what this command may neither continue nor delete."""
+        written: list[Path] = []
+        for pattern in RUN_FILES:
+            written += self.out.glob(pattern)
+        written.sort()
         stored = self.out / "args.json"
         if not stored.exists():
             if self.resume:
@@ -98,10 +99,6 @@ class Run:
                              "replaces it, --out chooses another folder")
         refuse_changed_inputs(self.out, before["inputs"], config["inputs"])
         refuse_changed_settings(self.out, before, config)
-
-    def path(self, *parts: str) -> Path:
-        """A path inside the run folder."""
-        return self.out.joinpath(*parts)
 
     def log(self, **values: object) -> None:
         """Append one line to log.jsonl. With --tensorboard its numbers are written for TensorBoard too."""
@@ -171,14 +168,6 @@ class Run:
         return epoch
 
 
-def written_files(folder: Path) -> list[Path]:
-    """The files in a folder that runs write, sorted."""
-    found: list[Path] = []
-    for pattern in RUN_FILES:
-        found += folder.glob(pattern)
-    return sorted(found)
-
-
 def read_settings(path: Path) -> dict:
     """The settings of an args.json, `inputs` always among them. InputError where the file is damaged."""
     damaged = f"{path}: damaged; --overwrite starts anew"
@@ -237,25 +226,21 @@ def lock_folder(folder: Path) -> IO:
     return file
 
 
-def refuse_inside(flag: str, path: Path, data: Iterable[Path]) -> None:
-    """InputError where the path that the flag names is one of the data's folders or lies in one."""
-    for folder in data:
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{flag} {path}: lies in the data's folder {folder}; choose another place")
+def refuse_overlap(flag: str, out: Path, data_folders: Iterable[Path], data_root: Path | None = None,
+                   inputs: Mapping[str, Path] | None = None) -> None:
+    """InputError where results in `out`, a file or folder that `flag` names, could overwrite what is read.
 
-
-def refuse_overlap(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
-    """InputError where results in `out` could overwrite what a run reads.
-
-    data_root: the root of the data. data: the folders of its images and masks. inputs: for each setting that
-    names something to read, the file or folder.
+    data_folders: the folders of the data's images and masks. data_root: the folder of the whole data.
+    inputs: for each setting that names something to read, the file or folder.
     """
-    refuse_inside("--out", out, data)
-    if data_root.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"--out {out}: contains the data folder {data_root}; choose another folder")
-    for name, path in inputs.items():
+    for folder in data_folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{flag} {out}: lies in the data's folder {folder}; choose another place")
+    if data_root and data_root.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{flag} {out}: contains the data folder {data_root}; choose another folder")
+    for name, path in (inputs or {}).items():
         if path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"--out {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "
+            raise InputError(f"{flag} {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "
                              "another folder")
 
 
@@ -268,46 +253,35 @@ def digest(values: Iterable[object]) -> str:
 
 
 def fingerprint(path: Path | str) -> str:
-    """Digest of a file's size and last bytes, or of those of a folder's visible files and their names.
+    """Digest of a file's size and last bytes, or of the names and fingerprints of a folder's visible files.
 
-    Times and places do not count.
+    The time at which a file was written and the folder in which it lies make no difference.
     """
     path = Path(path)
-    if not path.is_dir():
-        return digest(_size_and_tail(path))
-    inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
-    return digest((item.name, *_size_and_tail(item)) for item in inside)
-
-
-def _size_and_tail(path: Path) -> tuple[int, bytes]:
-    """A file's size and its last bytes."""
+    if path.is_dir():
+        inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+        return digest((item.name, fingerprint(item)) for item in inside)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL))
-        return size, file.read()
+        return digest((size, file.read()))
 
 
-def fingerprint_inputs(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:
-    """Each input's path and fingerprint. A line is printed for an input that is out of date."""
+def fingerprint_inputs(inputs: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """The path and fingerprint of each input.
+
+    An input that a run made lies beside the args.json of that run, which names the run's own inputs. Where
+    one of these has changed since, the input is out of date, and a line that says so is printed.
+    """
     marks = {}
     for name, path in inputs.items():
-        source = changed_source(path)
-        if source:
-            print(f"note: {path} was made from {source}, which has changed since")
         marks[name] = (str(path.resolve()), fingerprint(path))
+        try:
+            sources = read_settings(path.parent / "args.json")["inputs"].values()
+            changed = [source for source, mark in sources
+                       if Path(source).exists() and fingerprint(source) != mark]
+        except (InputError, OSError):  # not made by a run of these scripts, or its inputs cannot be read
+            continue
+        if changed:
+            print(f"note: {path} was made from {changed[0]}, which has changed since")
     return marks
-
-
-def changed_source(path: Path) -> str | None:
-    """The first input of the run that made a file or folder which has changed since; None where none has.
-
-    Results of a run lie beside its args.json, which names the run's inputs and their fingerprints.
-    """
-    try:
-        sources = read_settings(path.parent / "args.json")["inputs"]
-        for source, mark in sources.values():
-            if Path(source).exists() and fingerprint(source) != mark:
-                return source
-    except (InputError, OSError):  # not made by a run of these scripts, or its inputs cannot be read
-        pass
-    return None

@@ -58,7 +58,8 @@ def build_resnet_generator(classes: Sequence[str], backbone: str = "resnet50",
     """
     with input_errors():
         body = resnet.build(backbone, output_stride, frozen_bn)
-    load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
+    if str(weights) != "none":
+        load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
     stages = [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [body.layer4]]
     frozen = [module for stage in stages[:freeze_stages] for module in stage]
     config = {"backbone": backbone, "output_stride": output_stride, "classes": list(classes)}
