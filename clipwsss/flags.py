@@ -28,6 +28,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.default is None or action.default is False:
             return action.help
+        if isinstance(action.default, list | tuple):  # as they are written on the command line
+            values = " ".join(map(str, action.default))
+            return f"{action.help} (default: {values})" if values else action.help
         return super()._get_help_string(action)
 
 

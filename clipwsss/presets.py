@@ -139,7 +139,7 @@ SEMPLES = dict(
 BOTH = dict(
     block="BOTH",
     source="this project: POLE's words, schedule and weights with SemPLeS' maps and prompts; on VOC "
-    "an hypothesis",
+    "a hypothesis",
     class_prompt="word", background_prompt="learned", background_template="a photo of [C*30].",
     map_scale="minmax", w_fg=10.0, w_bg=24.0, w_area=0.2,  # 24 / 10 is SemPLeS' 2.4 / 1
     w_suppress=0.5, suppress_threshold=0.0, suppress_reduction="mean",  # ten times SemPLeS', as the others
@@ -233,7 +233,7 @@ SEMPLES_COCO = SEMPLES | dict(
     prompt_lr=0.0025)
 
 BOTH_COCO = BOTH | dict(
-    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; an hypothesis",
+    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; a hypothesis",
     w_fg=2.0, w_bg=14.0)
 
 SEMPLES_WEAKTR_COCO = SEMPLES | dict(

@@ -6,8 +6,7 @@ from torch import nn
 
 from clipwsss.cams.maps import MapGenerator
 from clipwsss.datasets import Batch
-from clipwsss.guidance.objectives import Adapter
-from clipwsss.guidance.objectives import background_prompt_loss, class_prompt_loss, guided_loss
+from clipwsss.guidance.objectives import Adapter, background_prompt_loss, class_prompt_loss, guided_loss
 from clipwsss.guidance.prompts import LearnedPrompt
 from clipwsss.guidance.regions import encode_regions, generator_regions
 from clipwsss.training import joined_loss
@@ -97,3 +96,15 @@ def test_learning_reaches_the_prompt_alone(generator, tiny_clip):
     (learned + loss).backward()
     assert prompt.vectors.grad[:6].abs().sum() > 0 and prompt.vectors.grad[6:9].abs().sum() == 0
     assert all(p.grad is None for p in generator.parameters())
+
+
+def test_adapter_by_hand():
+    features = torch.randn(3, 8)
+    for kind in ("fixed", "learnable"):
+        adapter = Adapter(8, kind)
+        bottleneck = F.relu(features @ adapter.down.weight.T) @ adapter.up.weight.T
+        assert adapter.down.weight.shape == (2, 8)
+        assert torch.allclose(adapter(features), 0.2 * bottleneck + 0.8 * features, atol=1e-6)
+    assert {name for name, _ in Adapter(8, "fixed").named_parameters()} == {"down.weight", "up.weight"}
+    assert Adapter(8, "learnable").ratio.requires_grad and Adapter(8, "learnable").ratio.shape == (8,)
+    assert Adapter(8, "none")(features) is features and not list(Adapter(8, "none").parameters())

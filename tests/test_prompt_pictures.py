@@ -69,7 +69,7 @@ def test_pictures_and_words_of_learned_prompts(toy, tmp_path, capsys):
     torch.save({"kind": "learned prompt", "config": {"text": torch.zeros(2, 3), "names": ["a", "b"]}, "state_dict": {}},
                tmp_path / "other.pt")
     for flags, message in ((["--image", str(tmp_path / "bad.jpg"), "--text", "boat"], "bad.jpg: not a readable image"),
-                           (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "128 dimensions"),
+                           (["--image", str(files[0]), "--prompts", str(tmp_path / "other.pt")], "a CLIP of 3 dimensions; this CLIP has 128"),
                            (["--image", str(files[0]), "--text", "a zebra"], "not 'zebra'"),
                            (["--image", str(files[0])], "give texts"), (["--text", "boat"], "what to compare them with"),
                            (["--image", str(files[0]), "--text", "boat", "--n", "0"], "'0' is not a whole number")):

@@ -131,6 +131,13 @@ def test_each_fault_is_seen_and_nothing_else(tmp_path):
         assert sorted(import_faults(root)) == expected, files
 
 
+def test_steps_losses_and_networks_know_nothing_of_processes():
+    modules = modules_of(ROOT)
+    for name, path in modules.items():
+        if name.startswith(("networks.", "refine.", "clip.")) or name in ("guidance.losses", "guidance.objectives"):
+            assert "distributed" not in {target for target, _, _ in imports_of(path, ROOT, modules)}, name
+
+
 # The other leaves' own tests do the same.
 def test_leaves_lift_out(tmp_path):
     shutil.copy(ROOT / "clipwsss" / "report" / "metrics.py", tmp_path)

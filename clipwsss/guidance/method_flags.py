@@ -14,7 +14,8 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
     """What stands for classes and backgrounds, and the files that are read."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("method and prompts").add_argument
-    add("--method", choices=METHODS, default="pole", help="published method; it sets the flags below")
+    add("--method", choices=METHODS, default="pole",
+        help="method, whose settings are the defaults of the other flags; `both` is this project's own")
     add("--class-prompt", choices=("name", "word", "learned"), default="name",
         help="prompt of a class: its name, the word that POLE chooses for each image, or learned vectors")
     add("--background-prompt", choices=("none", "list", "learned"), default="none",

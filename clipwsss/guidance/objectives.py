@@ -35,6 +35,7 @@ class Adapter(nn.Module):
             return features
         return self.ratio * self.up(F.relu(self.down(features))) + (1 - self.ratio) * features
 
+
 def guided_loss(regions: Regions, text: Tensor, background_text: Tensor, adapters: nn.ModuleList,
                 weights: dict[str, float], threshold: float, reduction: str,
                 area_over: str) -> dict[str, tuple]:

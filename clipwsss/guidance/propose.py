@@ -14,7 +14,7 @@ from ..datasets.folder import read_classes
 from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json
-from ..errors import input_errors, run_script
+from ..errors import InputError, run_script
 from ..flags import Parser, file_to_write, whole
 from .regions import load_clip
 from .words import encode_words, read_words
@@ -114,11 +114,14 @@ def main(argv: list[str] | None = None) -> int:
     words = read_words(args.words)
     clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
     known = {word.casefold() for row in classes.values() for word in row}
-    # A ValueError tells of a text that is too long, or of a word that a small CLIP does not know.
-    with input_errors(f"--classes {args.classes}: "):
+    new_words = [word for word in words if word.casefold() not in known]
+    source = f"--classes {args.classes}"
+    try:
         own = rate(clip, classes)
-    with input_errors(f"--words {args.words}: "):
-        new = propose(clip, list(classes), [word for word in words if word.casefold() not in known], args.n)
+        source = f"--words {args.words}"
+        new = propose(clip, list(classes), new_words, args.n)
+    except ValueError as error:  # a text is too long, or a small CLIP does not know a word
+        raise InputError(f"{source}: {error}") from error
     print("Cosine of each word to its class, and by how much it exceeds the cosine to the next class. Your "
           "own words stand before the bar.")
     wide = max(map(len, classes))
