@@ -101,7 +101,7 @@ class Run:
         refuse_changed_settings(self.out, before, config)
 
     def log(self, **values: object) -> None:
-        """Append one line to log.jsonl. With --tensorboard its numbers are written for TensorBoard too."""
+        """Append a line with these values to log.jsonl; with --tensorboard, write its numbers there too."""
         if not is_main():
             return
         with open(self.out / "log.jsonl", "a") as file:
@@ -123,23 +123,23 @@ class Run:
             try:
                 if is_wanted(json.loads(line)):
                     kept.append(line)
-            except (ValueError, TypeError, KeyError):  # incomplete
+            except (ValueError, TypeError, KeyError):  # an incomplete line
                 continue
         if kept != lines:
             path.write_text("".join(f"{line}\n" for line in kept))
 
     def result(self, **figures: object) -> None:
-        """Write what the stage has achieved, at its end, to result.json and as the last line of the log."""
+        """Write the final scores of the stage to result.json and as the last line of the log."""
         self.log(label="result", **figures)
         write_json(figures, self.out / "result.json")
 
-    def make_room(self, weights: int) -> None:
+    def check_disk_space(self, weight_bytes: int) -> None:
         """InputError where the disk has no room for two checkpoints of a network of so many bytes.
 
-        Two, because the old one is deleted when the new one is complete. With each weight a checkpoint holds
-        two moments of the optimiser.
+        There are two for a moment, because the old one is deleted when the new one is complete. For each
+        weight a checkpoint also holds two moments of the optimiser.
         """
-        needed = 2 * 3 * weights
+        needed = 2 * 3 * weight_bytes
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise InputError(f"--out {self.out}: checkpoints need {needed / 1e6:.0f} MB and "
@@ -151,9 +151,10 @@ class Run:
         save_atomic({"epoch": epoch, **states}, self.out / f"last_{label}.pt")
 
     def restore(self, label: str, **stateful: object) -> int:
-        """The number of epochs done, with the objects in the state of last_LABEL.pt: 0 without --resume.
+        """Load last_LABEL.pt into the objects and return the number of epochs that it has seen.
 
-        Lines of the log that tell of later epochs, whose checkpoint was not written, are deleted.
+        Without --resume, or without this file, nothing is loaded and the number is 0. Lines of the log about
+        later epochs, whose checkpoint was not written, are deleted.
         """
         path = self.out / f"last_{label}.pt"
         epoch = 0
@@ -169,7 +170,7 @@ class Run:
 
 
 def read_settings(path: Path) -> dict:
-    """The settings of an args.json, `inputs` always among them. InputError where the file is damaged."""
+    """The settings of an args.json, always with `inputs`. InputError where the file is damaged."""
     damaged = f"{path}: damaged; --overwrite starts anew"
     try:
         settings = json.loads(path.read_text())
@@ -187,7 +188,7 @@ def read_settings(path: Path) -> dict:
 
 
 def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
-    """InputError where an input of both has another fingerprint now. Its path may have changed."""
+    """InputError where an input has another fingerprint than before. Its path may have changed."""
     for name in sorted(before.keys() & now.keys()):
         path, mark = now[name]
         if before[name][1] != mark:
@@ -196,7 +197,7 @@ def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str
 
 
 def refuse_changed_settings(out: Path, before: dict, now: dict) -> None:
-    """InputError for a setting that changes results and differs. Inputs are compared by fingerprints."""
+    """InputError where a setting that changes results differs. Inputs are compared by their fingerprints."""
     compared = (before.keys() | now.keys()) - FREE_ON_RESUME - now["inputs"].keys()
     for name in sorted(compared):
         if before.get(name) != now.get(name):
@@ -245,7 +246,7 @@ def refuse_overlap(flag: str, out: Path, data_folders: Iterable[Path], data_root
 
 
 def digest(values: Iterable[object]) -> str:
-    """16 hexadecimal digits that stand for plain values in their order."""
+    """A hash, of 16 hexadecimal digits, of plain values in their order."""
     made = hashlib.blake2b(digest_size=8)
     for value in values:
         made.update(repr(value).encode() + b"\n")
