@@ -15,7 +15,7 @@ from torch import Tensor
 
 # The environment variables that torchrun sets in each process.
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# torchrun ends all processes when one dies, so that no process waits for a dead one; a slow one may take long.
+# When one process dies, torchrun ends all, so that none waits for a dead one. A slow one may take days.
 TIMEOUT = timedelta(days=7)
 
 
