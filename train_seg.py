@@ -53,8 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--frozen-bn", action=switch, default=True,
         help="keep the statistics and weights of the batch norm in DeepLab's backbone as they were loaded")
     add("--multi-scale", action=switch, default=None,
-        help="train DeepLab by the sum of the losses at scales 1, 0.75 and 0.5 and the loss of the maximum of "
-        "their logits (default: for deeplabv2 only)")
+        help="train DeepLab by the sum of the losses at scales 1, 0.75 and 0.5 and the loss of the maximum "
+        "of their logits (default: for deeplabv2 only)")
     add = parser.add_argument_group("training data and loss").add_argument
     add("--masks", type=Path,
         help="folder of the training masks, or `truth` for the true masks of the data set (default: the "
