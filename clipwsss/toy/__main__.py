@@ -24,7 +24,8 @@ def get_parser() -> Parser:
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="probability that a class is drawn on its own background")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
-        help=f"half-size of the smallest object as a fraction of the image's side (of the largest {LARGEST})")
+        help="half-size of the smallest object as a fraction of the image's side; at most that of the "
+        f"largest object, {LARGEST}")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="file that the trained CLIP is saved to")
     add("--steps", type=whole(1), default=600, help="number of training steps of the CLIP")
     return parser
