@@ -168,7 +168,7 @@ def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk
 def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path, walk: str,
                    network: nn.Module, backbone: str, jobs: ImageJobs) -> nn.Module:
     """Train the affinity network of the walk on confident labels; both are kept in the run's folder."""
-    folder = run.path("labels")
+    folder = run.out / "labels"
     missing = [index for index, name in enumerate(dataset.names) if not (folder / f"{name}.png").exists()]
     work = partial(write_labels, args, dataset, cams, walk, folder)
     for _ in jobs.run("confident labels", work, missing):
@@ -178,7 +178,7 @@ def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams
     loader = make_loader(labelled, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks, args.train_radius),
         {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{walk}_network"))
-    save_affinity(network, run.path("affinity.pt"), walk, backbone)
+    save_affinity(network, run.out / "affinity.pt", walk, backbone)
     return network.eval()
 
 
@@ -259,7 +259,7 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
     They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
     the paper's threshold.
     """
-    stored = run.path("thresholds.json")
+    stored = run.out / "thresholds.json"
     if not broadcast(stored.exists()):
         masked = [index for index, name in enumerate(dataset.names)
                   if name in scored and dataset.masked[index]]
@@ -315,7 +315,7 @@ def report_scores(run: Run, totals: list, names: list[str]) -> None:
     images, pixels, changed, with_truth, refined_table, unrefined_table = totals
     share = 100 * changed / pixels
     figures = {"images": images, "changed": share}
-    print(f"{images} masks in {run.path('masks')}; refinement changed {share:.2f} % of the pixels")
+    print(f"{images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
     if with_truth:
         refined = metrics.scores(refined_table)
         unrefined = metrics.scores(unrefined_table)
@@ -371,8 +371,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
     report_scores(run, totals, ["background", *dataset.classes])
     if args.layout and is_main():
-        write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    write_report(run.out, "make_pseudo", dataset, cams, run.path("masks"))
+        write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout)
+    write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")
     skipped = len(jobs.failures) + len(dataset.skipped)
     if skipped:
         print(f"skipped {skipped} bad images, which are named above", file=sys.stderr)

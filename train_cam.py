@@ -109,13 +109,13 @@ def main(argv: list[str] | None = None) -> int:
 
     fit(run, loader, loss, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
         training_settings(args, "train_cam"))
-    save_network(generator, "generator", generator.config, run.path("generator.pt"))
+    save_network(generator, "generator", generator.config, run.out / "generator.pt")
     result = {}
     if args.val_split:
         result["mAP"] = classifier_map(generator, val_dataset, device, args.cam_batch_size, args.workers)
         print(f"classifier mAP on {args.val_split}: {result['mAP']:.2f}")
 
-    cams = run.path("cams")
+    cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     whole_images = dataset.with_transform(whole_image, masks=False)
     loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)

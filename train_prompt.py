@@ -96,7 +96,7 @@ def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: 
     fit(run, loader, loss, {"prompt": prompt}, [{"params": [prompt.vectors]}],
         training_settings(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
     prompt.requires_grad_(False)
-    save_learned(prompt, clip, run.path(f"{label}.pt"))
+    save_learned(prompt, clip, run.out / f"{label}.pt")
     return prompt(clip).detach()
 
 
@@ -126,7 +126,7 @@ def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, vec
 def save_choices(run: Run, choices: WordChoices, classes: list[str]) -> None:
     """Write prompts.json and print how often each class's own name was chosen."""
     table = choices.table(classes)
-    path = run.path("prompts.json")
+    path = run.out / "prompts.json"
     write_json(table, path)
     print(f"own name chosen: {own_name_shares(table, classes)} (all choices: {path})")
 
@@ -246,12 +246,12 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
 def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
            generator: MapGenerator, class_prompt: WordChoices | LearnedPrompt | Tensor, clip: CLIP) -> None:
     """Write the generator, the prompts that changed with it, its CAMs, their scores and the report."""
-    save_network(generator, "generator", generator.config, run.path("generator.pt"))
+    save_network(generator, "generator", generator.config, run.out / "generator.pt")
     if args.class_prompt == "word":
         save_choices(run, class_prompt, dataset.classes)
     if args.joint:
-        save_learned(class_prompt, clip, run.path("class_prompts.pt"))
-    cams = run.path("cams")
+        save_learned(class_prompt, clip, run.out / "class_prompts.pt")
+    cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     whole_images = dataset.with_transform(whole_image, masks=False)
     loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)

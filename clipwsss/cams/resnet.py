@@ -49,7 +49,8 @@ def build_resnet_generator(classes: Sequence[str], backbone: str = "resnet50",
     """
     with input_errors():
         body = ResNet(backbone, output_stride, frozen_bn=frozen_bn)
-    load_backbone(body, weights, backbone, RESNET_WEIGHTS)
+    if str(weights) != "none":
+        load_backbone(body, weights, backbone, RESNET_WEIGHTS)
     stem = nn.ModuleList([body.conv1, body.bn1])
     for stage in (stem, body.layer1, body.layer2, body.layer3, body.layer4)[:freeze_stages]:
         stage.requires_grad_(False)

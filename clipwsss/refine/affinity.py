@@ -219,7 +219,8 @@ def build_affinity(kind: str, backbone: str = "resnet50",
     highest = 16 if kind == "irn" else 8
     stride = next(item for item in resnet.RESNET_SPECS[backbone].output_strides if item <= highest)
     body = resnet.ResNet(backbone, stride, dilate=kind == "psa", frozen_bn=True)
-    load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
+    if str(weights) != "none":
+        load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
     return AFFINITY_NETWORKS[kind](body), backbone
 
 
