@@ -10,7 +10,7 @@ from .datasets.loaders import make_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
-from .options import inference_flags
+from .training import PRECISIONS
 
 
 def generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,8 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
     add("--flip", action=switch, default=True, help="also average over the mirror image")
     add("--cam-batch-size", type=whole(1, 65536), default=4,
         help="images of one size in a forward pass when CAMs are made")
-    inference_flags(add)
+    add("--test-precision", choices=PRECISIONS, default="auto",
+        help="precision of inference; auto takes bf16 where the device supports it natively")
     add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="npz: maps at a quarter of the image's size; full: also at full size; irn: the .npy files of "
         "IRN; psa: those of PSA and WeakTr")

@@ -10,7 +10,7 @@ from .errors import InputError
 from .flags import ScriptParser, real, whole
 from .presets import SPLITS, find_block
 from .run import Run, fingerprint_inputs, refuse_overlap
-from .training import OPTIMIZERS, SCHEDULES, Training
+from .training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 
 COMMAND_LINE = "the command line"  # what `set_by` says of a flag that was given
 ESSENTIAL = ("dataset", "data_root", "preset", "split", "skip_bad", "out", "quiet", "device", "seed",
@@ -78,17 +78,11 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
     add("--warmup", type=whole(0), default=0, help="steps of linear warm-up")
     add("--clip-norm", type=real(0), default=0.0,
         help="largest norm of the gradients; 0 disables gradient clipping")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
+    add("--precision", choices=PRECISIONS, default="fp32",
         help="precision in training; bf16 uses autocast, auto does so where the device supports it natively")
     add("--compile", action="store_true", help="train with torch.compile")
     add("--sync-bn", action="store_true",
         help="compute batch norm over the images of all processes (several GPUs)")
-
-
-def inference_flags(add: Callable[..., argparse.Action]) -> None:
-    """The flag of networks that are not being trained."""
-    add("--test-precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="precision of inference; auto takes bf16 where the device supports it natively")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:
