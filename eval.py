@@ -15,7 +15,7 @@ from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
 from clipwsss.flags import file_to_write, real, whole
-from clipwsss.options import open_dataset, parse, run_flags, script_parser, stage_folder
+from clipwsss.options import open_dataset, parse, run_flags, script_parser
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import scores
@@ -71,10 +71,10 @@ def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[
     """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
     if args.cams or args.masks:
         return args.cams or [], args.masks or []
-    cams = [stage_folder(args.runs, args.dataset, "train_cam") / "cams",
-            stage_folder(args.runs, args.dataset, "train_prompt") / "cams"]
-    masks = [stage_folder(args.runs, args.dataset, "make_pseudo") / "masks",
-             stage_folder(args.runs, args.dataset, "train_seg") / "predictions"]
+    cams = [args.runs / args.dataset / "train_cam" / "cams",
+            args.runs / args.dataset / "train_prompt" / "cams"]
+    masks = [args.runs / args.dataset / "make_pseudo" / "masks",
+             args.runs / args.dataset / "train_seg" / "predictions"]
     split = set(dataset.names)
     cams_found = [folder for folder in cams if folder.is_dir() and split.intersection(list_cams(folder))]
     masks_found = [folder for folder in masks

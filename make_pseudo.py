@@ -22,7 +22,7 @@ from clipwsss.errors import InputError, input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import Ascending, real, whole
 from clipwsss.networks.resnet import RESNETS
-from clipwsss.options import (open_dataset, parse, open_scored, script_parser, stage_folder, start_run,
+from clipwsss.options import (open_dataset, parse, open_scored, script_parser, start_run,
                               training_flags, training_settings, start_weights)
 from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
@@ -333,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     walk, _ = split_stages(args.refine, args.segments)
     dataset = open_dataset(args)
-    cams = args.cams or stage_folder(args.runs, args.dataset, "train_prompt") / "cams"
+    cams = args.cams or args.runs / args.dataset / "train_prompt" / "cams"
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(missing_inputs(dataset, cams, args.segments))
     scored = set(open_scored(args, dataset).names)

@@ -81,9 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         # Random weights are not worth freezing, unless the command line asks for it.
         if args.set_by.get("frozen_bn") != COMMAND_LINE and args.frozen_bn:
             args.frozen_bn = False
+            args.set_by["frozen_bn"] = "--weights none"
             print("--weights none: the batch norm trains too")
         if args.set_by.get("freeze_stages") != COMMAND_LINE and args.freeze_stages:
             args.freeze_stages = 0
+            args.set_by["freeze_stages"] = "--weights none"
             print("--weights none: all stages train")
 
     seed_everything(args.seed)

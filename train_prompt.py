@@ -17,15 +17,14 @@ from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network, write_json
 from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
-from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
+from clipwsss.guidance.choices import WordChoices, read_choices, select_words
 from clipwsss.guidance.losses import (PROMPT_EPSILON, Adapter, background_prompt_loss, class_prompt_loss,
                                       guided_loss)
 from clipwsss.guidance.method_flags import loss_flags, prompt_flags
 from clipwsss.guidance.prompts import LearnedPrompt, read_learned, save_learned
-from clipwsss.guidance.regions import (Regions, cam_file_regions, check_cam_files, generator_regions,
-                                       load_clip)
+from clipwsss.guidance.regions import Regions, cam_file_regions, generator_regions, load_clip
 from clipwsss.guidance.words import Words, encode_words, load_words, read_words
-from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, stage_folder,
+from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser,
                               start_run, training_flags, training_settings)
 from clipwsss.presets import find_block
 from clipwsss.report.page import write_report
@@ -45,48 +44,123 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """InputError for flags that do not fit together, where one would be ignored or mean something else."""
+    given = {name for name, source in args.set_by.items() if source == COMMAND_LINE}
+    choices = {"generator": args.generator, "method": args.method}
+    usual = find_block("train_prompt", args.dataset, args.preset, choices)["background_prompt"]
+    if args.background_prompt not in (usual, "none"):
+        needed = ["w_suppress", "suppress_threshold", "suppress_reduction"]
+        if args.background_prompt == "learned" and not args.background_prompts:
+            needed.append("prompt_epochs")
+        missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
+        if missing:
+            raise InputError(f"--background-prompt {args.background_prompt}: --method {args.method} has "
+                             f"settings for {usual!r} only; give {', '.join(missing)} too (see SETTINGS.md for "
+                             "those of CLIMS with list and of SemPLeS with learned)")
+    if "joint" in given and args.joint and (args.class_prompt != "learned" or args.prompts):
+        raise InputError("--joint: only class prompts that learn can learn together with the generator; use "
+                         "--class-prompt learned without --prompts")
+    if args.prompts and args.class_prompt == "name":
+        raise InputError("--prompts: --class-prompt name takes no prompts of an earlier run; use word or "
+                         "learned")
+    if args.reselect_every and args.class_prompt != "word":
+        raise InputError(f"--reselect-every: --class-prompt {args.class_prompt} chooses no words; use word")
+    if args.background_prompts and args.background_prompt == "none":
+        raise InputError("--background-prompts: --background-prompt none repels nothing; use learned or list")
+    if args.background_words and args.background_prompt != "list":
+        raise InputError(f"--background-words: --background-prompt {args.background_prompt} takes no words; "
+                         "use list")
+    learns_alone = args.class_prompt == "learned" and not args.joint
+    if args.prompts_only and args.class_prompt != "word" and not learns_alone \
+            and args.background_prompt != "learned":
+        raise InputError("--prompts-only: there is no prompt to choose or learn; use --class-prompt word, "
+                         "--class-prompt learned --no-joint or --background-prompt learned")
+    if args.class_prompt != "learned" or args.prompts:
+        args.joint = False
+
+
+def open_inputs(args: argparse.Namespace) -> tuple:
+    """Open and check all that is read: data, scored data, words, CLIP, generator, validation data.
+
+    Generator and validation data may be None. Fills in the default folders of --init and --cams.
+    """
+    device = pick_device(args.device)
+    dataset = open_dataset(args)
+    scored = open_scored(args, dataset)
+    listed = read_words(args.background_words) if args.background_words else None
+    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
+                       args.person, listed)
+    if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
+        print("--class-prompt word: no class has synonyms, so that its own name is the only candidate. For "
+              f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
+              "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
+    baseline = args.runs / args.dataset / "train_cam"
+    generator = None
+    if not args.prompts_only:
+        args.init = args.init or baseline / "generator.pt"
+        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
+        if args.tune != "all":
+            generator.learn_only(args.tune)
+        generator.to(device, memory_format=torch.channels_last)
+    validation = None
+    if args.keep_best:
+        validation = open_dataset(args, args.keep_best)
+        if not validation.has_masks:
+            raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+    clip = load_clip(args.clip, device, args.clip_cache)
+    if args.prompts_only or (args.class_prompt == "word" and not args.prompts):
+        args.cams = args.cams or baseline / "cams"
+        absent = set(dataset.names) - set(list_cams(args.cams))
+        if absent:
+            raise InputError(f"{args.cams}: image {min(absent)} has no CAM file, and neither have "
+                             f"{len(absent) - 1} others")
+    if args.prompts_only:
+        for index, name in enumerate(dataset.names):
+            tags = dataset.labels[index].nonzero()[:, 0].tolist()
+            check_cam(read_cam(args.cams, name), args.cams / name, dataset.sizes[index],
+                      len(dataset.classes), tags)
+    if args.compile:
+        networks = [clip.visual] if generator is None else [generator, clip.visual]
+        compile_networks(*networks)
+    return dataset, scored, words, clip, generator, validation
+
+
 def start_class_prompt(args: argparse.Namespace, clip: CLIP,
-                       words: Words) -> WordChoices | LearnedPrompt | Tensor:
-    """The class prompt before training: candidates for POLE's words, vectors to learn, or text [K,D]."""
+                       words: Words) -> tuple[WordChoices | None, LearnedPrompt | None, Tensor | None]:
+    """The class prompt before training: (POLE's choices, None, None), (None, vectors to learn, None) or
+    (None, None, text [K,D])."""
     if args.class_prompt == "word":
         choices = WordChoices(clip, args.template, words.candidates)
         if args.prompts:
             choices.take_table(read_choices(args.prompts), words.classes)
-        return choices
+        return choices, None, None
     if args.class_prompt == "learned" and args.prompts:
         _, text = read_learned(args.prompts, clip, len(words.names))
-        return text
+        return None, None, text
     if args.class_prompt == "learned":
-        return LearnedPrompt(clip, args.template, words.names, args.prompt_start)
-    return encode_words(clip, args.template, words.names)
+        return None, LearnedPrompt(clip, args.template, words.names, args.prompt_start), None
+    return None, None, encode_words(clip, args.template, words.names)
 
 
-def start_background_prompt(args: argparse.Namespace, clip: CLIP, words: Words) -> LearnedPrompt | Tensor:
-    """The background prompt before training: vectors to learn, or the M texts [K,M,D] of each class."""
+def start_background_prompt(args: argparse.Namespace, clip: CLIP,
+                            words: Words) -> tuple[LearnedPrompt | None, Tensor | None]:
+    """The background prompt before training: (vectors to learn, None) or (None, the M texts of each class,
+    [K,M,D])."""
     stored = None
     if args.background_prompts:
         _, stored = read_learned(args.background_prompts, clip, len(words.names))
     if args.background_prompt == "learned" and stored is None:
-        return LearnedPrompt(clip, args.background_template, words.names, args.prompt_start)
+        vectors = LearnedPrompt(clip, args.background_template, words.names, args.prompt_start,
+                                "--background-template")
+        return vectors, None
     if args.background_prompt == "learned":
-        return stored[:, None]
+        return None, stored[:, None]
     listed = words.background if args.background_prompt == "list" else []
     text = encode_words(clip, "a photo of {}.", listed).expand(len(words.names), -1, -1)
-    if args.background_prompt == "list" and stored is not None:
+    if stored is not None:
         text = torch.cat([text, stored[:, None]], dim=1)
-    return text
-
-
-def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
-                 generator: MapGenerator | None) -> tuple[DataLoader | None, DataLoader]:
-    """The batches that the generator learns from, None without one, and those that prompts learn from."""
-    batch_size = args.prompt_batch_size or args.batch_size
-    if generator is None:
-        whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
-        return None, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
-    multiple = generator.input_multiple
-    return (crop_loader(args, dataset, args.batch_size, multiple),
-            crop_loader(args, dataset, batch_size, multiple, args.prompt_augment))
+    return None, text
 
 
 def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, prompt: LearnedPrompt,
@@ -127,19 +201,25 @@ def save_choices(run: Run, choices: WordChoices, classes: list[str]) -> None:
     table = choices.table(classes)
     path = run.out / "prompts.json"
     write_json(table, path)
-    print(f"own name chosen: {own_name_shares(table, classes)} (all choices: {path})")
+    shares = []
+    for label in classes:
+        entries = [rows[label] for rows in table.values() if label in rows]
+        own = sum(entry["word"] == next(iter(entry["similarity"])) for entry in entries)
+        if entries:
+            shares.append(f"{label} {100 * own / len(entries):.0f}%")
+    print(f"own name chosen: {', '.join(shares)} (all choices: {path})")
 
 
-def class_features(args: argparse.Namespace, prompt: WordChoices | LearnedPrompt | Tensor, clip: CLIP,
-                   regions: Regions, epoch: int) -> Tensor:
+def class_features(args: argparse.Namespace, choices: WordChoices | None, vectors: LearnedPrompt | None,
+                   text: Tensor | None, clip: CLIP, regions: Regions, epoch: int) -> Tensor:
     """Text features [N,D] of the class prompts of N pairs of image and class."""
-    if args.class_prompt == "word":
+    if choices is not None:
         if args.reselect_every and epoch % args.reselect_every == 0:
-            prompt.measure(regions.names, regions.classes, regions.foreground)
-        return prompt.chosen_text(regions.names, regions.classes)
-    if args.joint:
-        return prompt(clip)[regions.classes]
-    return prompt[regions.classes]
+            choices.measure(regions.names, regions.classes, regions.foreground)
+        return choices.chosen_text(regions.names, regions.classes)
+    if text is None:  # vectors that learn together with the generator
+        text = vectors(clip)
+    return text[regions.classes]
 
 
 def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[[Batch], dict],
@@ -178,83 +258,15 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
         best.restore(generator)
 
 
-def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset, words: Words, clip: CLIP,
-               generator: MapGenerator | None, validation: TagDataset | None) -> None:
-    """The stages of POLE and SemPLeS in the papers' order; without a generator, those of prompts alone."""
-    device = clip.text_projection.device
-    loader, prompt_loader = make_loaders(args, dataset, clip, generator)
-    seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
-    width = clip.text_projection.shape[1]
-    adapters = nn.ModuleList([Adapter(width, args.adapter), Adapter(width, args.adapter)]).to(device)
-    class_prompt = start_class_prompt(args, clip, words)
-    background = start_background_prompt(args, clip, words)
-    choices = class_prompt if args.class_prompt == "word" else None
-    run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
-                    background_prompts=args.background_prompts, synonyms=args.synonyms,
-                    background_words=args.background_words)
-    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
-          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
-
-    def see(batch: Batch) -> Regions:
-        """What prompts learn from; the generator is fixed."""
-        with torch.no_grad():
-            if generator is None:
-                return cam_file_regions(clip, args.cams, batch, device, resized=True)
-            return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON)
-
-    # Class prompts: a word for each image and class (POLE eq. 6), or vectors that are learned in advance.
-    if choices is not None:
-        if not args.prompts:
-            select_words(clip, dataset, args.cams, choices, args.cam_batch_size, args.workers)
-        save_choices(run, choices, dataset.classes)
-    if args.class_prompt == "learned" and not args.prompts and not args.joint:
-        class_prompt = learn_class_prompt(args, run, prompt_loader, class_prompt, clip, see)
-
-    def guide(repelled: Tensor, training: Training) -> None:
-        """Train the generator; repelled [K,M,D] are the texts that each class's foreground repels."""
-        weights = {"fg": args.w_fg, "bg": args.w_bg, "suppress": args.w_suppress, "area": args.w_area}
-
-        def loss(batch: Batch) -> dict[str, tuple]:
-            regions = generator_regions(generator, clip, batch, args.map_scale)
-            text = class_features(args, class_prompt, clip, regions, loader.sampler.epoch)
-            return guided_loss(regions, text, repelled[regions.classes], adapters, weights,
-                               args.suppress_threshold, args.suppress_reduction, args.area_over)
-
-        modules = {"generator": generator, "adapters": adapters}
-        if args.joint:
-            modules["class_prompt"] = class_prompt
-        tune(args, run, loader, loss, modules, choices, training, validation)
-
-    # SemPLeS stage a: the generator learns to match the class prompts, and nothing is suppressed.
-    if generator is not None:
-        start = copy.deepcopy(generator.state_dict())
-        if device.type == "cuda" and use_bf16(args.precision, device):
-            clip.visual.bfloat16()  # it is frozen, and autocast would cast it in every step
-        if args.match_epochs:
-            nothing = encode_words(clip, "{}", []).expand(len(words.names), -1, -1)
-            guide(nothing, training_settings(args, "match", epochs=args.match_epochs,
-                                             lr=args.match_lr or args.lr))
-    # SemPLeS stage b: background prompts learn (eq. 2), and the generator is fixed.
-    if args.background_prompt == "learned" and not args.background_prompts:
-        background = learn_background(args, run, prompt_loader, background, clip, words, see)
-    if generator is None:
-        run.result(**print_cam_curve(scored, args.cams))
-        return
-    # SemPLeS stage c, and all of CLIMS and POLE: guidance with suppression.
-    if args.restart:
-        generator.load_state_dict(start)
-    guide(background, training_settings(args, "guide"))
-    finish(args, run, dataset, scored, generator, class_prompt, clip)
-
-
 def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
-           generator: MapGenerator, class_prompt: WordChoices | LearnedPrompt | Tensor, clip: CLIP) -> None:
+           generator: MapGenerator, choices: WordChoices | None, class_vectors: LearnedPrompt | None,
+           clip: CLIP) -> None:
     """Write the generator, the prompts that changed with it, its CAMs, their scores and the report."""
     save_network(generator, "generator", generator.config, run.out / "generator.pt")
-    if args.class_prompt == "word":
-        save_choices(run, class_prompt, dataset.classes)
+    if choices is not None:
+        save_choices(run, choices, dataset.classes)
     if args.joint:
-        save_learned(class_prompt, clip, run.out / "class_prompts.pt")
+        save_learned(class_vectors, clip, run.out / "class_prompts.pt")
     cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
     whole_images = dataset.with_transform(whole_image, masks=False)
@@ -265,51 +277,73 @@ def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagD
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Open and check everything that is read, and then run the method."""
+    """The stages of POLE and SemPLeS in the papers' order; with --prompts-only, those of prompts alone."""
     args = parse(get_parser(), argv, "train_prompt")
-    choices = {"generator": args.generator, "method": args.method}
-    usual = find_block("train_prompt", args.dataset, args.preset, choices)["background_prompt"]
-    if args.background_prompt not in (usual, "none"):  # the method's weights are not meant for it
-        for name in ("w_suppress", "suppress_threshold", "suppress_reduction"):
-            if args.set_by.get(name) != COMMAND_LINE:
-                raise InputError(
-                    f"--background-prompt {args.background_prompt}: --method {args.method} has settings for "
-                    f"{usual!r} only; give --w-suppress, --suppress-threshold and --suppress-reduction too "
-                    "(on VOC CLIMS has 1, 0.26 and sum for list, SemPLeS 0.05, 0 and mean for learned)")
-    if args.class_prompt != "learned" or args.prompts:
-        args.joint = False  # only vectors that learn can learn together with the generator
-    device = pick_device(args.device)
-    dataset = open_dataset(args)
-    scored = open_scored(args, dataset)
-    listed = read_words(args.background_words) if args.background_words else None
-    words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
-                       args.person, listed)
-    if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
-        print("--class-prompt word: no class has synonyms, so that its own name is the only candidate. For "
-              f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "
-              "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
-    baseline = stage_folder(args.runs, args.dataset, "train_cam")
-    generator = None
-    if not args.prompts_only:
-        args.init = args.init or baseline / "generator.pt"
-        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
-        if args.tune != "all":
-            generator.learn_only(args.tune)
-        generator.to(device, memory_format=torch.channels_last)
-    validation = None
-    if args.keep_best:
-        validation = open_dataset(args, args.keep_best)
-        if not validation.has_masks:
-            raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
-    clip = load_clip(args.clip, device, args.clip_cache)
-    chooses_words = args.class_prompt == "word" and not args.prompts
-    if chooses_words or args.prompts_only:
-        args.cams = args.cams or baseline / "cams"
-        check_cam_files(args.cams, dataset, read_all=args.prompts_only)
-    if args.compile:
-        networks = [clip.visual] if generator is None else [generator, clip.visual]
-        compile_networks(*networks)
-    run_method(args, dataset, scored, words, clip, generator, validation)
+    check_flags(args)
+    dataset, scored, words, clip, generator, validation = open_inputs(args)
+    device = clip.text_projection.device
+    loader, prompt_loader = make_loaders(args, dataset, clip, generator)
+    seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
+    width = clip.text_projection.shape[1]
+    adapters = nn.ModuleList([Adapter(width, args.adapter), Adapter(width, args.adapter)]).to(device)
+    choices, class_vectors, class_text = start_class_prompt(args, clip, words)
+    background_vectors, background = start_background_prompt(args, clip, words)
+    run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
+                    background_prompts=args.background_prompts, synonyms=args.synonyms,
+                    background_words=args.background_words)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
+          f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
+
+    def see(batch: Batch) -> Regions:
+        """The regions of a batch that prompts learn from; the generator is fixed."""
+        with torch.no_grad():
+            if generator is None:
+                return cam_file_regions(clip, args.cams, batch, device, resized=True)
+            return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON)
+
+    def guide(repelled: Tensor, training: Training) -> None:
+        """Train the generator; repelled [K,M,D] are the texts that each class's foreground repels."""
+        weights = {"fg": args.w_fg, "bg": args.w_bg, "suppress": args.w_suppress, "area": args.w_area}
+
+        def loss(batch: Batch) -> dict[str, tuple]:
+            regions = generator_regions(generator, clip, batch, args.map_scale)
+            text = class_features(args, choices, class_vectors, class_text, clip, regions,
+                                  loader.sampler.epoch)
+            return guided_loss(regions, text, repelled[regions.classes], adapters, weights,
+                               args.suppress_threshold, args.suppress_reduction, args.area_over)
+
+        modules = {"generator": generator, "adapters": adapters}
+        if args.joint:
+            modules["class_prompt"] = class_vectors
+        tune(args, run, loader, loss, modules, choices, training, validation)
+
+    # Class prompts: a word for each image and class (POLE eq. 6), or vectors that are learned in advance.
+    if choices is not None:
+        if not args.prompts:
+            select_words(clip, dataset, args.cams, choices, args.cam_batch_size, args.workers)
+        save_choices(run, choices, dataset.classes)
+    if class_vectors is not None and not args.joint:
+        class_text = learn_class_prompt(args, run, prompt_loader, class_vectors, clip, see)
+    # SemPLeS stage a: the generator learns to match the class prompts, and nothing is suppressed.
+    if generator is not None:
+        start = copy.deepcopy(generator.state_dict())
+        if device.type == "cuda" and use_bf16(args.precision, device):
+            clip.visual.bfloat16()  # it is frozen, and autocast would cast it in every step
+        if args.match_epochs:
+            nothing = encode_words(clip, "{}", []).expand(len(words.names), -1, -1)
+            match_lr = args.match_lr or args.lr
+            guide(nothing, training_settings(args, "match", epochs=args.match_epochs, lr=match_lr))
+    # SemPLeS stage b: background prompts learn (eq. 2), and the generator is fixed.
+    if background_vectors is not None:
+        background = learn_background(args, run, prompt_loader, background_vectors, clip, words, see)
+    if generator is None:
+        run.result(**print_cam_curve(scored, args.cams))
+        return 0
+    # SemPLeS stage c, and all of CLIMS and POLE: guidance with suppression.
+    if args.restart:
+        generator.load_state_dict(start)
+    guide(background, training_settings(args, "guide"))
+    finish(args, run, dataset, scored, generator, choices, class_vectors, clip)
     return 0
 
 

@@ -19,7 +19,7 @@ from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
-from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser, stage_folder,
+from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser,
                               start_run, start_weights, training_flags, training_settings)
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_label_miou
@@ -101,7 +101,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def masks_folder(args: argparse.Namespace) -> Path:
     """The folder of training masks, or `truth` for the true masks."""
-    return args.masks or stage_folder(args.runs, args.dataset, "make_pseudo") / "masks"
+    return args.masks or args.runs / args.dataset / "make_pseudo" / "masks"
 
 
 def training_data(args: argparse.Namespace) -> TagDataset:

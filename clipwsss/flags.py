@@ -26,7 +26,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.dest.rpartition("_")[2].upper()
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if action.default is None or action.default is False:
+        if action.default is None or action.default is False or "(default: " in action.help:
             return action.help
         if isinstance(action.default, list | tuple):  # as they are written on the command line
             values = " ".join(map(str, action.default))

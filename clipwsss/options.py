@@ -114,7 +114,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
         print(json.dumps({"settings": shown, "defaults": defaults, "set_by": args.set_by}, default=str))
         raise SystemExit(0)
     args.stage = stage
-    args.out = args.out or stage_folder(args.runs, args.dataset, stage)
+    args.out = args.out or args.runs / args.dataset / stage
     if args.data_root is None:
         needs_no_data = getattr(args, "predict", None) or getattr(args, "report", None)
         if args.dataset != "toy" and not needs_no_data:
@@ -163,10 +163,5 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
 def start_weights(args: argparse.Namespace) -> str | Path:
     """--weights, where `generator` stands for the file of train_prompt.py."""
     if args.weights == "generator":
-        return stage_folder(args.runs, args.dataset, "train_prompt") / "generator.pt"
+        return args.runs / args.dataset / "train_prompt" / "generator.pt"
     return args.weights
-
-
-def stage_folder(runs: Path, dataset: str, stage: str) -> Path:
-    """RUNS/DATASET/STAGE, where a stage writes its results and the next one reads them."""
-    return Path(runs) / dataset / stage

@@ -7,8 +7,8 @@ depends on the value of a setting, and no key stands in both a block and `SPLITS
 name, which `--dry-run` and report.html show, and `source` says where its values come from.
 guidance/SETTINGS.md sets paper, release and these values side by side.
 
-"paper" values serve VOC 2012, COCO 2014 and folders of one's own images; `quick` (--preset quick) and `toy`
-(--dataset toy) have blocks of their own.
+"paper" values serve VOC 2012, COCO 2014 and folders of one's own images. `toy` (--dataset toy) and `quick`
+(--preset quick) have blocks of their own; those of `quick` are the same for every data set but the toy world.
 """
 from .errors import InputError
 
@@ -511,7 +511,7 @@ MASK2FORMER = dict(
     source="FMA-WSSS (arXiv 2312.03585, HAL-42/FMA-WSSS), to which SemPLeS hands its masks: "
     "AdamW 1e-4, backbone at 0.1, Swin-L of ImageNet-22k",
     weights="microsoft/swin-large-patch4-window12-384-in22k", head_ratio=10.0,
-    optimizer="adamw", lr=1e-5, schedule="poly", weight_decay=0.05,
+    optimizer="adamw", lr=1e-5, schedule="poly", weight_decay=0.05, momentum=0.9,
     batch_size=4, accumulate=1, iterations=80000, crop_size=512, scales=[0.5, 1.5],
     test_scales=[1.0], test_fusion="mean", test_flip=False, crf=False)
 
@@ -524,7 +524,7 @@ QUICK_DEEPLABV2 = dict(
     source="this project: a first look in minutes on 2 CPU cores; no published setting",
     backbone="resnet18", weights="generator", output_stride=16, rates=[3, 6, 9, 12], frozen_bn=False,
     multi_scale=False, head_ratio=10.0,
-    optimizer="adamw", lr=2e-4, schedule="poly", weight_decay=0.01,
+    optimizer="adamw", lr=2e-4, schedule="poly", weight_decay=0.01, momentum=0.9,
     batch_size=8, accumulate=1, iterations=100, crop_size=224, scales=[0.5, 0.75, 1.0, 1.25, 1.5],
     test_scales=[1.0], test_fusion="max", test_flip=False, crf=False)
 
@@ -537,7 +537,7 @@ TOY_DEEPLABV2 = dict(
     "images of seed 0 had been seen)",
     backbone="resnet_tiny", weights="generator", output_stride=4, rates=[1, 2, 4, 6], frozen_bn=False,
     multi_scale=False, head_ratio=1.0,
-    optimizer="adamw", lr=0.003, schedule="poly", weight_decay=0.01,
+    optimizer="adamw", lr=0.003, schedule="poly", weight_decay=0.01, momentum=0.9,
     batch_size=16, accumulate=1, epochs=6, crop_size=96, scales=[1.0, 1.0], brightness=0.2, precision="fp32",
     workers=0,
     test_scales=[1.0], test_fusion="mean", test_flip=True, test_batch_size=50, crf=True)
@@ -548,7 +548,7 @@ TOY_DEEPLABV3PLUS = TOY_DEEPLABV2 | dict(
 TOY_MASK2FORMER = dict(
     block="TOY_MASK2FORMER", source="this project: to try the network on the toy world; not tuned",
     weights="none", head_ratio=10.0,
-    optimizer="adamw", lr=1e-4, schedule="poly", weight_decay=0.05,
+    optimizer="adamw", lr=1e-4, schedule="poly", weight_decay=0.05, momentum=0.9,
     batch_size=4, accumulate=1, epochs=6, crop_size=96, scales=[1.0, 1.0], precision="fp32", workers=0,
     test_scales=[1.0], test_fusion="mean", test_flip=False, crf=False)
 

@@ -143,7 +143,8 @@ def joined_loss(terms: LossTerms) -> dict[str, Tensor]:
         if count is None:
             means[name] = world_size() * total
         else:
-            count = torch.as_tensor(count, dtype=total.dtype, device=total.device)
+            exact = torch.promote_types(total.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+            count = torch.as_tensor(count, dtype=exact, device=total.device)
             means[name] = total / mean_over_processes(count).clamp(min=1e-6)
     loss = sum(weight * means[name] for name, (weight, _, _) in terms.items())
     if len(means) == 1:
@@ -154,13 +155,13 @@ def joined_loss(terms: LossTerms) -> dict[str, Tensor]:
 class _LossModule(nn.Module):
     """A loss function as a module that owns what it trains, so that DistributedDataParallel can wrap both."""
 
-    def __init__(self, loss: Callable[[object], LossTerms], modules: dict[str, nn.Module]):
+    def __init__(self, loss: Callable[[object], dict[str, Tensor]], modules: dict[str, nn.Module]):
         super().__init__()
         self.loss = loss
         self.trained = nn.ModuleDict(modules)
 
     def forward(self, batch: object) -> dict[str, Tensor]:
-        return joined_loss(self.loss(batch))
+        return self.loss(batch)
 
 
 def _synchronise(modules: nn.Module, device: torch.device) -> None:
@@ -192,11 +193,15 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
                                training.warmup)
     stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
     run.check_disk_space(sum(p.nbytes for module in modules.values() for p in module.parameters()))
-    joined = _LossModule(loss, modules)
+
+    def joined(batch: object) -> dict[str, Tensor]:
+        return joined_loss(loss(batch))
+
     if world_size() > 1:
+        owner = _LossModule(joined, modules)
         if training.sync_bn:
-            _synchronise(joined.train(), device)
-        joined = DistributedDataParallel(joined)
+            _synchronise(owner.train(), device)
+        joined = DistributedDataParallel(owner)
     for epoch in range(run.restore(training.label, **stateful), training.epochs):
         seed_everything(training.seed, epoch)
         loader.sampler.set_epoch(epoch)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipwsss.errors import InputError
 from clipwsss.guidance import choices as choices_module
-from clipwsss.guidance.choices import WordChoices, count_choices, own_name_shares, read_choices
+from clipwsss.guidance.choices import WordChoices, count_choices, read_choices
 from clipwsss.guidance.words import encode_words, load_words
 from clipwsss.toy.world import draw_world
 
@@ -83,7 +83,6 @@ def test_counts_by_hand():
     assert count_choices([(TABLE, None)]) == {"boat": {"other": 2, "own": 1}, "car": {"own": 1}}
     assert count_choices([(TABLE, TRUTH)]) == {"boat": {"true": 1, "own": 1, "other": 1}, "car": {"own": 1}}
     assert count_choices([(TABLE, None), (TABLE, None)])["boat"] == {"other": 4, "own": 2}
-    assert own_name_shares(TABLE, ["car", "boat", "dog"]) == "car 100%, boat 33%"
 
 
 def test_other_files_are_refused(tmp_path):

@@ -3,14 +3,17 @@ import pytest
 import torch
 
 from clipwsss.errors import InputError
-from clipwsss.guidance.prompts import LearnedPrompt, Slot, parse_template, read_learned, save_learned
+from clipwsss.guidance.prompts import LearnedPrompt, TemplatePart, parse_template, read_learned, save_learned
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words
 
 
 def test_templates_are_parsed_into_texts_and_slots():
-    assert parse_template("a photo of [C*30].") == ["a photo of ", Slot(True, 30, None), "."]
-    assert parse_template("[S:a photo of] [C:{}]") == ["", Slot(False, 0, "a photo of"), " ", Slot(True, 0, "{}"), ""]
+    assert parse_template("a photo of [C*30].") == [
+        TemplatePart("words", "a photo of "), TemplatePart("own", None, 30), TemplatePart("words", ".")]
+    assert parse_template("[S:a photo of] [C:{}]") == [
+        TemplatePart("words", ""), TemplatePart("shared", "a photo of"), TemplatePart("words", " "),
+        TemplatePart("own", "{}"), TemplatePart("words", "")]
     with pytest.raises(InputError, match=r"vectors are written"):
         parse_template("a {} [x*3]")
 

@@ -70,8 +70,8 @@ class WordChoices:
         chosen = []
         for name, k in zip(names, classes.tolist()):
             if k not in self.similarities.get(name, {}):
-                raise InputError(f"image {name}: no word was chosen for class {self.candidates[k][0]!r}, "
-                                 "because its CAM file is missing")
+                raise InputError(f"image {name}: no word was chosen for class {self.candidates[k][0]!r}; "
+                                 "its CAM file, or its entry in --prompts, is missing")
             cosines = self.similarities[name][k]
             chosen.append(cosines.index(max(cosines)))
         return self.text[classes, torch.tensor(chosen, dtype=torch.long, device=classes.device)]
@@ -146,17 +146,6 @@ def count_choices(tables: Iterable[tuple[dict, Truth | None]]) -> dict[str, Coun
                     kind = "other"
                 counts.setdefault(label, Counter())[kind] += 1
     return dict(sorted(counts.items()))
-
-
-def own_name_shares(table: dict, classes: Sequence[str]) -> str:
-    """One line that says how often each class's own name was chosen in a table of choices."""
-    shares = []
-    for label in classes:
-        entries = [rows[label] for rows in table.values() if label in rows]
-        own = sum(entry["word"] == next(iter(entry["similarity"])) for entry in entries)
-        if entries:
-            shares.append(f"{label} {100 * own / len(entries):.0f}%")
-    return ", ".join(shares)
 
 
 def toy_truth(root: Path, split: str) -> Truth:

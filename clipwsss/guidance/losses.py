@@ -1,4 +1,4 @@
-"""Losses of CLIP guidance (each pair's own values), the objectives of the stages, POLE's adapters. Leaf module.
+"""Losses of CLIP guidance for single pairs, the objectives of the stages, and POLE's adapters. Leaf module.
 
 An objective gives `{name: (weight, total, count)}`: the loss is the sum over the terms of weight * total /
 count, and a term whose count is None is a plain sum. `training.fit` does this, and joins several processes.

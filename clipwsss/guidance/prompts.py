@@ -16,27 +16,30 @@ SLOT = re.compile(r"\[([SC])(?:\*(\d+)|:([^\]]*))\]")
 PROMPT_STARTS = ("normal", "uniform")  # CoOp's N(0, 0.02^2), and U(0, 1) as in SemPLeS' release
 
 
-class Slot(NamedTuple):
-    """Learned vectors in a template: `own` to each class or shared; `count` of them, or begun by `words`."""
-    own: bool
-    count: int
+class TemplatePart(NamedTuple):
+    """A part of a template: its `kind` is "words" as they stand, or "shared" or "own" learned vectors.
+
+    Learned vectors start from `words`, or are `count` vectors at random where words is None.
+    """
+    kind: str
     words: str | None
+    count: int = 0
 
 
-def parse_template(template: str) -> list[str | Slot]:
-    """A template as literal texts and slots in turn; InputError for brackets of another form.
+def parse_template(template: str) -> list[TemplatePart]:
+    """The parts of a template, words and learned vectors in turn; InputError for brackets of another form.
 
-    "a [S*2] {}." gives ["a ", Slot(own=False, count=2, words=None), " {}."].
+    "a [S*2] {}." gives the words "a ", 2 shared vectors and the words " {}.".
     """
     parts = []
     end = 0
     for mark in SLOT.finditer(template):
         kind, count, words = mark.groups()
-        parts.append(template[end:mark.start()])
-        parts.append(Slot(kind == "C", int(count or 0), words))
+        parts.append(TemplatePart("words", template[end:mark.start()]))
+        parts.append(TemplatePart("own" if kind == "C" else "shared", words, int(count or 0)))
         end = mark.end()
-    parts.append(template[end:])
-    literal = "".join(part for part in parts if isinstance(part, str))
+    parts.append(TemplatePart("words", template[end:]))
+    literal = "".join(part.words for part in parts if part.kind == "words")
     if "[" in literal or "]" in literal:
         raise InputError(f"template {template!r}: vectors are written [S*n], [C*n] (n a whole number), "
                          "[S:words] or [C:words]")
@@ -51,25 +54,27 @@ class LearnedPrompt(nn.Module):
     from their embeddings; all other vectors are drawn at random as `start` says. "[S*16] {}." is CoOp (IJCV
     2022), "a photo of [C:{}]." POLE's target-only row, "[S:a photo of] [C:{}]." DeFo (arXiv 2210.04287),
     "a photo of [C*30]." SemPLeS' background prompt (sec. 3.3). `vectors` [V,width] are the only parameters.
-    InputError for a template that has nothing to learn, reads alike for all classes or is too long.
+    InputError, which names the `flag` of the template, for one that has nothing to learn, reads alike for all
+    classes or is too long.
     """
 
-    def __init__(self, clip: CLIP, template: str, names: list[str], start: str = "normal"):
+    def __init__(self, clip: CLIP, template: str, names: list[str], start: str = "normal",
+                 flag: str = "--template"):
         super().__init__()
         self.template = template
         self.names = list(names)
         parts = parse_template(template)
         tokens, vectors, begins = self._positions(parts)
         if not begins:
-            raise InputError(f"--template {template!r}: nothing to learn; write [S*n] (shared) or [C*n] (per "
+            raise InputError(f"{flag} {template!r}: nothing to learn; write [S*n] (shared) or [C*n] (per "
                              "class), or [S:words] and [C:words] to start from words")
-        own_vectors = any(isinstance(part, Slot) and part.own for part in parts)
-        if "{}" not in template and not own_vectors:
-            raise InputError(f"--template {template!r}: it reads alike for all classes; write {{}} or [C*n]")
+        kinds = [part.kind for part in parts]
+        if "{}" not in template and "own" not in kinds:
+            raise InputError(f"{flag} {template!r}: it reads alike for all classes; write {{}} or [C*n]")
         start_token, end_token = tokenize("")[0, :2].tolist()
         length = max(map(len, tokens)) + 2
         if length > clip.context_length:
-            raise InputError(f"--template {template!r}: {length} tokens with the start and end tokens, but "
+            raise InputError(f"{flag} {template!r}: {length} tokens with the start and end tokens, but "
                              f"this CLIP reads at most {clip.context_length}")
         # One row for each class: start token, words and vectors, end token, padding. Slots are -1 at words.
         # "[S*2] {}." and the class "boat": words [start, -, -, boat, ., end], slots [-1, 0, 1, -1, -1, -1].
@@ -98,7 +103,7 @@ class LearnedPrompt(nn.Module):
         self.register_buffer("slots", slots.to(device), persistent=False)
         self.register_buffer("ends", ends.to(device), persistent=False)
 
-    def _positions(self, parts: list[str | Slot]) -> tuple[list[list], list[list], list[int | None]]:
+    def _positions(self, parts: list[TemplatePart]) -> tuple[list[list], list[list], list[int | None]]:
         """For each class, position by position, its token or None, and its vector's index or None.
 
         Third, for each vector the token that it starts from, or None for a random start. Shared vectors come
@@ -106,17 +111,17 @@ class LearnedPrompt(nn.Module):
         """
         begins: list[int | None] = []
 
-        def new_vectors(slot: Slot, name: str) -> list[int]:
+        def new_vectors(part: TemplatePart, name: str) -> list[int]:
             first = len(begins)
-            if slot.words is None:
-                begins.extend([None] * slot.count)
+            if part.words is None:
+                begins.extend([None] * part.count)
             else:
-                begins.extend(encode(slot.words.replace("{}", name)))
+                begins.extend(encode(part.words.replace("{}", name)))
             return list(range(first, len(begins)))
 
         shared = {}
         for index, part in enumerate(parts):
-            if isinstance(part, Slot) and not part.own:
+            if part.kind == "shared":
                 shared[index] = new_vectors(part, "")
         all_tokens = []
         all_vectors = []
@@ -124,8 +129,8 @@ class LearnedPrompt(nn.Module):
             tokens = []
             vectors = []
             for index, part in enumerate(parts):
-                if isinstance(part, str):
-                    literal = encode(part.replace("{}", name))
+                if part.kind == "words":
+                    literal = encode(part.words.replace("{}", name))
                     tokens += literal
                     vectors += [None] * len(literal)
                 else:
@@ -138,6 +143,7 @@ class LearnedPrompt(nn.Module):
 
     @torch.no_grad()
     def _embed(self, clip: CLIP, tokens: Tensor) -> Tensor:
+        """CLIP's embeddings [..,width] of tokens [..]."""
         with input_errors(f"template {self.template!r}: "):  # a small CLIP does not know every word
             return clip.embed_tokens(tokens.to(clip.text_projection.device))
 

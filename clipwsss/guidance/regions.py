@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cams.maps import MapGenerator
-from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
+from ..cams.cam_files import check_cam, read_cam, resize_cam
 from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
-from ..datasets import Batch, TagDataset
+from ..datasets import Batch
 from ..errors import InputError, input_errors
 from ..files import load_weights, misfit_errors
 from ..toy.clip import load_toy_clip
@@ -100,19 +100,6 @@ def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_sca
     foreground, background = encode_regions(clip, batch.images, image_index, masks)
     names = [batch.names[i] for i in image_index.tolist()]
     return Regions(names, classes, probabilities, present, foreground, background)
-
-
-def check_cam_files(cams: Path, dataset: TagDataset, read_all: bool) -> None:
-    """InputError where an image has no CAM file; with read_all also where a file does not fit its image."""
-    absent = set(dataset.names) - set(list_cams(cams))
-    if absent:
-        raise InputError(f"{cams}: image {min(absent)} has no CAM file, and neither have "
-                         f"{len(absent) - 1} others")
-    if read_all:
-        for index, name in enumerate(dataset.names):
-            tags = dataset.labels[index].nonzero()[:, 0].tolist()
-            size = dataset.sizes[index]
-            check_cam(read_cam(cams, name), cams / name, size, len(dataset.classes), tags)
 
 
 def cam_file_regions(clip: CLIP, cams: Path, batch: Batch, device: torch.device,
