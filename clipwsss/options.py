@@ -73,7 +73,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
         help="strength B of random brightness: pixel values in [0, 1] of a training image are multiplied by "
         "1 - B to 1 + B, and up to B / 4 is added or subtracted")
     add("--batch-size", type=whole(1, 65536), help="number of images in a batch, all processes together")
-    add("--epochs", type=whole(0), help="number of passes over the training images")
+    add("--epochs", type=whole(0), help="passes over the training images")
     add("--lr", type=real(0, 100),
         help="learning rate; that of the backbone, where new layers have a multiple of it")
     add("--optimizer", choices=OPTIMIZERS, help="optimiser of the networks")
