@@ -18,7 +18,7 @@ from clipwsss.flags import file_to_write, real, whole
 from clipwsss.options import open_dataset, parse, run_flags, script_parser, stage_folder
 from clipwsss.pictures import contact_sheet, overlay, save
 from clipwsss.report.charts import confusion_picture
-from clipwsss.report.metrics import mean_present, scores
+from clipwsss.report.metrics import scores
 from clipwsss.report.page import compare
 from clipwsss.report.scoring import (CAM_THRESHOLD, THRESHOLDS, ImageScore, by_class, list_label_maps,
                                      miou_curve, print_curve, read_labels, score_cams, score_label_maps)
@@ -43,7 +43,8 @@ class FolderScores(NamedTuple):
 
 def get_parser() -> argparse.ArgumentParser:
     """The script's flags."""
-    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOC2012 --split val",
+    parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
+                           "--split val",
                            ("cams", "masks", "report", "json", "per_image", "confusion", "pictures"))
     add = parser.add_argument_group("folders to score (default: all outputs of the other scripts in "
                                     "RUNS/DATASET that hold images of the split)").add_argument
@@ -131,12 +132,13 @@ def print_result(result: FolderScores, names: list[str]) -> None:
         print(f"best threshold {result.threshold:g}:")
     width = max(map(len, names)) + 2
     columns = [figures["iou"], figures["precision"], figures["recall"]]
+    means = [figures["miou"], figures["mean_precision"], figures["mean_recall"]]
     print(f"{'':<{width}}        iou  precision     recall")
     for index, name in enumerate(names):
         if np.isfinite(figures["iou"][index]):
             line = "".join(f"{column[index]:11.2f}" for column in columns)
             print(f"{name:<{width}}{line.replace('nan', '  -')}")
-    print(f"{'mean':<{width}}" + "".join(f"{mean_present(column):11.2f}" for column in columns))
+    print(f"{'mean':<{width}}" + "".join(f"{mean:11.2f}" for mean in means))
     print(f"pixel accuracy {result.report['accuracy']:.2f}")
 
 

@@ -155,8 +155,10 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
     groups.append({"params": list(modules["adapters"].parameters()), "lr": args.adapter_lr or training.lr})
     if "class_prompt" in modules:
         groups.append({"params": [modules["class_prompt"].vectors], "lr": args.prompt_lr})
-    best = BestEpoch()
-    kept = {"best": best}
+    kept = {}
+    if validation is not None:
+        best = BestEpoch()
+        kept["best"] = best
     if choices is not None:
         kept["choices"] = choices
 

@@ -48,18 +48,6 @@ def colored(mask: np.ndarray, palette: np.ndarray) -> Image.Image:
     return picture
 
 
-def edges(mask: np.ndarray) -> np.ndarray:
-    """Bool [H,W]: pixels of label map [H,W] whose left, right, upper or lower neighbour has another label."""
-    result = np.zeros(mask.shape, bool)
-    differs_below = mask[1:] != mask[:-1]
-    result[1:] |= differs_below
-    result[:-1] |= differs_below
-    differs_right = mask[:, 1:] != mask[:, :-1]
-    result[:, 1:] |= differs_right
-    result[:, :-1] |= differs_right
-    return result
-
-
 def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> Image.Image:
     """An image with the classes of its label map uint8 [H,W] tinted and their regions outlined in white.
 
@@ -73,7 +61,15 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray, opacity: 
     colors = np.asarray(palette, np.float32).copy()
     colors[255] = 255
     mixed = pixels * (1 - share) + colors[mask] * share
-    mixed[edges(mask)] = 255
+    # The outline is every pixel whose left, right, upper or lower neighbour has another label.
+    outline = np.zeros(mask.shape, bool)
+    differs_below = mask[1:] != mask[:-1]
+    outline[1:] |= differs_below
+    outline[:-1] |= differs_below
+    differs_right = mask[:, 1:] != mask[:, :-1]
+    outline[:, 1:] |= differs_right
+    outline[:, :-1] |= differs_right
+    mixed[outline] = 255
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 

@@ -247,6 +247,31 @@ SEMPLES_WEAKTR_COCO = SEMPLES | dict(
     crop_size=224, augment="strong", prompt_augment="area", precision="auto",
     scales=[1.0, 0.8, 1.2])
 
+POLE_WEAKTR_COCO = POLE | dict(
+    block="POLE_WEAKTR_COCO", source="this project: POLE_WEAKTR with CLIMS' weights for COCO",
+    map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
+    crop_size=224, augment="strong", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
+CLIMS_WEAKTR_COCO = POLE | dict(
+    block="CLIMS_WEAKTR_COCO", source="this project: CLIMS_WEAKTR with CLIMS' weights for COCO",
+    class_prompt="name", adapter="none",
+    map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=0.625, suppress_threshold=0.285,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, schedule="poly", weight_decay=0.03, batch_size=64, epochs=8,
+    crop_size=224, augment="strong", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
+BOTH_WEAKTR_COCO = BOTH | dict(
+    block="BOTH_WEAKTR_COCO", source="this project: BOTH_WEAKTR with CLIMS' weights for COCO; a hypothesis",
+    w_fg=2.0, w_bg=14.0,
+    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
+    crop_size=224, augment="strong", precision="auto",
+    scales=[1.0, 0.8, 1.2])
+
 # ----------------------------------------------------------------------------------------------------
 # train_prompt.py --preset quick: a first look in minutes on 2 CPU cores; no published setting
 
@@ -549,7 +574,8 @@ COCO_METHODS = {
     ("resnet", "clims"): CLIMS_COCO, ("resnet", "pole"): POLE_COCO, ("resnet", "manual"): MANUAL_COCO,
     ("resnet", "coop"): COOP_COCO, ("resnet", "target"): TARGET_COCO, ("resnet", "defo"): DEFO_COCO,
     ("resnet", "semples"): SEMPLES_COCO, ("resnet", "both"): BOTH_COCO,
-    ("weaktr", "semples"): SEMPLES_WEAKTR_COCO,
+    ("weaktr", "clims"): CLIMS_WEAKTR_COCO, ("weaktr", "pole"): POLE_WEAKTR_COCO,
+    ("weaktr", "semples"): SEMPLES_WEAKTR_COCO, ("weaktr", "both"): BOTH_WEAKTR_COCO,
 }
 QUICK_METHODS = {
     ("resnet", "clims"): QUICK_CLIMS, ("resnet", "pole"): QUICK_POLE, ("resnet", "manual"): QUICK_MANUAL,

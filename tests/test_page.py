@@ -11,8 +11,9 @@ from clipwsss.datasets import build_dataset
 from clipwsss.errors import InputError
 from clipwsss.files import write_json
 from clipwsss.pictures import write_mask
-from clipwsss.report.page import (DATA_ELEMENT, SAMPLED_IMAGES, PAGE_TEMPLATE, command_of, compare, curves_of, files_in, read_report,
-                                  render, write_report)
+from clipwsss.report.page import (DATA_ELEMENT, SAMPLED_IMAGES, PAGE_TEMPLATE, command_of, compare, curves_of,
+                                  read_report, render, write_report)
+from clipwsss.report.scoring import read_labels
 from clipwsss.toy.world import draw_world
 
 EVIL = "</script><script>window.stolen = 1</script><img src=x onerror='window.stolen = 1'>"
@@ -77,10 +78,15 @@ def test_the_worst_pictures_come_first_and_the_first_images_follow(runs):
 def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
     dataset = build_dataset("toy", runs / "data", "train")
     monkeypatch.setattr("clipwsss.report.page.SAMPLED_IMAGES", 7)
-    seen = []
-    monkeypatch.setattr("clipwsss.report.page.image_miou", lambda data, index, *_: seen.append(index) or 50.0)
+    scored = []
+
+    def noted_read_labels(folder, name, size, threshold):
+        scored.append(name)
+        return read_labels(folder, name, size, threshold)
+
+    monkeypatch.setattr("clipwsss.report.page.read_labels", noted_read_labels)
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
-    assert seen == [0, 2, 4, 6, 8, 10, 12] and SAMPLED_IMAGES == 200
+    assert scored == dataset.names[:14:2] and SAMPLED_IMAGES == 200
     dataset.entries = [entry._replace(mask=None) for entry in dataset.entries]
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
     pictures = read_report(runs / "train_cam" / "report.html")["runs"][0]["pictures"]
@@ -112,14 +118,19 @@ def test_eval_puts_runs_side_by_side_without_a_data_set(runs, tmp_path, capsys):
     assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
-def test_command_curves_and_files_of_a_bare_run(tmp_path):
+def test_the_report_of_a_bare_run(runs, tmp_path):
     assert command_of("train_cam", {"set_by": {}}) == "python train_cam.py"
+    write_json({"set_by": {}}, tmp_path / "args.json")
+    write_json({"miou": float("nan")}, tmp_path / "result.json")
     (tmp_path / "log.jsonl").write_text('{"label": "result", "miou": NaN}\n')
     assert curves_of(tmp_path / "log.jsonl") == {}
     (tmp_path / ".lock").touch()
     (tmp_path / "cams").mkdir()
     (tmp_path / "cams" / "one.npz").touch()
-    assert files_in(tmp_path) == ["cams/: 1 files", "log.jsonl: 0 kB"]
+    write_report(tmp_path, "train_cam", build_dataset("toy", runs / "data", "train"))
+    run, = read_report(tmp_path / "report.html")["runs"]
+    assert run["files"] == ["args.json: 0 kB", "cams/: 1 files", "log.jsonl: 0 kB", "result.json: 0 kB"]
+    assert run["result"] == {"miou": None} and run["curves"] == run["before"] == run["words"] == {}
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ def test_command_draws_and_names_bad_options(tmp_path, capsys):
     assert run_script(partial(command.main, draw)) == 2
     assert "world: already exists" in capsys.readouterr().err and contents(tmp_path) == before
     assert run_script(partial(command.main, ["--draw", str(tmp_path / "none"), "--n-val", "0"])) == 2
-    assert "not a whole number from 1 up" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "not a whole number of at least 1" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_prompt_words_are_the_worlds_own():

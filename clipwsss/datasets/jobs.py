@@ -1,4 +1,4 @@
-"""One function over all images of a data set, in several processes; a bad image is named in one line."""
+"""One function for all images of a data set, in several processes; a bad image is named in one line."""
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -9,15 +9,16 @@ from ..distributed import broadcast, gather, shard
 from ..errors import InputError
 from ..progress import Progress
 
-CHUNK = 16  # at most so many images go to a process at a time: sending back results then costs little
-ROUNDS = 16  # each process gets at least so many chunks, smaller ones if need be: all end at about one time
+CHUNK = 16  # the most images that a process is given at a time; sending back their results costs little
+ROUNDS = 16  # the fewest chunks for each process, so that all processes end at about the same time
 
 
 class ImageJobs:
-    """Runs functions of image numbers in this process and `workers` others (on CUDA they start by spawn).
+    """Runs functions of image numbers in this process and in `workers` others.
 
-    Each of torchrun's processes has its share of the images. The first bad image raises InputError; with
-    `skip_bad` it is printed, kept in `failures` (number -> line) and left out of later runs too.
+    device: where the functions compute; with `cuda` the other processes are started by spawn. Each process of
+    torchrun works on its part of the images. The first bad image raises InputError. With `skip_bad` it is
+    printed, kept in `failures` (image number -> line) and left out of later runs too.
     """
 
     def __init__(self, names: Sequence[str], workers: int = 0, skip_bad: bool = False, device: str = "cpu"):
@@ -37,17 +38,17 @@ class ImageJobs:
             print(f"skipped: {problem}", file=sys.stderr)
 
     def run(self, label: str, work: Callable[[int], object], indices: Sequence[int]) -> Iterator[object]:
-        """Yield the results of `work(index)` for this process's share of the images, in order.
+        """Yield the results of `work(index)` for this process's part of the images, in order.
 
-        A progress line shows `label`. All processes have to read to the end: there every file is written, and
-        every process knows all failures.
+        A progress line shows `label`. Every process has to read to the end. Then all processes have written
+        their files, and each knows the failures of all.
         """
         todo = shard(broadcast([index for index in indices if index not in self.failures]))
         helpers = min(self.workers, max(len(todo) - 1, 0))
         progress = Progress(label, len(todo))
         threads = torch.get_num_threads()
         if helpers:
-            torch.set_num_threads(1)  # as in the helpers: results do not depend on who made them
+            torch.set_num_threads(1)  # as in the helpers: results do not depend on the process
         try:
             for index, result, problem in self._outcomes(work, todo, helpers):
                 progress.update(1)

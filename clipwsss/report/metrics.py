@@ -74,26 +74,19 @@ def scores(table: NDArray) -> dict:
     correct = np.diagonal(table, axis1=-2, axis2=-1)
     true = table.sum(-1)
     predicted = table.sum(-2)
-    iou = _percent(correct, true + predicted - correct)
-    precision = _percent(correct, predicted)
-    recall = _percent(correct, true)
-    return {"iou": iou, "precision": precision, "recall": recall,
-            "miou": mean_present(iou), "mean_precision": mean_present(precision),
-            "mean_recall": mean_present(recall), "accuracy": _percent(correct.sum(-1), true.sum(-1)),
-            "classes": np.isfinite(iou).sum(-1)}
-
-
-def _percent(part: ArrayLike, whole: ArrayLike) -> NDArray:
-    """100 * part / whole, NaN where the whole is 0; a number, not an array, for two numbers."""
-    return _divide(100.0 * part, whole)
-
-
-def mean_present(values: NDArray) -> NDArray:
-    """Mean over the last axis of the values that are not NaN; NaN where all are."""
-    return _divide(np.nansum(values, -1), np.isfinite(values).sum(-1))
+    figures = {"iou": _divide(100.0 * correct, true + predicted - correct),
+               "precision": _divide(100.0 * correct, predicted),
+               "recall": _divide(100.0 * correct, true),
+               "accuracy": _divide(100.0 * correct.sum(-1), true.sum(-1))}
+    for name, mean in (("iou", "miou"), ("precision", "mean_precision"), ("recall", "mean_recall")):
+        present = np.isfinite(figures[name]).sum(-1)
+        figures[mean] = _divide(np.nansum(figures[name], -1), present)
+    figures["classes"] = np.isfinite(figures["iou"]).sum(-1)
+    return figures
 
 
 def _divide(part: ArrayLike, whole: ArrayLike) -> NDArray:
+    """part / whole, NaN where the whole is 0; a number, not an array, for two numbers."""
     quotient = np.full(np.shape(part), np.nan)
     np.divide(part, whole, out=quotient, where=whole > 0)
     return quotient[()]  # an array without axes becomes a number

@@ -1,6 +1,6 @@
 """report.html: what a run did, in one file that loads no other file, or several runs side by side.
 
-This module gathers a run's figures, settings and pictures in a JSON object, and `assets/report.html` draws
+This module collects a run's figures, settings and pictures in a JSON object, and `assets/report.html` draws
 them. All texts of the object reach that page as plain text, never as markup.
 """
 import base64
@@ -46,12 +46,39 @@ def write_report(run: Path, stage: str, dataset: TagDataset, cams: Path | None =
                  masks: Path | None = None) -> None:
     """Write RUN/report.html of a finished run from the files in its folder and the images of a data set.
 
-    cams, masks: the folders of CAM files and of label maps whose images are shown, if there are any.
+    cams, masks: the folders of CAM files and of label maps whose images are shown, if there are any. The
+    main process writes the page; the others return at once.
     """
-    if is_main():
-        gathered = gather_run(run, stage, dataset, cams, masks)
-        render({"runs": [gathered], "notes": []}, run / "report.html")
-        print(f"report: {run / 'report.html'}")
+    if not is_main():
+        return
+    args = read_json(run / "args.json")
+    result = read_json(run / "result.json")
+    settings = [[name, value, args["set_by"].get(name, "")] for name, value in args.items()
+                if name not in NOT_SETTINGS]
+    settings.sort(key=lambda row: row[2] == "")  # a script's own defaults, which have no source, come last
+    before = {}  # the result of the stage before, as far as there is one
+    if stage in STAGE_BEFORE:
+        previous, flag = STAGE_BEFORE[stage]
+        folder = Path(args[flag]).parent if args.get(flag) else run.parent / previous
+        before["folder"] = str(folder)
+        if (folder / "result.json").is_file():
+            before.update(read_json(folder / "result.json"))
+    files = []
+    for item in sorted(item for item in run.iterdir() if not item.name.startswith(".")):
+        if item.is_dir():
+            files.append(f"{item.name}/: {len(list(item.iterdir()))} files")
+        else:
+            files.append(f"{item.name}: {item.stat().st_size / 1e3:.0f} kB")
+    threshold = result.get("threshold") or CAM_THRESHOLD
+    gathered = {
+        "name": run.name, "folder": str(run), "stage": stage, "method": args.get("method", ""),
+        "command": command_of(stage, args), "settings": settings, "result": result, "before": before,
+        "curves": curves_of(run / "log.jsonl"), "files": files, "classes": ["background", *dataset.classes],
+        "palette": dataset.palette[:len(dataset.classes) + 1].tolist(),
+        "words": words_of(run / "prompts.json", dataset),
+        "pictures": pictures_of(dataset, cams, masks, threshold)}
+    render({"runs": [gathered], "notes": []}, run / "report.html")
+    print(f"report: {run / 'report.html'}")
 
 
 def compare(runs: Sequence[Path], path: Path, notes: Sequence[str] = ()) -> None:
@@ -83,21 +110,6 @@ def read_report(path: Path) -> dict:
 
 # ---- what a run recorded
 
-def gather_run(run: Path, stage: str, dataset: TagDataset, cams: Path | None, masks: Path | None) -> dict:
-    """The JSON object of one run: everything that its page shows."""
-    args = read_json(run / "args.json")
-    result = read_json(run / "result.json")
-    threshold = result.get("threshold") or CAM_THRESHOLD
-    return {
-        "name": run.name, "folder": str(run), "stage": stage, "method": args.get("method", ""),
-        "command": command_of(stage, args), "settings": settings_of(args), "result": result,
-        "before": result_before(run, stage, args), "curves": curves_of(run / "log.jsonl"),
-        "files": files_in(run), "classes": ["background", *dataset.classes],
-        "palette": dataset.palette[:len(dataset.classes) + 1].tolist(),
-        "words": words_of(run / "prompts.json", dataset),
-        "pictures": pictures_of(dataset, cams, masks, threshold)}
-
-
 def read_json(path: Path) -> dict:
     """The JSON object of a file, with null in place of NaN and infinity, which browsers do not read."""
     return json.loads(path.read_text(), parse_constant=lambda _: None)
@@ -122,23 +134,6 @@ def command_of(stage: str, args: dict) -> str:
     return shlex.join(words)
 
 
-def settings_of(args: dict) -> list[list]:
-    """[name, value, source] of each setting; a script's own default has the source "" and comes last."""
-    rows = [[name, value, args["set_by"].get(name, "")] for name, value in args.items()
-            if name not in NOT_SETTINGS]
-    return sorted(rows, key=lambda row: row[2] == "")
-
-
-def result_before(run: Path, stage: str, args: dict) -> dict:
-    """The folder of the stage before and its result, as far as there are any."""
-    if stage not in STAGE_BEFORE:
-        return {}
-    previous, flag = STAGE_BEFORE[stage]
-    folder = Path(args[flag]).parent if args.get(flag) else run.parent / previous
-    result = folder / "result.json"
-    return {"folder": str(folder), **(read_json(result) if result.is_file() else {})}
-
-
 def curves_of(log: Path) -> dict[str, dict[str, list]]:
     """For each training in a log.jsonl and each of its terms, the term's mean in every epoch.
 
@@ -155,19 +150,6 @@ def curves_of(log: Path) -> dict[str, dict[str, list]]:
         rows = [row for _, row in sorted(training.items())]
         curves[label] = {term: [row.get(term) for row in rows] for term in rows[0]}
     return curves
-
-
-def files_in(run: Path) -> list[str]:
-    """For each visible item of a run's folder a line: the size of a file, the number of files of a folder."""
-    lines = []
-    for item in sorted(run.iterdir()):
-        if item.name.startswith("."):
-            continue
-        if item.is_dir():
-            lines.append(f"{item.name}/: {len(list(item.iterdir()))} files")
-        else:
-            lines.append(f"{item.name}: {item.stat().st_size / 1e3:.0f} kB")
-    return lines
 
 
 def words_of(prompts: Path, dataset: TagDataset) -> dict[str, list]:
@@ -193,7 +175,8 @@ def words_of(prompts: Path, dataset: TagDataset) -> dict[str, list]:
             picture = ""
             if (label, word) in examples:
                 image = dataset.load_image(examples[label, word])
-                picture = data_uri(shrink(image, WORD_PICTURE_SIDE))
+                image.thumbnail((WORD_PICTURE_SIDE, WORD_PICTURE_SIDE))
+                picture = data_uri(image)
             words[label].append([word, count, picture])
     return words
 
@@ -204,7 +187,8 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     """Examples of a run's CAMs and masks: the worst of a sample of the images, then the first images.
 
     The worst are those of lowest mIoU of their masks, or of their CAMs at a background threshold where there
-    are no masks. Where no image has a true mask, more of the first images are shown instead.
+    are no masks. An image whose pixels are all ignored counts as 100 %. Where no image has a true mask, more
+    of the first images are shown instead.
     """
     if masks:
         have_file = set(list_label_maps(masks))
@@ -217,20 +201,15 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     step = max(1, len(with_truth) // SAMPLED_IMAGES)
     mious = {}
     for index in with_truth[::step]:
-        mious[index] = image_miou(dataset, index, masks or cams, None if masks else threshold)
+        truth = dataset.load_mask(index)
+        labels = read_labels(masks or cams, dataset.names[index], truth.shape, None if masks else threshold)
+        miou = float(scores(confusion(labels, truth, len(dataset.classes) + 1))["miou"])
+        mious[index] = miou if np.isfinite(miou) else 100.0
     first = present[:FIRST_IMAGES]
     worst = sorted((index for index in mious if index not in first), key=mious.get)[:WORST_IMAGES]
     if not worst:
         first = present[:FIRST_IMAGES + WORST_IMAGES]
     return [example(dataset, index, cams, masks, mious.get(index)) for index in [*worst, *first]]
-
-
-def image_miou(dataset: TagDataset, index: int, folder: Path, threshold: float | None) -> float:
-    """mIoU in percent of one image's label map (`read_labels`); 100 where all its pixels are ignored."""
-    truth = dataset.load_mask(index)
-    labels = read_labels(folder, dataset.names[index], truth.shape, threshold)
-    miou = float(scores(confusion(labels, truth, len(dataset.classes) + 1))["miou"])
-    return miou if np.isfinite(miou) else 100.0
 
 
 def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | None,
@@ -240,7 +219,8 @@ def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | No
     The CAMs [k,h,w] are sent as 8-bit maps at a quarter of the picture's size.
     """
     name = dataset.names[index]
-    image = shrink(dataset.load_image(index), PICTURE_SIDE)
+    image = dataset.load_image(index)
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     tags = [dataset.classes[k] for k in dataset.labels[index].nonzero()[:, 0].tolist()]
     shown = {"name": name, "miou": miou, "image": data_uri(image), "tags": tags}
     if cams:
@@ -248,25 +228,15 @@ def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | No
         size = (math.ceil(image.height / 4), math.ceil(image.width / 4))
         maps = (resize_cam(file, size).clip(0, 1) * 255).round().astype(np.uint8)
         shown["cams"] = {"size": size, "keys": file.keys.tolist(), "maps": base64.b64encode(maps).decode()}
+    label_maps = {}
     if masks:
-        shown["mask"] = tinted(image, read_mask(masks / f"{name}.png"), dataset.palette)
-    truth = dataset.load_mask(index)
-    if truth is not None:
-        shown["truth"] = tinted(image, truth, dataset.palette)
+        label_maps["mask"] = read_mask(masks / f"{name}.png")
+    if dataset.has_mask(index):
+        label_maps["truth"] = dataset.load_mask(index)
+    for kind, labels in label_maps.items():
+        resized = Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)
+        shown[kind] = data_uri(overlay(image, np.asarray(resized), dataset.palette, 0.6))
     return shown
-
-
-def tinted(image: Image.Image, labels: np.ndarray, palette: np.ndarray) -> str:
-    """A label map uint8 [H,W] of any size, resized to an image and drawn over it, as a data URI."""
-    resized = Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)
-    return data_uri(overlay(image, np.asarray(resized), palette, 0.6))
-
-
-def shrink(image: Image.Image, side: int) -> Image.Image:
-    """A copy of an image, reduced so that no side is longer than `side` pixels."""
-    image = image.copy()
-    image.thumbnail((side, side))
-    return image
 
 
 def data_uri(image: Image.Image) -> str:

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cams.maps import MapGenerator
 from ..cams.cam_files import list_cams, read_cam, resize_cam
-from ..cams.maps import merge_scales, multi_scale_maps
+from ..cams.maps import MapGenerator, merge_scales, multi_scale_maps
 from ..datasets import TagDataset
 from ..datasets.base import files_of, read_mask
 from ..datasets.jobs import ImageJobs
 from ..datasets.loaders import size_loader
-from ..distributed import gather
+from ..distributed import gather, shard
 from ..errors import InputError, input_errors
+from ..progress import Progress
 from .metrics import confusion, scores, threshold_confusions
 
 THRESHOLDS = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
@@ -89,12 +89,17 @@ def score_cams(dataset: TagDataset, folder: Path, jobs: ImageJobs,
 
 def _score_cam(dataset: TagDataset, folder: Path, thresholds: Sequence[float],
                index: int) -> tuple[NDArray, int]:
+    return cam_confusions(dataset, folder, thresholds, index), 1
+
+
+def cam_confusions(dataset: TagDataset, folder: Path, thresholds: Sequence[float], index: int) -> NDArray:
+    """Confusions int64 [T,n,n] of one image's CAM file at T thresholds; InputError names a bad file."""
     name = dataset.names[index]
     truth = dataset.load_mask(index)
     with input_errors(f"{folder / name}: "):
         file = read_cam(folder, name)
         maps = resize_cam(file, truth.shape)
-        return threshold_confusions(maps, file.keys, truth, thresholds, len(dataset.classes) + 1), 1
+        return threshold_confusions(maps, file.keys, truth, thresholds, len(dataset.classes) + 1)
 
 
 def _sum_over_masks(dataset: TagDataset, folder: Path, names: Iterable[str], jobs: ImageJobs,
@@ -139,19 +144,15 @@ def class_figures(table: NDArray, names: Sequence[str]) -> dict:
     list at most three classes each, those with 1 % or more, the largest first.
     """
     figures = scores(table)
-    return {"miou": float(figures["miou"]), "iou": by_class(figures["iou"], names),
-            "taken_for": _largest_others(table, names), "taken_from": _largest_others(table.T, names)}
-
-
-def _largest_others(table: NDArray, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each row's class, the three columns of other classes with the largest shares of the row."""
-    shares = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
-    result = {}
-    for row, name in enumerate(names):
-        descending = np.argsort(-shares[row], kind="stable")
-        others = [column for column in descending if column != row]
-        result[name] = {names[column]: round(float(shares[row, column]), 2) for column in others[:3]
-                        if shares[row, column] >= 1}
+    result = {"miou": float(figures["miou"]), "iou": by_class(figures["iou"], names)}
+    for direction, counts in (("taken_for", table), ("taken_from", table.T)):
+        shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # of each row, in percent
+        result[direction] = {}
+        for row, name in enumerate(names):
+            descending = np.argsort(-shares[row], kind="stable")
+            others = [column for column in descending if column != row]
+            result[direction][name] = {names[column]: round(float(shares[row, column]), 2)
+                                       for column in others[:3] if shares[row, column] >= 1}
     return result
 
 
@@ -166,20 +167,29 @@ def print_curve(curve: Sequence[dict]) -> None:
 
 
 def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
-    """Print the mIoU of a folder of CAM files at all THRESHOLDS.
+    """Print the mIoU of a folder of CAM files at all THRESHOLDS, over the images that have a true mask.
 
-    Returns the best threshold with its mIoU and `class_figures`; {} for a data set without masks.
+    Returns the best threshold with its mIoU and `class_figures`; {} for a data set without masks. Each
+    process scores its part of the images. InputError names a missing or bad file.
     """
     if not dataset.has_masks:
         print("there are no masks, so no mIoU is computed")
         return {}
     names = ["background", *dataset.classes]
-    tables, images = score_cams(dataset, cams, ImageJobs(dataset.names), THRESHOLDS)
+    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    own_part = shard(masked)
+    tables = np.zeros((len(THRESHOLDS), len(names), len(names)), np.int64)
+    progress = Progress(f"scoring {cams}", len(own_part))
+    for index in own_part:
+        tables += cam_confusions(dataset, cams, THRESHOLDS, index)
+        progress.update(1)
+    progress.close()
+    tables = sum(gather(tables))
     curve = miou_curve(tables, THRESHOLDS, names)
     print_curve(curve["curve"])
     threshold = curve["best"]["threshold"]
     miou = curve["best"]["miou"]
-    print(f"best CAM mIoU {miou:.2f} at threshold {threshold:.2f} ({images} images)")
+    print(f"best CAM mIoU {miou:.2f} at threshold {threshold:.2f} ({len(masked)} images)")
     figures = class_figures(tables[THRESHOLDS.index(threshold)], names)
     return {**figures, "threshold": threshold, "miou": miou}
 

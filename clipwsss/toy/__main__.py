@@ -24,7 +24,8 @@ def get_parser() -> Parser:
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="--draw: probability that a class is drawn on its own background")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
-        help=f"half-size of the smallest object as a fraction of the image's side (of the largest {LARGEST})")
+        help="--draw: half-size of the smallest object as a fraction of the image's side; at most that of "
+        f"the largest object, {LARGEST}")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="--train-clip: file for the trained CLIP")
     add("--steps", type=whole(1), default=600, help="--train-clip: number of training steps")
     return parser
