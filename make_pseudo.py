@@ -1,4 +1,7 @@
-"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks."""
+"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks.
+
+The same command continues an interrupted run.
+"""
 import argparse
 import json
 import sys
