@@ -22,7 +22,7 @@ from clipwsss.report.metrics import scores
 from clipwsss.report.page import compare
 from clipwsss.report.scoring import (CAM_THRESHOLD, THRESHOLDS, ImageScore, by_class, list_label_maps,
                                      miou_curve, print_curve, read_labels, score_cams, score_label_maps)
-from clipwsss.run import refuse_inside
+from clipwsss.run import refuse_overlap
 
 CELL = 320  # side in pixels of a picture of --pictures
 
@@ -193,12 +193,12 @@ def draw_pictures(dataset: TagDataset, folders: list[tuple[Path, float | None]],
     for index in indices:
         name = dataset.names[index]
         image = dataset.load_image(index)
-        size = dataset.image_size(index)
+        size = dataset.sizes[index]
         row = [image]
         for folder, threshold in folders:
             row.append(overlay(image, read_labels(folder, name, size, threshold), dataset.palette))
         shown_titles = titles
-        if dataset.has_mask(index):
+        if dataset.masked[index]:
             row.append(overlay(image, dataset.load_mask(index), dataset.palette))
             shown_titles = [*titles, "truth"]
         save(contact_sheet([row], shown_titles, [name], cell=CELL), out / f"{name}.png")
@@ -214,11 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     dataset = open_dataset(args)
     names = ["background", *dataset.classes]
     if args.json:
-        refuse_inside("--json", args.json, dataset.folders())
+        refuse_overlap("--json", args.json, dataset.folders)
     if args.per_image:
-        refuse_inside("--per-image", args.per_image, dataset.folders())
+        refuse_overlap("--per-image", args.per_image, dataset.folders)
     if args.pictures or args.confusion:
-        refuse_inside("--out", args.out / "pictures", dataset.folders())
+        refuse_overlap("--out", args.out / "pictures", dataset.folders)
 
     cam_folders, mask_folders = chosen_folders(args, dataset)
     results = []

@@ -76,40 +76,42 @@ def get_parser() -> argparse.ArgumentParser:
                            ("refine", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
     add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
-        help="stages in their order: at most one random walk (color, irn or psa), then crf; `none` writes "
-        "the masks of the CAMs and cannot be combined with other stages")
+        help="stages of refinement in their order: at most one random walk (color, irn or psa), then crf; "
+        "`none` writes the masks of the CAMs and cannot be combined with other stages")
     add("--cams", type=Path, help="folder of CAM files in our format, IRN's or PSA's (default: the CAMs of "
         "train_prompt.py)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
-        help="score of the background; auto: the threshold of highest mIoU on the scored images, before CRF "
-        "and segments; alpha: PSA's background map, which takes part in the walk")
-    add("--alpha", type=real(0), default=16.0, help="exponent of PSA's background map (1 - max CAM)^alpha")
-    add("--radius", type=whole(2, 64), default=5, 
-        help="two cells of the walk's grid have an affinity where they are closer than this")
-    add("--beta", type=real(0), default=10.0, help="exponent of the affinities of the walk")
+        help="score of the background in every pixel; auto: the score of highest mIoU on the scored images, "
+        "before CRF and segments; alpha: PSA's background map, which takes part in the walk")
+    add("--alpha", type=real(0), default=16.0,
+        help="exponent of PSA's background map (1 - max CAM)^alpha, for --threshold alpha")
+    add("--radius", type=whole(2, 64), default=5,
+        help="radius of the walk: cells of its grid that are closer than this have an affinity")
+    add("--beta", type=real(0), default=10.0, help="exponent of the affinities in the walk")
     add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="2**N steps of the walk")
     add("--color-stride", type=whole(1, 64), default=4,
-        help="side in pixels of a cell of the color walk's grid")
+        help="side in pixels of the cells on which the color walk moves")
     add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON) from "
         "which the masks are painted, as in FMA-WSSS; --segments cannot be combined with crf")
     add("--segment-power", type=real(0), default=0.6,
-        help="exponent of the background's score of a segment, (1 - largest class score)^power")
-    add("--score-split", help="split whose pseudo masks are scored; without it, that of --split")
+        help="exponent of a segment's background score, (1 - largest class score)^power")
+    add("--score-split",
+        help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
     add("--layout", choices=tuple(LAYOUTS), help="also write the masks in the folder layout of other "
         "libraries, to OUT/voc or OUT/mmseg")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
         help="trained affinity network to use instead of training one (for irn also IRN's res50_irn.pth)")
     add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
-        help="irn: scores of the background that sure foreground exceeds and that sure background does not "
-        "reach (CLIMS: 0.3 0.1); psa: the two exponents of its background map")
+        help="irn: two background scores: CAMs above FG are surely foreground, CAMs below BG are surely "
+        "background (CLIMS: 0.3 0.1); psa: the exponents of its background map for the same two choices")
     add("--backbone", choices=RESNETS, default="resnet50", help="backbone of the affinity network")
     add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
         "(the one of train_prompt.py), or a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="range of the random factor by which training images are scaled")
     add("--train-radius", type=whole(2, 64), default=10,
-        help="training uses the pairs of cells of the network's grid that are closer than this")
+        help="radius of training: pairs of cells of the network's grid that are closer than this")
     training_flags(parser, resumes=False)
     return parser
 
@@ -137,7 +139,7 @@ def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[st
 def read_inputs(dataset: TagDataset, cams: Path, index: int) -> tuple[np.ndarray, CamFile]:
     """The pixels uint8 [H, W, 3] of one image and its CAM file, which is checked against the data set."""
     name = dataset.names[index]
-    file = check_cam(read_cam(cams, name), cams / name, dataset.image_size(index), len(dataset.classes),
+    file = check_cam(read_cam(cams, name), cams / name, dataset.sizes[index], len(dataset.classes),
                      dataset.entries[index].tags or ())
     return np.asarray(dataset.load_image(index)), file
 
@@ -169,7 +171,7 @@ def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk
 def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path, walk: str,
                    network: nn.Module, backbone: str, jobs: ImageJobs) -> nn.Module:
     """Train the affinity network of the walk on confident labels; both are kept in the run's folder."""
-    folder = run.path("labels")
+    folder = run.out / "labels"
     missing = [index for index, name in enumerate(dataset.names) if not (folder / f"{name}.png").exists()]
     work = partial(write_labels, args, dataset, cams, walk, folder)
     for _ in jobs.run("confident labels", work, missing):
@@ -179,7 +181,7 @@ def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams
     loader = make_loader(labelled, args.batch_size, args.workers, seed=args.seed, drop_last=True)
     fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks, args.train_radius),
         {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{walk}_network"))
-    save_affinity(network, run.path("affinity.pt"), walk, backbone)
+    save_affinity(network, run.out / "affinity.pt", walk, backbone)
     return network.eval()
 
 
@@ -260,10 +262,10 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
     They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
     the paper's threshold.
     """
-    stored = run.path("thresholds.json")
+    stored = run.out / "thresholds.json"
     if not broadcast(stored.exists()):
         masked = [index for index, name in enumerate(dataset.names)
-                  if name in scored and dataset.has_mask(index)]
+                  if name in scored and dataset.masked[index]]
         if not masked:
             print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
@@ -316,7 +318,7 @@ def report_scores(run: Run, totals: list, names: list[str]) -> None:
     images, pixels, changed, with_truth, refined_table, unrefined_table = totals
     share = 100 * changed / pixels
     figures = {"images": images, "changed": share}
-    print(f"{images} masks in {run.path('masks')}; refinement changed {share:.2f} % of the pixels")
+    print(f"{images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
     if with_truth:
         refined = metrics.scores(refined_table)
         unrefined = metrics.scores(unrefined_table)
@@ -372,8 +374,8 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
     report_scores(run, totals, ["background", *dataset.classes])
     if args.layout and is_main():
-        write_layout(args.layout, dataset, run.path("masks"), run.path(args.layout))
-    write_report(run.out, "make_pseudo", dataset, cams, run.path("masks"))
+        write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout)
+    write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")
     skipped = len(jobs.failures) + len(dataset.skipped)
     if skipped:
         print(f"skipped {skipped} bad images, which are named above", file=sys.stderr)

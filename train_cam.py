@@ -4,16 +4,17 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.maps import MapGenerator
-from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator, save_generator
-from clipwsss.cams.maps import cam_loader, finished_cams, rescale, write_cams
+from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator
+from clipwsss.cams.maps import MapGenerator, finished_cams, rescale, write_cams
 from clipwsss.datasets import TagDataset
+from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
+from clipwsss.files import save_network
 from clipwsss.flags import whole
 from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
-from clipwsss.networks.batch_norm import fuse_batch_norm
+from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, start_run,
                               training_flags, training_settings)
 from clipwsss.report.metrics import average_precision
@@ -46,7 +47,7 @@ def imagenet_or_none(classes: list[str], settings: dict) -> str:
     try:
         build_generator(classes, weights="imagenet", **settings)
     except FileNotFoundError as error:
-        print(f"--weights auto: starting from none, so that the CAMs will be rough; {error}")
+        print(f"--weights auto: starting from random weights, so that the CAMs will be rough; {error}")
         return "none"
     return "imagenet"
 
@@ -109,16 +110,17 @@ def main(argv: list[str] | None = None) -> int:
 
     fit(run, loader, loss, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
         training_settings(args, "train_cam"))
-    save_generator(generator, run.path("generator.pt"))
+    save_network(generator, "generator", generator.config, run.out / "generator.pt")
     result = {}
     if args.val_split:
         result["mAP"] = classifier_map(generator, val_dataset, device, args.cam_batch_size, args.workers)
         print(f"classifier mAP on {args.val_split}: {result['mAP']:.2f}")
 
-    cams = run.path("cams")
+    cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)
+    whole_images = dataset.with_transform(whole_image, masks=False)
+    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, loader, cams, args.scales, args.flip, args.cam_format, args.test_precision)
     result.update(print_cam_curve(scored, cams))
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)

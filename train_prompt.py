@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.maps import MapGenerator
-from clipwsss.cams.generator import load_generator, save_generator
-from clipwsss.cams.maps import cam_loader, finished_cams, write_cams
+from clipwsss.cams.generator import load_generator
+from clipwsss.cams.maps import MapGenerator, finished_cams, write_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset
-from clipwsss.datasets.loaders import make_loader
+from clipwsss.datasets.base import whole_image
+from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
-from clipwsss.files import write_json
+from clipwsss.files import save_network, write_json
 from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
 from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
@@ -96,7 +96,7 @@ def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: 
     fit(run, loader, loss, {"prompt": prompt}, [{"params": [prompt.vectors]}],
         training_settings(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
     prompt.requires_grad_(False)
-    save_learned(prompt, clip, run.path(f"{label}.pt"))
+    save_learned(prompt, clip, run.out / f"{label}.pt")
     return prompt(clip).detach()
 
 
@@ -126,7 +126,7 @@ def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, vec
 def save_choices(run: Run, choices: WordChoices, classes: list[str]) -> None:
     """Write prompts.json and print how often each class's own name was chosen."""
     table = choices.table(classes)
-    path = run.path("prompts.json")
+    path = run.out / "prompts.json"
     write_json(table, path)
     print(f"own name chosen: {own_name_shares(table, classes)} (all choices: {path})")
 
@@ -246,15 +246,16 @@ def run_method(args: argparse.Namespace, dataset: TagDataset, scored: TagDataset
 def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
            generator: MapGenerator, class_prompt: WordChoices | LearnedPrompt | Tensor, clip: CLIP) -> None:
     """Write the generator, the prompts that changed with it, its CAMs, their scores and the report."""
-    save_generator(generator, run.path("generator.pt"))
+    save_network(generator, "generator", generator.config, run.out / "generator.pt")
     if args.class_prompt == "word":
         save_choices(run, class_prompt, dataset.classes)
     if args.joint:
-        save_learned(class_prompt, clip, run.path("class_prompts.pt"))
-    cams = run.path("cams")
+        save_learned(class_prompt, clip, run.out / "class_prompts.pt")
+    cams = run.out / "cams"
     finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    images = cam_loader(dataset, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, images, cams, args.scales, args.flip, args.cam_format, args.test_precision)
+    whole_images = dataset.with_transform(whole_image, masks=False)
+    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
+    write_cams(generator, loader, cams, args.scales, args.flip, args.cam_format, args.test_precision)
     run.result(**print_cam_curve(scored, cams))
     write_report(run.out, "train_prompt", scored, cams=cams)
 
@@ -290,7 +291,8 @@ def main(argv: list[str] | None = None) -> int:
     if not args.prompts_only:
         args.init = args.init or baseline / "generator.pt"
         generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
-        generator.learn_only(args.tune)
+        if args.tune != "all":
+            generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
     validation = None
     if args.keep_best:

@@ -53,8 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--frozen-bn", action=switch, default=True,
         help="keep the statistics and weights of the batch norm in DeepLab's backbone as they were loaded")
     add("--multi-scale", action=switch, default=None,
-        help="sum DeepLab's losses at scales 1, 0.75 and 0.5 and that of their maximum (default: for "
-        "deeplabv2 only)")
+        help="train DeepLab by the sum of the losses at scales 1, 0.75 and 0.5 and the loss of the maximum "
+        "of their logits (default: for deeplabv2 only)")
     add = parser.add_argument_group("training data and loss").add_argument
     add("--masks", type=Path,
         help="folder of the training masks, or `truth` for the true masks of the data set (default: the "
@@ -78,19 +78,19 @@ def get_parser() -> argparse.ArgumentParser:
     add("--test-scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.75, 0.5),
         help="scales at which images are predicted")
     add("--test-fusion", choices=FUSIONS, default="max",
-        help="how scales are combined: by the mean of their probabilities, or by the maximum of their "
-        "logits, resized to the logits of the first scale (as DeepLabV2 is tested)")
+        help="how predictions at several scales are combined: mean of their probabilities, or maximum of "
+        "their logits at the size of the first scale's logits, as in the published tests of DeepLabV2")
     add("--test-flip", action=switch, default=False,
         help="average predictions with those of the mirrored images")
     add("--test-batch-size", type=whole(1, 65536), default=1,
-        help="number of images in a forward pass of prediction; these images have one size")
+        help="largest number of images, all of the same size, that are predicted together")
     inference_flags(add)
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="train nothing: segment these images and folders of images with the segmenter of "
         "--checkpoint, or of OUT, and write label maps and overlays to the folder `predicted` beside it")
     add("--submit", type=file_to_write(".tgz", ".tar.gz", ".json"), metavar="FILE",
-        help="write the predictions of the split as the VOC server takes them (.tgz), or as COCO results "
+        help="write the predictions of the split in the format of the VOC server (.tgz) or as COCO results "
         "(.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="train nothing: write the segmenter of --checkpoint, or of OUT, as a torch.export program "
@@ -219,12 +219,12 @@ def main(argv: list[str] | None = None) -> int:
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:
         train(args, run, network, learned)
-        save_segmenter(network, design, classes, palette, run.path("segmenter.pt"))
+        save_segmenter(network, design, classes, palette, run.out / "segmenter.pt")
 
     # Prediction of a split.
     figures = {}
     if unseen:
-        folder = run.path("predictions")
+        folder = run.out / "predictions"
         done = set()
         if args.resume:
             done = {name for name in unseen.names if (folder / f"{name}.png").exists()}
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
             write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")
     run.result(**figures)
-    write_report(run.out, "train_seg", unseen or learned, masks=run.path("predictions") if unseen else None)
+    write_report(run.out, "train_seg", unseen or learned, masks=run.out / "predictions" if unseen else None)
     return 0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 # The environment variables that torchrun sets in each process.
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-# torchrun ends all processes when one dies, so nobody waits for a dead one, and a slow one may take long.
+# When one process dies, torchrun ends all, so that none waits for a dead one. A slow one may take days.
 TIMEOUT = timedelta(days=7)
 
 
@@ -44,8 +44,8 @@ def processes() -> Iterator[None]:
     """Connect the processes that torchrun started for the duration of the block (NCCL on GPUs, gloo on CPUs).
 
     All processes leave the block together. An error in one of them ends all: the error of the process that
-    fails first, whatever its rank, leaves the block. Any other process that fails ends without a word, and
-    torchrun stops the rest.
+    fails first, whatever its rank, leaves the block. Any other process that fails ends silently, and torchrun
+    stops the rest.
     """
     if not LAUNCHED <= os.environ.keys():
         yield
@@ -82,7 +82,7 @@ def gather(value: object) -> list:
 
 
 def barrier() -> None:
-    """Wait until all processes have come here. Afterwards each can read what the others have written."""
+    """Wait until all processes have called this. Afterwards each can read what the others have written."""
     gather(None)
 
 

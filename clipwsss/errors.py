@@ -62,7 +62,7 @@ def nearest(value: object, valid: Iterable[object]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard what the block prints, progress lines and warnings included. Errors leave the block as ever."""
+    """Discard what the block prints, progress lines and warnings included. Exceptions leave the block."""
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
         yield
 

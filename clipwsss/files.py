@@ -7,9 +7,10 @@ import hashlib
 import http.client
 import json
 import os
+import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import is_main
-from .errors import InputError, input_errors, one_line
+from .errors import InputError, one_line
+
+
+TEMPORARY_FILES = (".*.partial.*", "*/.*.partial.*")  # of `atomic_path`, in a folder and the folders in it
 
 
 @contextmanager
@@ -31,13 +35,6 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed processes left in a folder and the folders in it."""
-    for pattern in (".*.partial.*", "*/.*.partial.*"):
-        for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
 
 
 def save_atomic(value: object, path: Path | str) -> None:
@@ -72,24 +69,27 @@ def load_weights(path: Path | str) -> dict:
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below tells what the warnings would
             stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not a readable checkpoint of tensors (no file of torch, or one that holds "
+                         "objects other than tensors and plain values)") from error
     except Exception as error:  # a damaged file fails in as many ways as there are bytes
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:120]
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
     if not isinstance(stored, dict):
         raise InputError(f"{path}: not a checkpoint but a {type(stored).__name__}")
-    stored = _without_module(stored, path)
+    stored = dict(stored)
+    tables = [stored]
     for part in ("state_dict", "model"):
         if isinstance(stored.get(part), dict):
-            stored[part] = _without_module(stored[part], path)
+            stored[part] = dict(stored[part])
+            tables.append(stored[part])
+    for table in tables:
+        for name in list(table):
+            if not isinstance(name, str):
+                raise InputError(f"{path}: not a checkpoint; {ascii(name)[:80]} is not a tensor's name")
+            # Every entry is put in again, also under its old name, so that their order stays the same.
+            table[name.removeprefix("module.")] = table.pop(name)
     return stored
-
-
-def _without_module(state: dict, path: Path | str) -> dict:
-    """The dictionary with the prefix `module.` removed from its names."""
-    for name in state:
-        if not isinstance(name, str):
-            raise InputError(f"{path}: not a checkpoint; {ascii(name)[:80]} is not a tensor's name")
-    return {name.removeprefix("module."): value for name, value in state.items()}
 
 
 def save_network(network: nn.Module, kind: str, config: dict, path: Path | str) -> None:
@@ -109,15 +109,6 @@ def read_network(path: Path | str, kind: str) -> tuple[dict, dict[str, Tensor]]:
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise InputError(f"{path}: damaged; it has no config or no state_dict")
     return config, state
-
-
-def load_network(path: Path | str, kind: str, build: Callable[..., nn.Module]) -> nn.Module:
-    """`build(**config)` with the stored weights, in eval mode; InputError if they do not fit."""
-    config, state = read_network(path, kind)
-    with input_errors(f"{path}: damaged; its config builds no network: ", Exception):
-        network = build(**config)
-    load_weights_into(network, state, path)
-    return network.eval()
 
 
 def load_weights_into(network: nn.Module, state: dict[str, Tensor], path: Path | str, what: str = "") -> None:
@@ -180,20 +171,18 @@ def start_file(weights: str | Path, backbone: str, published: Mapping[str, tuple
             raise InputError(f"--weights imagenet: {backbone} has no ImageNet weights; use none or a file")
         return download(*published[backbone])
     if not Path(weights).is_file():
-        raise InputError(f"--weights {weights}: no such file; use imagenet, none or a file of weights")
+        raise InputError(f"--weights {weights}: no such weights file; use imagenet, none or a path")
     return Path(weights)
 
 
 def load_backbone(network: nn.Module, weights: str | Path, backbone: str,
                   published: Mapping[str, tuple[str, str]]) -> None:
-    """Load the weights that a ResNet starts from; `none` keeps its random weights.
+    """Load the weights that a ResNet starts from.
 
-    weights: `imagenet`, `none`, a file of torchvision, or a checkpoint of this package whose network has a
-    `backbone` of this kind. InputError: a file that is missing, damaged or does not fit. FileNotFoundError: a
-    download that fails.
+    weights: `imagenet`, a file of torchvision, or a checkpoint of this package whose network has a `backbone`
+    of this kind. InputError: a file that is missing, damaged or does not fit. FileNotFoundError: a download
+    that fails.
     """
-    if str(weights) == "none":
-        return
     path = start_file(weights, backbone, published)
     state = load_weights(path)
     if "state_dict" in state:  # a checkpoint of this package

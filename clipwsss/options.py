@@ -167,7 +167,8 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
     InputError where --out belongs to another run, or overlaps with what is read.
     """
     read = {name: Path(path) for name, path in inputs.items() if path is not None and Path(path).exists()}
-    refuse_overlap(args.out, args.data_root, dataset.folders() if dataset else (), read)
+    data_folders = dataset.folders if dataset else ()
+    refuse_overlap("--out", args.out, data_folders, args.data_root, read)
     marks = fingerprint_inputs(read)
     if dataset:
         marks["data_root"] = f"the data in {args.data_root}", dataset.fingerprint()

@@ -32,7 +32,7 @@ class Progress:
             print(f"\r{self._line(terms, width):<{width}}", end="", file=sys.stderr, flush=True)
 
     def close(self, **terms: float) -> None:
-        """Print the final line. What the loop has left out does not count as missing."""
+        """Print the final line. The total becomes what was done, because a loop may leave bad images out."""
         if self.is_live:
             blank = " " * (shutil.get_terminal_size().columns - 1)
             print(f"\r{blank}\r", end="", file=sys.stderr, flush=True)

@@ -5,13 +5,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from .distributed import barrier, is_main
 from .errors import InputError, input_errors
-from .files import load_weights, remove_leftovers, save_atomic, write_json
+from .files import TEMPORARY_FILES, load_weights, save_atomic, write_json
 
 try:
     import fcntl
@@ -53,26 +53,27 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
         if is_main():
             with input_errors(f"--out {self.out}: cannot write there: ", OSError):
-                self._begin(config, overwrite)
+                self._refuse_other_run(config, overwrite)
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.lock = lock_folder(self.out)
+                # Delete what killed processes left half written, and an earlier run that is not continued.
+                outdated = TEMPORARY_FILES
+                if not resume:
+                    outdated += (*RUN_FILES, "log.jsonl")
+                for pattern in outdated:
+                    for path in sorted(self.out.glob(pattern)):
+                        path.unlink(missing_ok=True)
+                self._keep_lines(lambda line: line["label"] != "result")
+                write_json(config, self.out / "args.json")
         barrier()
         self.board = SummaryWriter(self.out) if wants_tensorboard and is_main() else None
 
-    def _begin(self, config: dict, overwrite: bool) -> None:
-        """Check the folder, lock it, delete an earlier run unless this one continues it, write args.json."""
-        written = written_files(self.out)
-        self._refuse_other_run(config, overwrite, written)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_folder(self.out)
-        remove_leftovers(self.out)
-        if not self.resume:
-            for path in written:
-                path.unlink()
-            (self.out / "log.jsonl").unlink(missing_ok=True)
-        self._keep_lines(lambda line: line["label"] != "result")
-        write_json(config, self.out / "args.json")
-
-    def _refuse_other_run(self, config: dict, overwrite: bool, written: list[Path]) -> None:
+    def _refuse_other_run(self, config: dict, overwrite: bool) -> None:
         """InputError where the folder holds what this command may neither continue nor delete."""
+        written: list[Path] = []
+        for pattern in RUN_FILES:
+            written += self.out.glob(pattern)
+        written.sort()
         stored = self.out / "args.json"
         if not stored.exists():
             if self.resume:
@@ -99,12 +100,8 @@ class Run:
         refuse_changed_inputs(self.out, before["inputs"], config["inputs"])
         refuse_changed_settings(self.out, before, config)
 
-    def path(self, *parts: str) -> Path:
-        """A path inside the run folder."""
-        return self.out.joinpath(*parts)
-
     def log(self, **values: object) -> None:
-        """Append one line to log.jsonl. With --tensorboard its numbers are written for TensorBoard too."""
+        """Append a line with these values to log.jsonl; with --tensorboard, write its numbers there too."""
         if not is_main():
             return
         with open(self.out / "log.jsonl", "a") as file:
@@ -126,23 +123,23 @@ class Run:
             try:
                 if is_wanted(json.loads(line)):
                     kept.append(line)
-            except (ValueError, TypeError, KeyError):  # incomplete
+            except (ValueError, TypeError, KeyError):  # an incomplete line
                 continue
         if kept != lines:
             path.write_text("".join(f"{line}\n" for line in kept))
 
     def result(self, **figures: object) -> None:
-        """Write what the stage has achieved, at its end, to result.json and as the last line of the log."""
+        """Write the final scores of the stage to result.json and as the last line of the log."""
         self.log(label="result", **figures)
         write_json(figures, self.out / "result.json")
 
-    def make_room(self, weights: int) -> None:
+    def check_disk_space(self, weight_bytes: int) -> None:
         """InputError where the disk has no room for two checkpoints of a network of so many bytes.
 
-        Two, because the old one is deleted when the new one is complete. With each weight a checkpoint holds
-        two moments of the optimiser.
+        There are two for a moment, because the old one is deleted when the new one is complete. For each
+        weight a checkpoint also holds two moments of the optimiser.
         """
-        needed = 2 * 3 * weights
+        needed = 2 * 3 * weight_bytes
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise InputError(f"--out {self.out}: checkpoints need {needed / 1e6:.0f} MB and "
@@ -154,9 +151,10 @@ class Run:
         save_atomic({"epoch": epoch, **states}, self.out / f"last_{label}.pt")
 
     def restore(self, label: str, **stateful: object) -> int:
-        """The number of epochs done, with the objects in the state of last_LABEL.pt: 0 without --resume.
+        """Load last_LABEL.pt into the objects and return the number of epochs that it has seen.
 
-        Lines of the log that tell of later epochs, whose checkpoint was not written, are deleted.
+        Without --resume, or without this file, nothing is loaded and the number is 0. Lines of the log about
+        later epochs, whose checkpoint was not written, are deleted.
         """
         path = self.out / f"last_{label}.pt"
         epoch = 0
@@ -171,16 +169,8 @@ class Run:
         return epoch
 
 
-def written_files(folder: Path) -> list[Path]:
-    """The files in a folder that runs write, sorted."""
-    found: list[Path] = []
-    for pattern in RUN_FILES:
-        found += folder.glob(pattern)
-    return sorted(found)
-
-
 def read_settings(path: Path) -> dict:
-    """The settings of an args.json, `inputs` always among them. InputError where the file is damaged."""
+    """The settings of an args.json, always with `inputs`. InputError where the file is damaged."""
     damaged = f"{path}: damaged; --overwrite starts anew"
     try:
         settings = json.loads(path.read_text())
@@ -198,7 +188,7 @@ def read_settings(path: Path) -> dict:
 
 
 def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
-    """InputError where an input of both has another fingerprint now. Its path may have changed."""
+    """InputError where an input has another fingerprint than before. Its path may have changed."""
     for name in sorted(before.keys() & now.keys()):
         path, mark = now[name]
         if before[name][1] != mark:
@@ -207,7 +197,7 @@ def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str
 
 
 def refuse_changed_settings(out: Path, before: dict, now: dict) -> None:
-    """InputError for a setting that changes results and differs. Inputs are compared by fingerprints."""
+    """InputError where a setting that changes results differs. Inputs are compared by their fingerprints."""
     compared = (before.keys() | now.keys()) - FREE_ON_RESUME - now["inputs"].keys()
     for name in sorted(compared):
         if before.get(name) != now.get(name):
@@ -237,30 +227,26 @@ def lock_folder(folder: Path) -> IO:
     return file
 
 
-def refuse_inside(flag: str, path: Path, data: Iterable[Path]) -> None:
-    """InputError where the path that the flag names is one of the data's folders or lies in one."""
-    for folder in data:
-        if path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{flag} {path}: lies in the data's folder {folder}; choose another place")
+def refuse_overlap(flag: str, out: Path, data_folders: Iterable[Path], data_root: Path | None = None,
+                   inputs: Mapping[str, Path] | None = None) -> None:
+    """InputError where results in `out`, a file or folder that `flag` names, could overwrite what is read.
 
-
-def refuse_overlap(out: Path, data_root: Path, data: Iterable[Path], inputs: dict[str, Path]) -> None:
-    """InputError where results in `out` could overwrite what a run reads.
-
-    data_root: the root of the data. data: the folders of its images and masks. inputs: for each setting that
-    names something to read, the file or folder.
+    data_folders: the folders of the data's images and masks. data_root: the folder of the whole data.
+    inputs: for each setting that names something to read, the file or folder.
     """
-    refuse_inside("--out", out, data)
-    if data_root.resolve().is_relative_to(out.resolve()):
-        raise InputError(f"--out {out}: contains the data folder {data_root}; choose another folder")
-    for name, path in inputs.items():
+    for folder in data_folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{flag} {out}: lies in the data's folder {folder}; choose another place")
+    if data_root and data_root.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{flag} {out}: contains the data folder {data_root}; choose another folder")
+    for name, path in (inputs or {}).items():
         if path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"--out {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "
+            raise InputError(f"{flag} {out}: contains {path}, which --{name.replace('_', '-')} reads; choose "
                              "another folder")
 
 
 def digest(values: Iterable[object]) -> str:
-    """16 hexadecimal digits that stand for plain values in their order."""
+    """A hash, of 16 hexadecimal digits, of plain values in their order."""
     made = hashlib.blake2b(digest_size=8)
     for value in values:
         made.update(repr(value).encode() + b"\n")
@@ -268,46 +254,35 @@ def digest(values: Iterable[object]) -> str:
 
 
 def fingerprint(path: Path | str) -> str:
-    """Digest of a file's size and last bytes, or of those of a folder's visible files and their names.
+    """Digest of a file's size and last bytes, or of the names and fingerprints of a folder's visible files.
 
-    Times and places do not count.
+    The time at which a file was written and the folder in which it lies make no difference.
     """
     path = Path(path)
-    if not path.is_dir():
-        return digest(_size_and_tail(path))
-    inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
-    return digest((item.name, *_size_and_tail(item)) for item in inside)
-
-
-def _size_and_tail(path: Path) -> tuple[int, bytes]:
-    """A file's size and its last bytes."""
+    if path.is_dir():
+        inside = sorted(item for item in path.iterdir() if item.is_file() and not item.name.startswith("."))
+        return digest((item.name, fingerprint(item)) for item in inside)
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL))
-        return size, file.read()
+        return digest((size, file.read()))
 
 
-def fingerprint_inputs(inputs: dict[str, Path]) -> dict[str, tuple[str, str]]:
-    """Each input's path and fingerprint. A line is printed for an input that is out of date."""
+def fingerprint_inputs(inputs: Mapping[str, Path]) -> dict[str, tuple[str, str]]:
+    """The path and fingerprint of each input.
+
+    An input that a run made lies beside the args.json of that run, which names the run's own inputs. Where
+    one of these has changed since, the input is out of date, and a line that says so is printed.
+    """
     marks = {}
     for name, path in inputs.items():
-        source = changed_source(path)
-        if source:
-            print(f"note: {path} was made from {source}, which has changed since")
         marks[name] = (str(path.resolve()), fingerprint(path))
+        try:
+            sources = read_settings(path.parent / "args.json")["inputs"].values()
+            changed = [source for source, mark in sources
+                       if Path(source).exists() and fingerprint(source) != mark]
+        except (InputError, OSError):  # not made by a run of these scripts, or its inputs cannot be read
+            continue
+        if changed:
+            print(f"note: {path} was made from {changed[0]}, which has changed since")
     return marks
-
-
-def changed_source(path: Path) -> str | None:
-    """The first input of the run that made a file or folder which has changed since; None where none has.
-
-    Results of a run lie beside its args.json, which names the run's inputs and their fingerprints.
-    """
-    try:
-        sources = read_settings(path.parent / "args.json")["inputs"]
-        for source, mark in sources.values():
-            if Path(source).exists() and fingerprint(source) != mark:
-                return source
-    except (InputError, OSError):  # not made by a run of these scripts, or its inputs cannot be read
-        pass
-    return None

@@ -195,7 +195,7 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)
     stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
-    run.make_room(sum(p.nbytes for module in modules.values() for p in module.parameters()))
+    run.check_disk_space(sum(p.nbytes for module in modules.values() for p in module.parameters()))
     joined = _LossModule(loss, modules)
     if world_size() > 1:
         if training.sync_bn:

@@ -290,7 +290,7 @@ def test_saved_networks_return_and_others_are_refused(tmp_path):
 
 
 def test_a_generators_file_starts_the_backbone(tmp_path):
-    body = resnet.build("resnet_tiny", 4)
+    body = resnet.ResNet("resnet_tiny", 4)
     state = {f"backbone.{name}": value for name, value in body.state_dict().items()}
     torch.save({"kind": "generator", "config": {"backbone": "resnet_tiny", "output_stride": 4, "classes": ["a"]},
                 "state_dict": state | {"classifier.weight": torch.ones(1, 64, 1, 1)}},

@@ -2,8 +2,9 @@
 import pytest
 import torch
 
-from clipwsss.cams.generator import build_generator, load_generator, save_generator
+from clipwsss.cams.generator import build_generator, load_generator
 from clipwsss.errors import InputError
+from clipwsss.files import save_network
 
 CLASSES = ["a", "b", "c"]
 TINY = {"backbone": "resnet_tiny", "weights": "none", "output_stride": 4, "freeze_stages": 0}
@@ -14,7 +15,7 @@ def test_mean_of_maps_is_the_pooled_classifier():
     generator = build_generator(CLASSES, **TINY).eval()
     images = torch.rand(2, 3, 32, 48)
     maps = generator(images)
-    pooled = generator.backbone(images).mean((2, 3)) @ generator.classifier.weight[:, :, 0, 0].T
+    pooled = generator.backbone(images)[-1].mean((2, 3)) @ generator.classifier.weight[:, :, 0, 0].T
     assert maps.shape == (2, 3, 8, 12) and torch.allclose(maps.mean((2, 3)), pooled, atol=1e-5)
     assert torch.allclose(maps[:1], generator(images[:1]), atol=1e-5)
 
@@ -32,7 +33,7 @@ def test_frozen_stages_stay_and_groups_hold_the_rest():
 
 def test_file_round_trip_and_wrong_classes(tmp_path):
     generator = build_generator(CLASSES, **TINY).eval()
-    save_generator(generator, tmp_path / "g.pt")
+    save_network(generator, "generator", generator.config, tmp_path / "g.pt")
     loaded = load_generator(tmp_path / "g.pt", CLASSES)
     images = torch.rand(1, 3, 32, 32)
     assert loaded.config == {"backbone": "resnet_tiny", "output_stride": 4, "classes": CLASSES}

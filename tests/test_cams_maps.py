@@ -9,8 +9,9 @@ from PIL import Image
 
 from clipwsss.cams.cam_files import list_cams, read_cam
 from clipwsss.cams.generator import build_generator
-from clipwsss.cams.maps import cam_loader, finished_cams, merge_scales, multi_scale_maps, write_cams
+from clipwsss.cams.maps import finished_cams, merge_scales, multi_scale_maps, write_cams
 from clipwsss.datasets import build_dataset
+from clipwsss.datasets.loaders import size_loader
 
 TINY = {"backbone": "resnet_tiny", "weights": "none", "output_stride": 4, "freeze_stages": 0}
 
@@ -53,14 +54,14 @@ def test_an_all_zero_map_stays_zero():
 
 def test_files_of_mixed_sizes_batched_equal_single(tmp_path):
     dataset = make_folder(tmp_path / "data")
-    assert sorted(map(sorted, cam_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
+    assert sorted(map(sorted, size_loader(dataset, 8).batch_sampler)) == [[0, 1], [2], [3]]
     generator = build_generator(dataset.classes, **TINY)
     for folder, size in (("batched", 8), ("single", 1)):
-        write_cams(generator, cam_loader(dataset, size), tmp_path / folder, scales=(1.0, 2.0))
+        write_cams(generator, size_loader(dataset, size), tmp_path / folder, scales=(1.0, 2.0))
     assert list_cams(tmp_path / "batched") == ["i0", "i1", "i2", "i3"]
     for index, name in enumerate(dataset.names):
         one, other = read_cam(tmp_path / "single", name), read_cam(tmp_path / "batched", name)
-        height, width = dataset.image_size(index)
+        height, width = dataset.sizes[index]
         assert one.cam.shape == (2 if index == 1 else 1, math.ceil(height / 4), math.ceil(width / 4))
         assert one.keys.tolist() == dataset.labels[index].nonzero()[:, 0].tolist()
         assert np.abs(one.cam - other.cam).max() < 2e-3 and 0 <= one.cam.min() and 0.99 < one.cam.max() <= 1
@@ -70,7 +71,7 @@ def test_irn_files_carry_high_resolution_maps(tmp_path):
     torch.manual_seed(0)  # some random networks give maps so faint that 1e-5 in their scaling shows
     dataset = make_folder(tmp_path / "data", ((33, 47),))
     generator = build_generator(dataset.classes, **TINY)
-    write_cams(generator, cam_loader(dataset), tmp_path / "cams", scales=(1.0,), fmt="irn")
+    write_cams(generator, size_loader(dataset, 1), tmp_path / "cams", scales=(1.0,), fmt="irn")
     found = read_cam(tmp_path / "cams", "i0")
     assert (tmp_path / "cams" / "i0.npy").exists() and found.high_res.shape == (1, 33, 47)
     assert found.high_res.max() <= 1 and abs(found.high_res.max() - 1) < 1e-3
@@ -84,7 +85,7 @@ def test_written_files_stay_when_resuming(tmp_path):
     for name in ("i0.npz", "i2.npz"):
         (cams / name).write_bytes(b"old")
     assert finished_cams(dataset, cams) == {"i0", "i2"}
-    write_cams(generator, cam_loader(dataset, finished=finished_cams(dataset, cams)), cams, scales=(1.0,))
+    write_cams(generator, size_loader(dataset, 1, done=finished_cams(dataset, cams)), cams, scales=(1.0,))
     assert list_cams(cams) == ["i0", "i1", "i2", "i3"] and (cams / "i2.npz").read_bytes() == b"old"
-    write_cams(generator, cam_loader(dataset), cams, scales=(1.0,))
+    write_cams(generator, size_loader(dataset, 1), cams, scales=(1.0,))
     assert read_cam(cams, "i2").cam.shape[0] == 1

@@ -86,7 +86,7 @@ def test_a_folder_without_a_good_row_names_all(mydata, capsys):
     (mydata / "classes.txt").unlink()
     write(mydata / "labels.csv", "image,labels\ni1,boat\ni2,car;water\n")
     assert told(capsys, mydata, 2)[0].endswith("no such file; write one class a line (the tags name boat, car, water)")
-    with pytest.raises(InputError, match="task: 'look' is none of check"):
+    with pytest.raises(InputError, match="task: 'look' is not one of check"):
         main(["look", str(mydata)])
 
 

@@ -146,9 +146,13 @@ def test_learned_embeddings_get_gradients():
 def test_first_token_alone_equals_all_tokens():
     tower = small_clip("vit").visual
     images = torch.randn(3, 3, 64, 64)
-    every = tower.tokens(images, first_only=False)
+    seen = []
+    tower.ln_post.register_forward_hook(lambda _, inputs, output: seen.append(output @ tower.proj))
+    patches = tower(images, patches=True)
+    every = seen[0]
+    assert every.shape == (3, 1 + 4 * 4, 32)
     torch.testing.assert_close(tower(images), every[:, 0], atol=1e-6, rtol=1e-5)
-    assert tower.patches(images)[:, 1, 2].equal(every[:, 1 + 4 + 2])
+    assert patches[:, 1, 2].equal(every[:, 1 + 4 + 2])
 
 
 @torch.no_grad()
@@ -156,12 +160,16 @@ def test_first_token_alone_equals_all_tokens():
 def test_patches_follow_the_image(vision, side):
     model = small_clip(vision)
     images = torch.rand(2, 3, 64, 64)
-    patches = model.encode_patches(images)
+    patches = model.encode_image(images, patches=True)
     assert patches.shape == (2, side, side, 32)
-    torch.testing.assert_close(patches, model.encode_patches(model.normalise(images), normalised=True))
-    torch.testing.assert_close(patches[1:], model.encode_patches(images[1:]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(patches, model.encode_image(model.normalise(images), normalised=True, patches=True))
+    torch.testing.assert_close(patches[1:], model.encode_image(images[1:], patches=True), atol=1e-5, rtol=1e-5)
     if vision == "resnet":  # the pool's projections at one position
-        pool, features = model.visual.attnpool, model.visual.features(model.normalise(images))
+        seen = []
+        model.visual.layer4.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        model.encode_image(images, patches=True)
+        pool = model.visual.attnpool
+        features = seen[0]
         torch.testing.assert_close(patches[0, 0, 1], pool.c_proj(pool.v_proj(features[0, :, 0, 1])))
 
 

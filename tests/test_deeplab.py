@@ -192,6 +192,6 @@ def test_leaves_lift_out_without_torchvision(tmp_path, monkeypatch):
     network = lifted.build(lifted.Design("deeplabv2", "resnet_tiny", 4), 3)
     assert network(torch.rand(1, 3, 32, 40)).shape == (1, 3, 8, 10)
     lifted = importlib.import_module("lifted_resnet")
-    assert lifted.build("resnet_tiny", 4)(torch.rand(1, 3, 32, 40)).shape == (1, 48, 8, 10)
+    assert lifted.ResNet("resnet_tiny", 4)(torch.rand(1, 3, 32, 40))[-1].shape == (1, 48, 8, 10)
     lifted = importlib.import_module("lifted_vit")
     assert lifted.VisionTransformer(lifted.VIT_SPECS["deit_toy"])(torch.rand(1, 3, 96, 64)).shape == (1, 97, 64)

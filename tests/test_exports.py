@@ -28,7 +28,7 @@ def made(tmp_path):
     write(root / "classes.txt", "cat\ndog\n")
     data = build_dataset("folder", root, "train")
     for index, name in enumerate(data.names[:3]):
-        mask = np.zeros(data.image_size(index))
+        mask = np.zeros(data.sizes[index])
         mask[2:4, 3:6], mask[5] = 1 + index % 2, 255
         save_mask(tmp_path / "masks" / f"{name}.png", mask)
     return data, tmp_path / "masks"
@@ -64,13 +64,14 @@ def test_mmsegmentations_folders(made, tmp_path):
 
 class Split:
     """The part of a data set that a submission uses."""
-    names, classes, category_ids, image_ids = ["a", "b"], ["cat", "dog"], (), {}
+    names = ["a", "b"]
+    sizes = [(5, 3), (4, 6)]
+    classes = ["cat", "dog"]
+    category_ids = ()
+    image_ids = {}
 
     def __len__(self) -> int:
         return 2
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        return (4, 6) if index else (5, 3)
 
 
 def test_submission_archive_holds_the_checked_files(tmp_path):
@@ -104,7 +105,7 @@ def test_cocos_results_are_its_own_regions(tmp_path, monkeypatch):
     named = json.loads((tmp_path / "named.json").read_text())
     assert [(item["image_id"], item["category_id"]) for item in named] == [("a", 1), ("a", 2)]
     for item in named:
-        assert np.array_equal(coco.decode(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
+        assert np.array_equal(coco.decode_mask(item["segmentation"], (5, 3)), maps["a"] == item["category_id"])
     data.category_ids = [3, 90]
     data.image_ids = {"a": 42, "b": 7}
     write_submission(data, folder, tmp_path / "coco.json")

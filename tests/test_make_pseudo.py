@@ -177,7 +177,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys):
     assert run(*world, "--refine", "none", "--out", out) == 0
     assert run(*world, "--refine", "none", "--out", out, "--threshold", 0.5) == 2
     error = capsys.readouterr().err
-    assert "--threshold was 0.25" in error and "--overwrite" in error and error.count("\n") == 1
+    assert "--threshold 0.5: " in error and "has 0.25" in error and "--overwrite" in error and error.count("\n") == 1
     assert run(*world, "--refine", "none", "--out", out, "--threshold", 0.5, "--overwrite") == 0
 
 

@@ -88,6 +88,7 @@ def test_only_a_sample_is_scored_and_no_mask_is_needed(runs, monkeypatch):
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
     assert scored == dataset.names[:14:2] and SAMPLED_IMAGES == 200
     dataset.entries = [entry._replace(mask=None) for entry in dataset.entries]
+    dataset.masked = [False] * len(dataset)
     write_report(runs / "train_cam", "train_cam", dataset, runs / "train_cam" / "cams")
     pictures = read_report(runs / "train_cam" / "report.html")["runs"][0]["pictures"]
     assert [item["name"] for item in pictures] == dataset.names[:12] and pictures[0]["miou"] is None

@@ -27,7 +27,7 @@ def square(clip, image):
 def test_patches_are_clips_own(toy, tiny_clip):
     image = torch.rand(3, 30, 50, generator=torch.Generator().manual_seed(0))
     for clip in (toy[0], tiny_clip):
-        plain = F.normalize(clip.encode_patches(square(clip, image))[0], dim=-1)
+        plain = F.normalize(clip.encode_image(square(clip, image), patches=True)[0], dim=-1)
         assert torch.allclose(prompt_pictures.patch_features(clip, image), plain, atol=1e-5)
 
 

@@ -87,7 +87,6 @@ def other_device():
     return mock.patch.object(random_walk, "_walk_diagonals", random_walk._walk_slices)
 
 
-@pytest.mark.smoke
 def test_equals_the_dense_walk():
     for size, sharp in product(SIZES, (False, True)):
         for classes, beta, exp_times in ((1, 10, 8), (2, 1, 3), (3, 4, 0), (3, 10, 6)):
@@ -111,6 +110,7 @@ def test_other_radii():
         np.testing.assert_allclose(walked, expected, atol=1e-4, rtol=0, err_msg=f"radius {radius}")
 
 
+@pytest.mark.smoke
 def test_general_affinities_and_any_number_of_steps():
     for exp_times in (0, 1, 2, 3, 5, 7, 10):
         rng = np.random.default_rng(exp_times)

@@ -47,22 +47,22 @@ def test_a_run_is_not_started_over_or_continued_otherwise(tmp_path):
 def test_overwriting_deletes_what_runs_make_and_nothing_else(tmp_path):
     run = finished(tmp_path, lr=1.0)
     for name in ("cams/a.npz", "masks/a.png", "generator.pt", "last_x.pt"):
-        run.path(name).parent.mkdir(exist_ok=True)
-        run.path(name).touch()
-    own = [run.path("notes.txt"), run.path("cams/notes.txt"), run.path("my.pt")]
+        (run.out / name).parent.mkdir(exist_ok=True)
+        (run.out / name).touch()
+    own = [run.out / "notes.txt", run.out / "cams/notes.txt", run.out / "my.pt"]
     for path in own:
         path.write_text("mine")
     Run(tmp_path, {"lr": 2.0}, overwrite=True)
-    assert json.loads(run.path("args.json").read_text()) == {"lr": 2.0, "inputs": {}}
-    assert set(snapshot(tmp_path)) == {run.path("args.json"), *own}
+    assert json.loads((run.out / "args.json").read_text()) == {"lr": 2.0, "inputs": {}}
+    assert set(snapshot(tmp_path)) == {run.out / "args.json", *own}
 
 
 def test_a_run_that_made_nothing_may_be_started_again_with_other_settings(tmp_path):
     Run(tmp_path, {"lr": 1.0}).log(label="x", epoch=1)
     run = Run(tmp_path, {"lr": 2.0})
-    assert not run.path("log.jsonl").exists()
+    assert not (run.out / "log.jsonl").exists()
     Run(tmp_path, {"lr": 3.0}, resume=True)
-    assert json.loads(run.path("args.json").read_text())["lr"] == 3.0
+    assert json.loads((run.out / "args.json").read_text())["lr"] == 3.0
 
 
 def test_folders_of_others_are_left_alone(tmp_path):
@@ -156,21 +156,23 @@ def test_results_are_kept_apart_from_what_is_read(tmp_path):
                          ("elsewhere", "contains .*generator.pt, which --init reads"),
                          ("elsewhere/cams", "contains .*cams, which --cams reads")):
         with pytest.raises(InputError, match=f"^--out .*{out}: {message}"):
-            refuse_overlap(tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs)
+            refuse_overlap("--out", tmp_path / out, [tmp_path / "data/images"], tmp_path / "data", inputs)
     for out in ("data/runs", "runs", "elsewhere/cams/next"):
-        refuse_overlap(tmp_path / out, tmp_path / "data", [tmp_path / "data" / "images"], inputs)
+        refuse_overlap("--out", tmp_path / out, [tmp_path / "data/images"], tmp_path / "data", inputs)
+    with pytest.raises(InputError, match="^--json .*/data/images/a.json: lies in the data's folder"):
+        refuse_overlap("--json", tmp_path / "data/images/a.json", [tmp_path / "data/images"])
 
 
 def test_the_last_word_is_in_the_log_and_a_file_of_its_own(tmp_path):
     run = Run(tmp_path / "run", {})
     run.log(label="guide", epoch=1, loss=torch.tensor(0.5))
     run.result(miou=61.5, threshold=0.25)
-    assert json.loads(run.path("result.json").read_text()) == {"miou": 61.5, "threshold": 0.25}
-    lines = [json.loads(line) for line in run.path("log.jsonl").read_text().splitlines()]
+    assert json.loads((run.out / "result.json").read_text()) == {"miou": 61.5, "threshold": 0.25}
+    lines = [json.loads(line) for line in (run.out / "log.jsonl").read_text().splitlines()]
     assert lines == [{"label": "guide", "epoch": 1, "loss": 0.5},
                      {"label": "result", "miou": 61.5, "threshold": 0.25}]
     Run(tmp_path / "run", {}, overwrite=True)
-    assert not run.path("result.json").exists() and not run.path("log.jsonl").exists()
+    assert not (run.out / "result.json").exists() and not (run.out / "log.jsonl").exists()
 
 
 def test_scalars_for_tensorboard(tmp_path):

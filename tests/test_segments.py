@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipwsss.datasets.coco import encode
+from clipwsss.datasets.coco import encode_mask
 from clipwsss.errors import InputError
 from clipwsss.refine.segments import Segment, paint, write_segments
 from clipwsss.refine.segments import read_segments as read_levelled
@@ -26,7 +26,7 @@ def test_written_regions_read_back_equal(tmp_path):
     segments = [rng.random((5, 7)) > 0.5, np.ones((5, 7), bool), np.zeros((5, 7), bool)]
     write_segments(tmp_path, "x", segments)
     assert np.array_equal(read_segments(tmp_path, "x", (5, 7)), segments)
-    assert json.loads((tmp_path / "x.json").read_text())[1]["segmentation"] == encode(np.ones((5, 7), bool))
+    assert json.loads((tmp_path / "x.json").read_text())[1]["segmentation"] == encode_mask(np.ones((5, 7), bool))
     assert [item.name for item in tmp_path.iterdir()] == ["x.json"]
 
 

@@ -86,7 +86,7 @@ def test_a_tree_of_class_folders_needs_no_table(tmp_path):
     save_image(tmp_path / "images/hot dog/one.png")
     fails("one.jpg and one.png have the same name", "folder", tmp_path, "train")
     write(tmp_path / "labels.jsonl", "")
-    fails("labels.csv and labels.jsonl: both are there, keep one", "folder", tmp_path, "train")
+    fails("labels.csv and labels.jsonl: both exist; keep one", "folder", tmp_path, "train")
 
 
 def test_flat_images_need_a_table(tmp_path):

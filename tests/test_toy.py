@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from clipwsss.datasets import build_dataset
-from clipwsss.datasets import voc as toy_dataset
-from clipwsss.datasets.voc import ToyDataset
 from clipwsss.errors import InputError, run_script
 from clipwsss.guidance.words import load_words
 from clipwsss.toy import __main__ as command
@@ -56,7 +54,7 @@ def test_tags_sizes_and_subtypes_agree_with_the_masks(world):
         assert dataset.classes == CLASSES and dataset.has_masks and not dataset.skipped
         for index, name in enumerate(dataset.names):
             mask = dataset.load_mask(index)
-            assert dataset.load_image(index).size == (96, 96) and mask.shape == (96, 96) == dataset.image_size(index), name
+            assert dataset.load_image(index).size == (96, 96) and mask.shape == (96, 96) == dataset.sizes[index], name
             tags = {k + 1 for k in dataset.labels[index].nonzero().flatten().tolist()}
             assert tags and set(np.unique(mask)) - {0} == tags, name
             subtypes = dataset.subtypes(index)
@@ -165,17 +163,17 @@ def test_the_smallest_object_may_be_smaller():
 
 
 def test_dataset_draws_a_missing_or_empty_root_and_refuses_any_other(tmp_path, monkeypatch, world):
-    monkeypatch.setattr(toy_dataset, "draw_world", partial(toy.draw_world, n_train=3, n_val=2))
-    assert len(ToyDataset(tmp_path / "new" / "world", "train")) == 3
+    monkeypatch.setattr("clipwsss.datasets.draw_world", partial(toy.draw_world, n_train=3, n_val=2))
+    assert len(build_dataset("toy", tmp_path / "new" / "world", "train")) == 3
     (tmp_path / "empty").mkdir()
-    assert len(ToyDataset(tmp_path / "empty", "val")) == 2
+    assert len(build_dataset("toy", tmp_path / "empty", "val")) == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(InputError, match="mine: already exists.*toy.json"):
-        ToyDataset(tmp_path / "mine", "train")
+        build_dataset("toy", tmp_path / "mine", "train")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     with pytest.raises(InputError, match="test.*train, val"):
-        ToyDataset(world, "test")
+        build_dataset("toy", world, "test")
 
 
 def test_command_draws_and_names_bad_options(tmp_path, capsys):

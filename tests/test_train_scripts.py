@@ -7,9 +7,10 @@ import torch
 
 import train_cam
 import train_prompt
+from clipwsss import presets
 from clipwsss.cams.cam_files import list_cams, read_cam
-from clipwsss.files import load_weights
 from clipwsss.errors import InputError
+from clipwsss.files import load_weights
 from clipwsss.toy.world import CLASSES, draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32"]
@@ -17,15 +18,15 @@ FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A runs folder with a drawn world of 24 + 6 images and a finished train_cam."""
+    """A runs folder with a drawn world of 12 + 4 images and a finished train_cam."""
     root = tmp_path_factory.mktemp("runs")
-    draw_world(root / "toy" / "data", 0, 24, 6)
-    assert train_cam.main([*FAST, "--runs", str(root), "--epochs", "2", "--batch-size", "8"]) == 0
+    draw_world(root / "toy" / "data", 0, 12, 4)
+    assert train_cam.main([*FAST, "--runs", str(root), "--epochs", "14", "--batch-size", "6"]) == 0
     return root
 
 
 def guide(runs, out, *flags):
-    argv = [*FAST, "--runs", str(runs), "--out", str(out), "--epochs", "1", "--batch-size", "8", *flags]
+    argv = [*FAST, "--runs", str(runs), "--out", str(out), "--epochs", "1", "--batch-size", "6", *flags]
     assert train_prompt.main(argv) == 0
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
@@ -33,12 +34,40 @@ def guide(runs, out, *flags):
 def test_train_cam_writes_what_the_next_stage_reads(runs):
     out = runs / "toy" / "train_cam"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [row["label"] for row in log] == ["train_cam", "train_cam", "result"]
-    assert log[1]["loss"] < log[0]["loss"] and 0 < log[2]["mAP"] <= 100 and 0 < log[2]["miou"] < 100
-    assert json.loads((out / "result.json").read_text()) == {k: v for k, v in log[2].items() if k != "label"}
-    assert len(list_cams(out / "cams")) == 24 and json.loads((out / "args.json").read_text())["epochs"] == 2
+    assert [row["label"] for row in log] == 14 * ["train_cam"] + ["result"]
+    assert log[13]["loss"] < log[0]["loss"] and 0 < log[14]["mAP"] <= 100 and 0 < log[14]["miou"] < 100
+    assert json.loads((out / "result.json").read_text()) == {k: v for k, v in log[14].items() if k != "label"}
+    assert len(list_cams(out / "cams")) == 12 and json.loads((out / "args.json").read_text())["epochs"] == 14
     cam = read_cam(out / "cams", "train_00000")
     assert cam.cam.shape[1:] == (24, 24)
+
+
+def test_random_weights_freeze_only_what_the_command_line_freezes(runs, tmp_path, capsys, monkeypatch):
+    block = presets.TRAIN_CAM["toy", "resnet"]
+    monkeypatch.setitem(presets.TRAIN_CAM, ("toy", "resnet"), {**block, "freeze_stages": 3, "frozen_bn": True})
+    flags = [*FAST, "--runs", str(runs), "--out", str(tmp_path / "out"), "--epochs", "0", "--overwrite"]
+    init = str(runs / "toy" / "train_cam" / "generator.pt")
+    for case, extra, expected in (("preset", [], (0, False)), ("init", ["--init", init], (3, True)),
+                                  ("command line", ["--freeze-stages", "3", "--frozen-bn"], (3, True))):
+        assert train_cam.main([*flags, *extra]) == 0
+        output = capsys.readouterr().out
+        for message in ("--weights none: the batch norm trains too", "--weights none: all stages train"):
+            assert (message in output) == (case == "preset"), (case, message)
+        args = json.loads((tmp_path / "out" / "args.json").read_text())
+        assert (args["freeze_stages"], args["frozen_bn"]) == expected, case
+
+
+def test_weights_auto_falls_back_to_none_with_a_message(monkeypatch, capsys):
+    settings = {"backbone": "resnet18", "output_stride": 16}
+    monkeypatch.setattr(train_cam, "build_generator", lambda classes, weights, **settings: None)
+    assert train_cam.imagenet_or_none(["a"], settings) == "imagenet" and capsys.readouterr().out == ""
+
+    def absent(classes, weights, backbone, output_stride):
+        raise FileNotFoundError(f"{backbone}_{weights}.pth: not downloaded")
+    monkeypatch.setattr(train_cam, "build_generator", absent)
+    assert train_cam.imagenet_or_none(["a"], settings) == "none"
+    assert capsys.readouterr().out == ("--weights auto: starting from random weights, so that the CAMs will be rough; "
+                                       "resnet18_imagenet.pth: not downloaded\n")
 
 
 def test_irn_format_and_epochs_zero_from_a_file(runs, tmp_path):
@@ -66,7 +95,7 @@ def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
     log = guide(runs, tmp_path / method, "--method", method, *METHODS[method])
     rows = {row["label"]: row for row in log}
     assert {"loss", "fg", "bg", "suppress", "area"} <= set(rows["guide"]) and "miou" in rows["result"]
-    assert len(list_cams(tmp_path / method / "cams")) == 24
+    assert len(list_cams(tmp_path / method / "cams")) == 12
     if method in ("coop", "target", "defo"):  # learned before the generator, or jointly
         assert load_weights(tmp_path / method / "class_prompts.pt")["config"]["names"] == CLASSES
     before = load_weights(runs / "toy/train_cam/generator.pt")["state_dict"]
@@ -74,12 +103,17 @@ def test_every_method_runs_and_logs_every_term(runs, tmp_path, method):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("background", ["none", "list", "learned", "read"])
-@pytest.mark.parametrize("side", [["name"], ["word"], ["learned", "--template", "[S*4] {}."]])
-def test_every_pair_of_class_and_background_prompt_runs(runs, tmp_path, side, background):
-    log = guide(runs, tmp_path, "--class-prompt", *side, "--background-prompt", background, "--prompt-epochs", "1")
-    assert (log[-2]["suppress"] > 0) == (background != "none")
-    assert log[-1]["label"] == "result"
+def test_prompts_run_in_pairs_that_no_method_has(runs, tmp_path):
+    for class_prompt, background in (("name", "none"), ("word", "learned"), ("learned", "learned")):
+        flags = ["--class-prompt", class_prompt, "--background-prompt", background, "--prompt-epochs", "1"]
+        if background == "learned":  # POLE has settings for a list alone
+            flags += ["--background-template", "a photo of [C*6].", "--w-suppress", "1",
+                      "--suppress-threshold", "0.26", "--suppress-reduction", "sum"]
+        if class_prompt == "learned":
+            flags += ["--template", "[S*4] {}."]
+        log = guide(runs, tmp_path / class_prompt, *flags)
+        assert (log[-2]["suppress"] > 0) == (background != "none"), class_prompt
+        assert log[-1]["label"] == "result", class_prompt
 
 
 def test_selected_words_are_written_and_read_back(runs, tmp_path):
@@ -100,7 +134,7 @@ def test_candidates_of_a_file_reach_the_loss(runs, tmp_path, capsys):
     for case, row in (("none", []), ("wrong", ["brick", "road"]), ("right", ["ship", "jet", "ewe", "van"])):
         path.write_text(json.dumps({label: row for label in ("boat", "train", "sheep", "plane", "car", "bottle")}))
         losses[case] = guide(runs, tmp_path / case, *flags, "--synonyms", str(path))[-2]
-        told = "--class-prompt word: no class has a synonym" in capsys.readouterr().out
+        told = "--class-prompt word: no class has synonyms, so that its own name is the only candidate" in capsys.readouterr().out
         assert told == (case == "none")
         table = json.loads((tmp_path / case / "prompts.json").read_text())
         assert all(list(entry["similarity"])[1:] == row for rows in table.values() for entry in rows.values())
@@ -123,23 +157,6 @@ def test_parts_of_semples_have_their_own_weights(runs, tmp_path):
     assert (vectors["image"] - vectors["class"]).abs().max() > 0.01
 
 
-def test_backgrounds_are_read_as_words_of_a_file(runs, tmp_path, capsys):
-    words, out = tmp_path / "words.txt", tmp_path / "first"
-    words.write_text("ship\nsand\n sky \nsand\n")
-    flags = ["--method", "both", "--background-prompt", "read", "--background-words", str(words)]
-    guide(runs, out, *flags, "--prompt-epochs", "1")
-    read = json.loads((out / "background_words.json").read_text())
-    assert list(read) == CLASSES and set(read.values()) <= {"sand", "sky"}  # ship stands for a class
-    assert f"backgrounds read: boat: {read['boat']}, train: {read['train']}" in capsys.readouterr().out
-    guide(runs, tmp_path / "second", *flags, "--background-prompts", str(out / "background_prompts.pt"))
-    assert json.loads((tmp_path / "second" / "background_words.json").read_text()) == read
-    for text, message in (("boat\nship\n", "no words to read prompts as"), ("\n", "words.txt: no words in it")):
-        words.write_text(text)
-        with pytest.raises(InputError, match=message):
-            guide(runs, tmp_path / "bad", *flags)
-    assert not (tmp_path / "bad").exists()
-
-
 def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
     guide(runs, tmp_path / "semples", "--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1")
     stored = tmp_path / "semples" / "background_prompts.pt"
@@ -148,7 +165,7 @@ def test_background_prompts_of_a_run_serve_clims(runs, tmp_path):
     alone = guide(runs, tmp_path / "alone", "--method", "clims")
     assert log[-2]["suppress"] > alone[-2]["suppress"] > 0  # they come beside the list
     torch.save({"text": torch.zeros(3, 4)}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="other.pt: is no checkpoint of these scripts; wanted here: learned prompt"):
+    with pytest.raises(InputError, match="other.pt: not a checkpoint of this package; expected: learned prompt"):
         guide(runs, tmp_path / "bad", "--method", "clims", "--background-prompts", str(tmp_path / "other.pt"))
 
 
@@ -162,7 +179,7 @@ def test_manual_with_the_class_template_equals_clims(runs, tmp_path):
 def test_interrupted_guidance_resumes_to_the_same_cams(runs, tmp_path, monkeypatch):
     flags = ["--method", "semples", "--match-epochs", "1", "--prompt-epochs", "1"]
     whole = guide(runs, tmp_path / "whole", *flags)
-    monkeypatch.setattr(train_prompt, "save_generator", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(train_prompt, "save_network", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         guide(runs, tmp_path / "cut", *flags)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from clipwsss import training
 from clipwsss.datasets import Sample
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError
-from clipwsss.networks.batch_norm import fuse_batch_norm
+from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.run import Run
 from clipwsss.training import (Training, compile_networks, fit, joined_loss, make_optimizer, make_scheduler,
                                pick_device, seed_everything, use_bf16)

@@ -16,12 +16,12 @@ from torch import nn
 import train_cam
 import train_prompt
 from clipwsss.cams.cam_files import read_cam, resize_cam
-from clipwsss.cams.generator import build_generator, load_generator, save_generator
+from clipwsss.cams.generator import build_generator, load_generator
 from clipwsss.clip import tokenize
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.files import read_network
+from clipwsss.files import read_network, save_network
 from clipwsss.guidance import regions
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words
@@ -59,7 +59,8 @@ def world(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     draw_world(runs / "toy" / "data", 3, N, 1)
     torch.manual_seed(0)
-    save_generator(build_generator(CLASSES, weights="none", **TINY), runs / "start.pt")
+    start = build_generator(CLASSES, weights="none", **TINY)
+    save_network(start, "generator", start.config, runs / "start.pt")
     assert train_cam.main([*start_of(runs), "--epochs", "0", *NEUTRAL]) == 0
     return runs
 

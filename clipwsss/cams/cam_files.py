@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ..errors import InputError
 from ..files import atomic_path
 
-STRIDE = 4
+CAM_STRIDE = 4
 FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy", "psa": ".npy"}
 
 
@@ -43,11 +43,10 @@ def write_cam(folder: Path | str, name: str, keys: np.ndarray, cam: np.ndarray, 
     if fmt != "npz" and high_res is None:
         raise ValueError(f"fmt {fmt} needs high_res")
     path = Path(folder) / f"{name}{FORMATS[fmt]}"
-    stored = np.float32 if path.suffix == ".npy" else np.float16
-    with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite and is refused below
-        file = CamFile(np.asarray(keys, np.int64), np.asarray(cam).astype(stored),
-                       None if high_res is None else np.asarray(high_res).astype(stored))
-    _check(file, f"CAMs of {name}")
+    try:
+        file = _checked_file(keys, cam, high_res, np.float32 if path.suffix == ".npy" else np.float16)
+    except InputError as error:
+        raise InputError(f"CAMs of {name}: {error}") from error
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
         if fmt == "psa":
             np.save(out, dict(zip(file.keys.tolist(), file.high_res)), allow_pickle=True)
@@ -77,20 +76,20 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
         raise InputError(f"{paths[0]} and {paths[1].name}: both are there; keep one of them")
     path = paths[0]
     try:
-        contents = _read_npz(path) if path.suffix == ".npz" else _read_npy(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                contents = dict(stored)
+        else:
+            contents = _read_npy(path)
         missing = [field for field in ("keys", "cam") if field not in contents]
         if missing:
             raise InputError(f"no field {missing[0]!r}; found {list(contents)}")
-        high_res = contents.get("high_res")
-        file = CamFile(_array(contents["keys"], np.int64), _array(contents["cam"], np.float32),
-                       None if high_res is None else _array(high_res, np.float32))
+        return _checked_file(contents["keys"], contents["cam"], contents.get("high_res"), np.float32)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # whatever a damaged or hostile file makes numpy, pickle or torch raise
         reason = ascii((str(error).splitlines() or [""])[0][:120])
         raise InputError(f"{path}: not a readable CAM file ({type(error).__name__}: {reason})") from error
-    _check(file, path)
-    return file
 
 
 def list_cams(folder: Path | str) -> list[str]:
@@ -115,10 +114,10 @@ def resize_cam(file: CamFile, size: tuple[int, int]) -> np.ndarray:
     if file.high_res is not None and file.high_res.shape[1:] == tuple(size):
         return file.high_res
     height, width = size
-    grid = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+    grid = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
     target = (height, width)
     if file.cam.shape[1:] == grid:
-        target = (grid[0] * STRIDE, grid[1] * STRIDE)
+        target = (grid[0] * CAM_STRIDE, grid[1] * CAM_STRIDE)
     maps = F.interpolate(torch.from_numpy(file.cam)[None], size=target, mode="bilinear", align_corners=False)
     return np.ascontiguousarray(maps[0, :, :height, :width].numpy())
 
@@ -153,42 +152,38 @@ def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes
     return file
 
 
-def _check(file: CamFile, where: Path | str) -> None:
-    """InputError, beginning with `where`, if the fields do not fit each other."""
-    keys, cam, high_res = file
+def _checked_file(keys: object, cam: object, high_res: object, maps_type: type) -> CamFile:
+    """The fields (arrays, tensors or lists) as a CamFile whose maps have the type `maps_type`.
+
+    InputError, which names no file: a field does not hold numbers, or the fields do not fit each other.
+    """
+    arrays = []
+    for value, dtype in ((keys, np.int64), (cam, maps_type), (high_res, maps_type)):
+        if value is None:  # there is no high_res
+            arrays.append(None)
+            continue
+        value = np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
+        admitted_kinds = "iuf"  # signed, unsigned, floating
+        if dtype is np.int64 and value.size > 0:  # an empty list is an array of floats
+            admitted_kinds = "iu"
+        if value.dtype.kind not in admitted_kinds:
+            raise InputError(f"a field is no array of numbers, it has type {value.dtype}")
+        with np.errstate(over="ignore"):  # a value too large for float16 becomes infinite: refused below
+            arrays.append(np.ascontiguousarray(value, dtype))
+    keys, cam, high_res = arrays
     fitting_shapes = keys.ndim == 1 and cam.ndim == 3 and len(keys) == len(cam)
     if not fitting_shapes or (len(keys) > 0 and cam.size == 0):
-        shapes = f"keys {list(keys.shape)} and cam {list(cam.shape)}"
-        raise InputError(f"{where}: {shapes} are not [k] and [k, h, w]")
+        raise InputError(f"keys {list(keys.shape)} and cam {list(cam.shape)} are not [k] and [k, h, w]")
     if len(keys) == 0:
-        raise InputError(f"{where}: it holds no class")
+        raise InputError("it holds no class")
     if keys.min() < 0 or len(set(keys.tolist())) < len(keys):
-        raise InputError(f"{where}: keys {keys.tolist()} are not different class numbers from 0")
+        raise InputError(f"keys {keys.tolist()} are not different class numbers from 0")
     if high_res is not None and (high_res.ndim != 3 or len(high_res) != len(keys)):
-        raise InputError(f"{where}: high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys")
+        raise InputError(f"high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys")
     for field, values in (("cam", cam), ("high_res", high_res)):
         if values is not None and not np.isfinite(values).all():
-            raise InputError(f"{where}: {field} holds NaN or infinity")
-
-
-def _array(value: object, dtype: type) -> np.ndarray:
-    """A field as an array of `dtype` (int64 or float32); InputError if it does not hold such numbers."""
-    if isinstance(value, _Array):
-        value = value.value
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-    value = np.asarray(value)
-    admitted_kinds = "iuf"  # signed, unsigned, floating
-    if dtype is np.int64 and value.size > 0:  # an empty list is an array of floats
-        admitted_kinds = "iu"
-    if value.dtype.kind not in admitted_kinds:
-        raise InputError(f"a field is no array of numbers, it has type {value.dtype}")
-    return np.ascontiguousarray(value, dtype)
-
-
-def _read_npz(path: Path) -> dict:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+            raise InputError(f"{field} holds NaN or infinity")
+    return CamFile(keys, cam, high_res)
 
 
 def _read_npy(path: Path) -> dict:
@@ -203,9 +198,9 @@ def _read_npy(path: Path) -> dict:
         contents = _TensorUnpickler(file).load().value
     if not isinstance(contents, dict):
         raise InputError(f"holds a {type(contents).__name__}, not a dictionary of CAMs")
+    contents = {key: value.value if isinstance(value, _Array) else value for key, value in contents.items()}
     if contents and all(isinstance(key, int | np.integer) for key in contents):
-        maps = [_array(value, np.float32) for value in contents.values()]
-        return {"keys": list(contents), "cam": np.stack(maps)}
+        return {"keys": list(contents), "cam": np.stack(list(contents.values()))}
     return contents
 
 
@@ -215,7 +210,8 @@ class _Dtype:
     def __init__(self, code: str, *_: object):
         if not re.fullmatch(r"[biuf][1248]|O8?", code):
             raise pickle.UnpicklingError(f"an array of type {ascii(code)}")
-        self.code, self.order = code, "="
+        self.code = code
+        self.order = "="
 
     def __setstate__(self, state: tuple) -> None:
         self.order = {"<": "<", ">": ">"}.get(state[1], "=")

@@ -1,4 +1,4 @@
-"""What a CAM generator is, its multi-scale class activation maps, and their files for a whole split."""
+"""CAM generators: what each kind has in common, maps over several scales, and the CAM files of a split."""
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,36 +9,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..datasets import TagDataset
-from ..datasets.base import whole_image
-from ..datasets.loaders import size_loader
 from ..distributed import barrier
 from ..errors import InputError
-from ..networks.batch_norm import fuse_batch_norm
+from ..networks.resnet import fuse_batch_norm
 from ..progress import Progress
 from ..training import autocast
-from .cam_files import FORMATS, STRIDE, write_cam
+from .cam_files import CAM_STRIDE, FORMATS, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
-
-
-def min_max(maps: Tensor, epsilon: float) -> Tensor:
-    """Maps [..,h,w], each scaled by its own extremes: (m - min) / (max - min + epsilon).
-
-    Source: SemPLeS' release (epsilon 0.1; 0.0001 while prompts are learned). Gradients reach the extremes.
-    """
-    low = maps.amin(dim=(-2, -1), keepdim=True)
-    high = maps.amax(dim=(-2, -1), keepdim=True)
-    return (maps - low) / (high - low + epsilon)
 
 
 class MapGenerator(nn.Module):
     """Turns images [B,3,H,W] in [0,1] into a map of each class: `forward(images) -> [B,K,h,w]`, in float32.
 
-    config: the plain values that build it again, with its `classes`.
+    config: the plain values that build it again, among them its `backbone` and `classes`.
     input_multiple: the sides of an input image must be multiples of this for its maps to cover it whole.
     map_multiple: the maps cover the image rounded up to a multiple of this.
     from_minimum: CAM files scale each map from its minimum to its maximum, not from zero.
-    parts: what `learn_only` can select; each part names the beginnings of its parameters' names.
+    parts: what `learn_only` can select: the name of a part, and how the names of its parameters begin.
     """
     config: dict
     input_multiple = 1
@@ -67,19 +55,24 @@ class MapGenerator(nn.Module):
         return maps if scale == "sigmoid" else min_max(maps, epsilon)
 
     def learn_only(self, part: str) -> None:
-        """Freeze all parameters that are not of this one of `parts`; `all` freezes none.
-
-        InputError lists the parts that the generator has.
-        """
-        if part == "all":
-            return
+        """Freeze all parameters except those of one of `parts`; InputError lists the parts that there are."""
         if part not in self.parts:
             raise InputError(f"--tune {part}: this generator has {', '.join(('all', *self.parts))}")
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith(self.parts[part]))
 
 
-def rescale(images: torch.Tensor, scale: float = 1.0, multiple: int = 1) -> torch.Tensor:
+def min_max(maps: Tensor, epsilon: float) -> Tensor:
+    """Maps [..,h,w], each scaled by its own extremes: (m - min) / (max - min + epsilon).
+
+    Source: SemPLeS' release (epsilon 0.1; 0.0001 while prompts are learned). Gradients reach the extremes.
+    """
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    high = maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low + epsilon)
+
+
+def rescale(images: Tensor, scale: float = 1.0, multiple: int = 1) -> Tensor:
     """Images [B,3,H,W] in [0,1] at a scale (bicubic), its sides rounded to multiples of `multiple`."""
     size = [max(1, round(side * scale / multiple)) * multiple for side in images.shape[-2:]]
     if list(images.shape[-2:]) == size:
@@ -88,8 +81,8 @@ def rescale(images: torch.Tensor, scale: float = 1.0, multiple: int = 1) -> torc
 
 
 @torch.inference_mode()
-def multi_scale_maps(generator: MapGenerator, images: torch.Tensor, scales: Sequence[float] = SCALES,
-                     flip: bool = True) -> list[torch.Tensor]:
+def multi_scale_maps(generator: MapGenerator, images: Tensor, scales: Sequence[float] = SCALES,
+                     flip: bool = True) -> list[Tensor]:
     """Rectified maps [B,K,h,w] of images [B,3,H,W] in [0,1] at each scale.
 
     flip: the maps of the mirror image are added. Source: IRN's make_cam (bicubic resizing; an image and its
@@ -107,8 +100,8 @@ def multi_scale_maps(generator: MapGenerator, images: torch.Tensor, scales: Sequ
     return outputs
 
 
-def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: int = 1,
-                 from_minimum: bool = False) -> torch.Tensor:
+def merge_scales(outputs: list[Tensor], size: tuple[int, int], multiple: int = 1,
+                 from_minimum: bool = False) -> Tensor:
     """The sum of all scales' maps at `size` (H, W), each map divided by its own maximum: [B,K,H,W] in [0,1].
 
     The maps are resized to `size` rounded up to `multiple` and cropped, as IRN's high-resolution CAMs are
@@ -123,15 +116,6 @@ def merge_scales(outputs: list[torch.Tensor], size: tuple[int, int], multiple: i
     return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
 
 
-def cam_loader(dataset: TagDataset, batch_size: int = 1, workers: int = 0,
-               finished: Collection[str] = ()) -> DataLoader:
-    """Batches of whole images for `write_cams`, without the images named in `finished`.
-
-    Each batch holds images of one size, so that none is padded.
-    """
-    return size_loader(dataset.with_transform(whole_image, masks=False), batch_size, workers, finished)
-
-
 def finished_cams(dataset: TagDataset, folder: Path, fmt: str = "npz") -> set[str]:
     """Names of the images that have a CAM file of this format in a folder."""
     return {name for name in dataset.names if (folder / f"{name}{FORMATS[fmt]}").exists()}
@@ -139,10 +123,11 @@ def finished_cams(dataset: TagDataset, folder: Path, fmt: str = "npz") -> set[st
 
 def write_cams(generator: MapGenerator, loader: DataLoader, folder: Path, scales: Sequence[float] = SCALES,
                flip: bool = True, fmt: str = "npz", precision: str = "fp32") -> None:
-    """Write the CAM file of each image of a `cam_loader`, with the maps of the classes that its tags name.
+    """Write the CAM file of each image of a loader, with the maps of the classes that its tags name.
 
-    fmt: see `write_cam`. precision: see `use_bf16`. Several processes each write their part of the files; all
-    files are there when the function returns.
+    loader: batches of whole images of one size, as `size_loader` makes them. fmt: see `write_cam`.
+    precision: see `use_bf16`. Several processes each write their part of the files; all files are there when
+    the function returns.
     """
     device = next(generator.parameters()).device
     progress = Progress("CAMs", sum(len(batch) for batch in loader.batch_sampler))
@@ -151,7 +136,7 @@ def write_cams(generator: MapGenerator, loader: DataLoader, folder: Path, scales
         height, width = batch.images.shape[-2:]
         with autocast(precision, device):
             outputs = multi_scale_maps(network, batch.images.to(device, non_blocking=True), scales, flip)
-        small = (math.ceil(height / STRIDE), math.ceil(width / STRIDE))
+        small = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
         cams = merge_scales(outputs, small, from_minimum=generator.from_minimum)
         for index, name in enumerate(batch.names):
             keys = batch.labels[index].nonzero()[:, 0]

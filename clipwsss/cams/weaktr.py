@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import input_errors
-from ..files import load_weights, load_weights_into
+from ..files import load_weights, load_weights_into, start_file
 from ..networks import vit
-from ..files import start_file
 from .maps import MapGenerator
 
 POOLINGS = {"avg": torch.mean, "max": torch.amax}
@@ -165,14 +164,17 @@ def build_weaktr(classes: Sequence[str], backbone: str = "deit_small", weights: 
     return generator
 
 
-def rebuild_weaktr(config: dict, state: Mapping[str, Tensor], classes: Sequence[str],
-                   backbone: str = "deit_small", pooling: str = "max", reduction: int = 8,
-                   drop_path: float = 0.1) -> WeakTr:
-    """The generator of a file, without its weights. Its sizes are read from the shapes of its weights.
+def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone: str = "deit_small",
+                   pooling: str = "max", reduction: int = 8, drop_path: float = 0.1) -> WeakTr:
+    """A generator for the weights `state`, whose shapes give its sizes; it has random weights itself.
 
-    `backbone` and `pooling` fill in what the file's config does not say; `reduction` is that of the weights.
-    ValueError: a file of another number of classes.
+    `backbone` is only a name here, and `reduction` has no influence, because the shapes give the inner
+    width. ValueError: a tensor that tells the sizes is missing, or weights of another number of classes.
     """
+    for name in (FUSION + "attn_feat_ffn.0.weight", FUSION + "attn_head_ffn.0.weight",
+                 "patch_embed.proj.weight", "cls_token", "pos_embed"):
+        if name not in state:
+            raise ValueError(f"not the weights of WeakTr; {name} is missing")
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     feature_hidden = len(state[FUSION + "attn_feat_ffn.0.weight"])
     head_hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
@@ -182,8 +184,7 @@ def rebuild_weaktr(config: dict, state: Mapping[str, Tensor], classes: Sequence[
         raise ValueError(f"made for {n_classes} classes; this data has {len(classes)}: {', '.join(classes)}")
     grid = round((state["pos_embed"].shape[1] - n_classes) ** 0.5)
     spec = vit.ViTSpec(width, len(blocks), heads // len(blocks), patch, grid)
-    config = {"backbone": config.get("backbone", backbone), "pooling": config.get("pooling", pooling),
-              "classes": list(classes)}
+    config = {"backbone": backbone, "pooling": pooling, "classes": list(classes)}
     return WeakTr(spec, config, (feature_hidden, head_hidden), drop_path)
 
 

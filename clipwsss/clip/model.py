@@ -51,13 +51,11 @@ class ClipAttention(nn.Module):
             key, value = F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
         else:
             query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(self.by_head(query), self.by_head(key), self.by_head(value),
-                                               is_causal=causal)
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B,heads,L,W/heads]
+        key = key.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        value = value.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def by_head(self, x: Tensor) -> Tensor:
-        """[B,L,W] -> [B,heads,L,W/heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -95,7 +93,10 @@ class Transformer(nn.Module):
 
 
 class ViTTower(nn.Module):
-    """The ViT tower: normalised images [B,3,R,R] -> [B,D]."""
+    """The ViT tower: normalised images [B,3,R,R] -> [B,D], or [B,h,w,D] with `patches`.
+
+    Both are tokens after the final norm and projection: the class token, or every patch's token.
+    """
 
     def __init__(self, resolution: int, patch_size: int, width: int, layers: int, embed_dim: int):
         super().__init__()
@@ -109,20 +110,16 @@ class ViTTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def tokens(self, images: Tensor, first_only: bool) -> Tensor:
-        """All tokens [B,1+h*w,D] after the final norm and projection; with `first_only` the first [B,1,D]."""
-        patches = self.conv1(images).flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
-        x = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding)
-        return self.ln_post(self.transformer(x, first_only=first_only)) @ self.proj
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(images, first_only=True)[:, 0]
-
-    def patches(self, images: Tensor) -> Tensor:
-        """[B,h,w,D]: every patch's token after the final norm and projection."""
-        grid = math.isqrt(len(self.positional_embedding) - 1)
-        return self.tokens(images, first_only=False)[:, 1:].unflatten(1, (grid, grid))
+    def forward(self, images: Tensor, patches: bool = False) -> Tensor:
+        embedded = self.conv1(images)
+        grid = embedded.shape[-2:]
+        embedded = embedded.flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(embedded.dtype).expand(len(images), 1, -1)
+        x = self.ln_pre(torch.cat([first, embedded], dim=1) + self.positional_embedding)
+        x = self.ln_post(self.transformer(x, first_only=not patches)) @ self.proj
+        if patches:
+            return x[:, 1:].unflatten(1, grid)
+        return x[:, 0]
 
 
 class PooledBottleneck(nn.Module):
@@ -185,7 +182,11 @@ class AttentionPool(nn.Module):
 
 
 class ResNetTower(nn.Module):
-    """The ResNet tower, with a stem of three convolutions and attention pooling: [B,3,R,R] -> [B,D]."""
+    """The ResNet tower: normalised images [B,3,R,R] -> [B,D], or [B,R/32,R/32,D] with `patches`.
+
+    The stem has three convolutions, and attention pools the last map. `patches` gives every position of that
+    map through the pool's value and output projections (MaskCLIP, ECCV 2022).
+    """
 
     def __init__(self, resolution: int, layers: tuple[int, ...], width: int, embed_dim: int):
         super().__init__()
@@ -205,20 +206,14 @@ class ResNetTower(nn.Module):
             self.add_module(f"layer{level + 1}", nn.Sequential(first, *rest))
         self.attnpool = AttentionPool(resolution // 32, channels, heads=width * 32 // 64, embed_dim=embed_dim)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The last map [B,C,R/32,R/32] of normalised images."""
+    def forward(self, images: Tensor, patches: bool = False) -> Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        return self.layer4(self.layer3(self.layer2(self.layer1(self.avgpool(x)))))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.attnpool(self.features(images))
-
-    def patches(self, images: Tensor) -> Tensor:
-        """[B,h,w,D]: each position through the pool's value and output projections (MaskCLIP, ECCV 2022)."""
-        features = self.features(images).permute(0, 2, 3, 1)
-        return self.attnpool.c_proj(self.attnpool.v_proj(features))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.avgpool(x)))))
+        if patches:
+            return self.attnpool.c_proj(self.attnpool.v_proj(x.permute(0, 2, 3, 1)))
+        return self.attnpool(x)
 
 
 class CLIP(nn.Module):
@@ -229,11 +224,11 @@ class CLIP(nn.Module):
         self.input_resolution = sizes.image_resolution
         self.context_length = sizes.context_length
         if isinstance(sizes.vision_layers, int):
-            self.visual = ViTTower(sizes.image_resolution, sizes.vision_patch_size,
-                                            sizes.vision_width, sizes.vision_layers, sizes.embed_dim)
+            self.visual = ViTTower(sizes.image_resolution, sizes.vision_patch_size, sizes.vision_width,
+                                   sizes.vision_layers, sizes.embed_dim)
         else:
             self.visual = ResNetTower(sizes.image_resolution, sizes.vision_layers, sizes.vision_width,
-                                         sizes.embed_dim)
+                                      sizes.embed_dim)
         self.transformer = Transformer(sizes.text_width, sizes.text_layers, sizes.text_heads)
         self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.text_width)
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(sizes.context_length, sizes.text_width))
@@ -271,15 +266,12 @@ class CLIP(nn.Module):
         """Images [B,3,H,W] in [0,1] with CLIP's mean subtracted, divided by its standard deviation."""
         return (images - self.pixel_mean) / self.pixel_std
 
-    def encode_image(self, images: Tensor, normalised: bool = False) -> Tensor:
-        """Images [B,3,R,R] in [0,1] (or already normalised) -> [B,D]; ValueError unless R is the model's."""
-        return self.visual(self._ready(images, normalised))
+    def encode_image(self, images: Tensor, normalised: bool = False, patches: bool = False) -> Tensor:
+        """Images [B,3,R,R] in [0,1] -> features [B,D].
 
-    def encode_patches(self, images: Tensor, normalised: bool = False) -> Tensor:
-        """As `encode_image`, but one feature for every position of the last grid: [B,h,w,D]."""
-        return self.visual.patches(self._ready(images, normalised))
-
-    def _ready(self, images: Tensor, normalised: bool) -> Tensor:
+        normalised: the images come from `normalise`. patches: one feature for every position of the tower's
+        last grid instead, [B,h,w,D]. ValueError: R is not the model's input_resolution.
+        """
         height, width = images.shape[-2:]
         side = self.input_resolution
         if (height, width) != (side, side):
@@ -287,7 +279,7 @@ class CLIP(nn.Module):
                              "(input_resolution)")
         if not normalised:
             images = self.normalise(images)
-        return images.to(self.visual.conv1.weight.dtype)
+        return self.visual(images.to(self.visual.conv1.weight.dtype), patches)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Tokens [N,L] from `tokenize` -> [N,D]; positions behind every text's end are not computed."""

@@ -6,6 +6,7 @@ import gzip
 import html
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import ftfy
 import regex
@@ -21,57 +22,64 @@ END = END_NAMES[0]
 WORD_END = "</w>"
 
 
-class BytePairs:
-    """The ranks of the merges and the vocabulary.
+WORD_PATTERN = regex.compile(
+    "|".join(map(regex.escape, START_NAMES + END_NAMES))
+    + r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
 
-    The vocabulary is, in this order: 256 bytes, 256 bytes at the end of a word, the merges, start and end. A
-    byte is written as one letter: printable bytes as themselves, the others as the letters from 256 on.
+
+class BytePairs(NamedTuple):
+    """CLIP's vocabulary and merges.
+
+    symbols: the vocabulary in the order of its ids. It has 256 bytes, 256 bytes at the end of a word, the
+    merges, start and end. A byte is written as one letter: printable bytes as themselves, the others as the
+    letters from 256 on. id_of: the id of a symbol, and of other spellings of start and end. rank: the place
+    of a pair of symbols among the merges.
     """
-
-    def __init__(self, merges: list[tuple[str, str]]):
-        printable = []
-        for first, last in ("!~", "¡¬", "®ÿ"):
-            printable.extend(range(ord(first), ord(last) + 1))
-        others = [byte for byte in range(256) if byte not in printable]
-        letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
-        self.letter_of_byte = dict(zip(printable + others, letters))
-        self.byte_of_letter = {letter: byte for byte, letter in self.letter_of_byte.items()}
-        self.rank = {pair: rank for rank, pair in enumerate(merges)}
-        last_letters = [letter + WORD_END for letter in letters]
-        self.symbols = [*letters, *last_letters, *map("".join, merges), START, END]
-        self.id_of = {symbol: index for index, symbol in enumerate(self.symbols)}
-        self.special = {name: self.id_of[START] for name in START_NAMES}
-        self.special.update({name: self.id_of[END] for name in END_NAMES})
-        literal = "|".join(map(regex.escape, self.special))
-        self.word_pattern = regex.compile(
-            rf"{literal}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE)
-
-    @lru_cache(maxsize=65536)
-    def encode_word(self, word: str) -> tuple[int, ...]:
-        """Ids of one word: the neighbouring pair of the lowest rank is merged until no pair has a rank."""
-        if word in self.special:
-            return (self.special[word],)
-        symbols = [self.letter_of_byte[byte] for byte in word.encode()]
-        symbols[-1] += WORD_END
-        while len(symbols) > 1:
-            best = min(zip(symbols, symbols[1:]), key=lambda pair: self.rank.get(pair, len(self.rank)))
-            if best not in self.rank:
-                break
-            merged = []
-            index = 0
-            while index < len(symbols):
-                width = 2 if tuple(symbols[index:index + 2]) == best else 1
-                merged.append("".join(symbols[index:index + width]))
-                index += width
-            symbols = merged
-        return tuple(self.id_of[symbol] for symbol in symbols)
+    letter_of_byte: dict[int, str]
+    symbols: list[str]
+    id_of: dict[str, int]
+    rank: dict[tuple[str, str], int]
 
 
 @cache
 def byte_pairs() -> BytePairs:
     """The shipped table, which is read when it is first used."""
+    printable = []
+    for first, last in ("!~", "¡¬", "®ÿ"):
+        printable.extend(range(ord(first), ord(last) + 1))
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+    last_letters = [letter + WORD_END for letter in letters]
     lines = gzip.decompress(MERGES_FILE.read_bytes()).decode().splitlines()
-    return BytePairs([tuple(line.split()) for line in lines])
+    merges = [tuple(line.split()) for line in lines]
+    symbols = [*letters, *last_letters, *map("".join, merges), START, END]
+    id_of = {symbol: index for index, symbol in enumerate(symbols)}
+    id_of.update({name: id_of[START] for name in START_NAMES})
+    id_of.update({name: id_of[END] for name in END_NAMES})
+    rank = {pair: place for place, pair in enumerate(merges)}
+    return BytePairs(dict(zip(printable + others, letters)), symbols, id_of, rank)
+
+
+@lru_cache(maxsize=65536)
+def encode_word(word: str) -> tuple[int, ...]:
+    """Ids of one word: the neighbouring pair of the lowest rank is merged until no pair has a rank."""
+    table = byte_pairs()
+    if word in START_NAMES + END_NAMES:
+        return (table.id_of[word],)
+    symbols = [table.letter_of_byte[byte] for byte in word.encode()]
+    symbols[-1] += WORD_END
+    while len(symbols) > 1:
+        best = min(zip(symbols, symbols[1:]), key=lambda pair: table.rank.get(pair, len(table.rank)))
+        if best not in table.rank:
+            break
+        merged = []
+        index = 0
+        while index < len(symbols):
+            width = 2 if tuple(symbols[index:index + 2]) == best else 1
+            merged.append("".join(symbols[index:index + width]))
+            index += width
+        symbols = merged
+    return tuple(table.id_of[symbol] for symbol in symbols)
 
 
 def encode(text: str) -> list[int]:
@@ -81,15 +89,15 @@ def encode(text: str) -> list[int]:
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     text = " ".join(text.split()).lower()
-    table = byte_pairs()
-    return [token for word in table.word_pattern.findall(text) for token in table.encode_word(word)]
+    return [token for word in WORD_PATTERN.findall(text) for token in encode_word(word)]
 
 
 def decode(tokens: list[int]) -> str:
     """The text of ids from `encode` or of one row of `tokenize`; a blank follows each word."""
     table = byte_pairs()
     letters = "".join(table.symbols[token] for token in tokens)
-    text = bytes(table.byte_of_letter[letter] for letter in letters).decode(errors="replace")
+    byte_of_letter = {letter: byte for byte, letter in table.letter_of_byte.items()}
+    text = bytes(byte_of_letter[letter] for letter in letters).decode(errors="replace")
     return text.replace(WORD_END, " ")
 
 

@@ -2,7 +2,9 @@
 import sys
 from pathlib import Path
 
+from ..distributed import barrier, is_main
 from ..errors import InputError
+from ..toy.world import RECIPE, draw_world
 from .base import MOST_PIXELS, Batch, Sample, TagDataset, collate
 from .coco import CROWDS, CocoDataset
 from .folder import FolderDataset
@@ -20,9 +22,14 @@ def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = Fals
     decoded, bad images are left out, printed to stderr, one line each, and kept in `.skipped`.
     crowds: what COCO's crowd regions become in masks (one of CROWDS); only coco14 has such regions.
     max_pixels: images and masks with more pixels are bad.
+    toy: the toy world of seed 0 is drawn in `root` first, if that folder is missing or empty.
     """
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
+    if name == "toy":
+        if is_main() and not (Path(root) / RECIPE).is_file():
+            draw_world(root)
+        barrier()
     if name == "coco14":
         dataset = CocoDataset(root, split, skip_bad, max_pixels, crowds)
     elif crowds != "background":

@@ -12,11 +12,11 @@ from ..errors import InputError, run_script
 from ..flags import Parser
 from .folder import FolderDataset, images_below, read_table
 
-FEW = 20  # images: of a class with fewer, good maps are hardly learned
-SEVERAL = 3  # images: of a class with fewer, it is chance that another class is always there too
-OFTEN = 0.9  # share of a class's images: a class in so many of them counts as always there
-LARGE = 1000  # pixels of the long side: training crops have 512, CAMs are made at up to twice the size
-SHOWN = 5  # names in a line of advice
+FEW = 20  # a class with fewer images rarely gets good maps
+SEVERAL = 3  # in a class with fewer images, another class may be in all of them by chance
+OFTEN = 0.9  # a class in this share of another class's images counts as always present
+LARGE = 1000  # pixels of the long side; training crops have 512, CAMs are made at up to twice the size
+SHOWN = 5  # names that a line of advice lists
 
 
 def read_splits(root: Path) -> tuple[dict[str, FolderDataset], list[str]]:
@@ -37,7 +37,7 @@ def describe(splits: dict[str, FolderDataset]) -> list[str]:
     """Lines with images, masks and sizes of each split, then a table of the images of each class."""
     lines = []
     for split, data in splits.items():
-        masks = sum(data.has_mask(index) for index in range(len(data)))
+        masks = sum(data.masked)
         sizes = [f"{height} x {width}"
                  for height, width in sorted((entry.size for entry in data.entries), key=max)]
         lines.append(f"{split}: {len(data)} images, {masks} with masks; sizes (H x W): smallest {sizes[0]}, "

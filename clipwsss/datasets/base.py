@@ -89,20 +89,17 @@ def whole_image(image: Image.Image, mask: np.ndarray | None = None) -> tuple[Ten
     return pixels, None if mask is None else torch.from_numpy(mask).long()
 
 
-def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",)) -> list[Path]:
+def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",), optional: bool = False) -> list[Path]:
     """The visible files of a folder that have one of these suffixes, sorted by name.
 
-    Raises InputError if there is no such folder.
+    A missing folder is an InputError, unless it is `optional` and thus holds no files.
     """
+    if optional and not folder.is_dir():
+        return []
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     names = sorted(item.name for item in os.scandir(folder))
     return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
-
-
-def masks_of(folder: Path) -> dict[str, Path]:
-    """Image name -> mask file, for the masks of a folder; empty if there is no such folder."""
-    return {path.stem: path for path in files_of(folder)} if folder.is_dir() else {}
 
 
 def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
@@ -152,29 +149,28 @@ def read_image(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS
         return file.convert("RGB")
 
 
-def read_image_size(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS,
-                    decode: bool = False) -> Size:
-    """(H, W) of an image file, from its header; `decode` also reads all of its bytes. InputError as above."""
-    with open_file(path, "image", max_pixels) as file:
-        width, height = file.size
-        sideways = oriented and exif_orientation(file) >= 5
-        if decode:
-            file.draft("RGB", (1, 1))  # a JPEG at 1/8 of its size: all bytes are read, few pixels are made
-            file.load()
-    return (width, height) if sideways else (height, width)
+def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None = None) -> np.ndarray:
+    """A palette or grey PNG as class numbers, uint8 [H, W]: 0 background, 1..K classes, 255 ignore.
 
-
-def read_mask(path: Path, max_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """A palette or grey PNG as class numbers, uint8 [H, W]; InputError names a file that is neither."""
+    InputError names a file that is no such PNG and, where `n_classes` is given, one with another value.
+    """
     with open_file(path, "mask", max_pixels) as file:
-        return np.array(file)
+        mask = np.array(file)
+    if n_classes is not None:
+        wrong = mask[(mask > n_classes) & (mask != IGNORE)]
+        if wrong.size:
+            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "
+                             f"1..{n_classes} and {IGNORE} (ignore)")
+    return mask
 
 
 class TagDataset(Dataset):
     """Images with tags and perhaps masks. A subclass lists the entries; this class checks and serves them.
 
-    Attributes: names, labels [N, K] float32, classes, palette uint8 [256, 3], synonyms of each class,
-    has_masks, splits, skipped (one line for each file left out), notes (lines for the user).
+    Attributes of the data set: classes, synonyms of each class, palette uint8 [256, 3], splits, has_masks,
+    folders (those that hold the images and masks), skipped (one line for each file left out), notes (lines
+    for the user). Attributes in the order of the images: names, labels [N, K] float32, sizes (H, W) of the
+    stored images, masked (whether an image has a mask).
 
     When it is built, only the headers of its files are read: that they exist, their sizes and their modes.
     With `skip_bad` every file is decoded, and images with bad files are left out. Otherwise the first problem
@@ -220,19 +216,9 @@ class TagDataset(Dataset):
         InputError names a damaged file, and one with another value.
         """
         path = self.entries[index].mask
-        return None if path is None else self._read_valid_mask(path)
-
-    def has_mask(self, index: int) -> bool:
-        """Whether an image has a mask, without reading it."""
-        return self.entries[index].mask is not None
-
-    def image_size(self, index: int) -> Size:
-        """(H, W) of the stored image, without opening it."""
-        return self.entries[index].size
-
-    def folders(self) -> set[Path]:
-        """The folders that hold the images and masks."""
-        return {path.parent for entry in self.entries for path in (entry.image, entry.mask) if path}
+        if path is None:
+            return None
+        return read_mask(path, self.max_pixels, len(self.classes))
 
     def fingerprint(self) -> str:
         """Digest of the images' names, tags and sizes in pixels and bytes, and the masks' sizes in bytes."""
@@ -305,7 +291,11 @@ class TagDataset(Dataset):
                              problems)
         self.skipped = problems
         self.names = [entry.name for entry in self.entries]
-        self.has_masks = any(entry.mask is not None for entry in self.entries)
+        self.sizes = [entry.size for entry in self.entries]
+        self.masked = [entry.mask is not None for entry in self.entries]
+        self.has_masks = any(self.masked)
+        self.folders = {entry.image.parent for entry in self.entries}
+        self.folders |= {entry.mask.parent for entry in self.entries if entry.mask is not None}
         self.labels = torch.zeros(len(self.entries), len(self.classes))
         for row, entry in enumerate(self.entries):
             self.labels[row, list(entry.tags or ())] = 1
@@ -316,7 +306,13 @@ class TagDataset(Dataset):
         With `decode` all bytes of the files are read, else their headers.
         """
         try:
-            size = read_image_size(entry.image, self.oriented, self.max_pixels, decode)
+            with open_file(entry.image, "image", self.max_pixels) as file:
+                size = (file.height, file.width)
+                if self.oriented and exif_orientation(file) >= 5:
+                    size = (file.width, file.height)
+                if decode:
+                    file.draft("RGB", (1, 1))  # a JPEG at 1/8 of its size: reads all bytes, makes few pixels
+                    file.load()
         except InputError as error:
             return entry, f"{error}, listed in {entry.where}"
         entry = entry._replace(size=size)
@@ -332,17 +328,7 @@ class TagDataset(Dataset):
                     raise InputError(f"{entry.mask}: mask is {file.height} x {file.width} (H x W), its image "
                                      f"{found}")
             if decode:
-                self._read_valid_mask(entry.mask)
+                read_mask(entry.mask, self.max_pixels, len(self.classes))
         except InputError as error:
             return entry, str(error)
         return entry, None
-
-    def _read_valid_mask(self, path: Path) -> np.ndarray:
-        """The mask of a file, uint8 [H, W]; InputError names a value that is no class."""
-        mask = read_mask(path, self.max_pixels)
-        n_classes = len(self.classes)
-        wrong = mask[(mask > n_classes) & (mask != IGNORE)]
-        if wrong.size:
-            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "
-                             f"1..{n_classes} and {IGNORE} (ignore)")
-        return mask

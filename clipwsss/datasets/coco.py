@@ -1,7 +1,8 @@
-"""MS COCO 2014: tags and masks from its instance annotations, and COCO's two ways to store a region.
+"""MS COCO 2014: the data set, whose tags and masks come from instance annotations, and COCO's regions.
 
-A region is a list of polygons or run lengths. Polygons and plain run lengths need numpy alone; compressed run
-lengths need the optional package pycocotools.
+First the data set and the reading of its annotation files, then the regions that these files hold. COCO
+stores a region as a list of polygons or as run lengths. Polygons and plain run lengths need numpy alone;
+compressed run lengths need the optional package pycocotools.
 """
 import json
 import re
@@ -14,17 +15,13 @@ import numpy as np
 from ..errors import InputError, input_errors
 from .base import MOST_PIXELS, Entry, Size, TagDataset, split_error
 
-REACH = 4  # a polygon may reach this many image sides out of its image
-UPSCALED = 5  # COCO follows a polygon's outline on a grid 5 times finer than the pixels
-# Characters "0" to "o" hold 6 bits each; bit 5 says that the number goes on, so the last one is below "P".
-COMPRESSED = re.compile("[0-o]*[0-O]")
-Region = list[np.ndarray]  # the union of its parts: polygons [n, 2] (x, y), or run lengths [n]
 SPLITS = ("train", "val")
 CROWDS = {"background": 0, "ignore": 255}  # what --crowds makes of crowd regions -> their value in masks
 LISTS = {"categories": {"id", "name"},  # the lists of an annotation file and the fields of their items
          "images": {"id", "file_name", "height", "width"},
          "annotations": {"image_id", "category_id", "segmentation"}}
 FIELD_TYPES = {"name": str, "file_name": str, "segmentation": list | dict}  # every other field is an int
+Region = list[np.ndarray]  # the union of its parts: polygons [n, 2] (x, y), or run lengths [n]
 
 
 class LabelledRegion(NamedTuple):
@@ -83,19 +80,16 @@ class CocoDataset(TagDataset):
             notes = [f"{path}: {empty} of {len(by_image)} images have no annotation and are left out"]
         super().__init__(entries, problems, splits, skip_bad, max_pixels, notes=notes)
         self.has_masks = True
-
-    def has_mask(self, index: int) -> bool:
-        """Whether an image has a mask: here every image has one."""
-        return True
+        self.masked = [True] * len(self)
 
     def load_mask(self, index: int) -> np.ndarray:
         """The mask drawn from the annotations, uint8 [H, W], or the file that `with_masks` gave."""
         if self.entries[index].mask is not None:
             return super().load_mask(index)
-        size = self.image_size(index)
+        size = self.sizes[index]
         mask = np.zeros(size, np.uint8)
         for label, crowd, region in self.regions[self.names[index]]:
-            mask[draw(region, size)] = self.crowd_label if crowd else label
+            mask[draw_region(region, size)] = self.crowd_label if crowd else label
         return mask
 
 
@@ -104,7 +98,7 @@ def image_folder(root: Path, split: str) -> Path:
     for folder in (root / f"{split}2014", root / "images" / f"{split}2014"):
         if folder.is_dir():
             return folder
-    raise InputError(f"--data-root {root}: neither {split}2014 nor images/{split}2014 is there")
+    raise InputError(f"--data-root {root}: has no folder {split}2014 or images/{split}2014")
 
 
 def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
@@ -153,23 +147,35 @@ def read_regions(annotations: list[tuple[int, dict]], labels: dict[int, int], si
         with input_errors(f"{where}: annotations[{position}]: ", TypeError, ValueError):
             if item["category_id"] not in labels:
                 raise ValueError(f"category {item['category_id']} is not among the file's categories")
-            region = parse(item["segmentation"], size)
+            region = parse_region(item["segmentation"], size)
         regions.append(LabelledRegion(labels[item["category_id"]], bool(item.get("iscrowd")), region))
     return regions
 
 
-def decode(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """A region as bool [H, W], equal to pycocotools' pixel by pixel; errors as for `parse`."""
-    return draw(parse(segmentation, size), size)
+# The regions. Run lengths count the pixels of an image column by column: so many outside the region, then so
+# many inside, and so on. They are stored as a list of numbers or as a compressed text.
+
+OUTREACH = 4  # corners of a polygon may lie outside of the image, by up to this many of its long side
+UPSCALED = 5  # COCO follows a polygon's outline on a grid 5 times finer than the pixels
+# Characters "0" to "o" hold 6 bits each; bit 5 says that the number goes on, so the last one is below "P".
+COMPRESSED = re.compile("[0-o]*[0-O]")
 
 
-def encode(mask: np.ndarray) -> dict[str, object]:
-    """A bool mask [H, W] as plain run lengths {"size": [H, W], "counts": [...]}, which `decode` reads."""
+def decode_mask(segmentation: list | dict, size: Size) -> np.ndarray:
+    """A stored region of an image (H, W) as bool [H, W], equal to pycocotools' pixel by pixel.
+
+    Errors are those of `parse_region`.
+    """
+    return draw_region(parse_region(segmentation, size), size)
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, object]:
+    """A bool mask [H, W] as plain run lengths {"size": [H, W], "counts": [...]}."""
     return {"size": list(mask.shape), "counts": run_lengths(mask).tolist()}
 
 
-def encode_compressed(mask: np.ndarray) -> dict[str, object]:
-    """A bool mask [H, W] as compressed run lengths {"size": [H, W], "counts": text}, as COCO's results are.
+def compress_mask(mask: np.ndarray) -> dict[str, object]:
+    """A bool mask [H, W] as compressed run lengths {"size": [H, W], "counts": text}, as in COCO's results.
 
     ModuleNotFoundError without pycocotools.
     """
@@ -177,11 +183,12 @@ def encode_compressed(mask: np.ndarray) -> dict[str, object]:
     return {"size": list(mask.shape), "counts": compressed["counts"].decode("ascii")}
 
 
-def parse(segmentation: list | dict, size: tuple[int, int]) -> Region:
-    """A region of an image (H, W), from COCO's JSON; ValueError or TypeError for a bad one.
+def parse_region(segmentation: list | dict, size: Size) -> Region:
+    """A region of an image (H, W) from its JSON value.
 
-    It is a list of polygons [x0, y0, x1, ...], or run lengths {"size": [H, W], "counts": ...}, whose counts
-    are a list or a compressed text. ModuleNotFoundError for a text without pycocotools.
+    segmentation: a list of polygons [x0, y0, x1, ...], or run lengths {"size": [H, W], "counts": ...}, whose
+    counts are a list or a compressed text. ValueError or TypeError: a value of another form.
+    ModuleNotFoundError: a compressed text without pycocotools.
     """
     if isinstance(segmentation, list):
         return [parse_polygon(polygon, size) for polygon in segmentation]
@@ -190,18 +197,20 @@ def parse(segmentation: list | dict, size: tuple[int, int]) -> Region:
     if list(segmentation.get("size", ())) != list(size):
         raise ValueError(f"run lengths are for size {segmentation.get('size')}, the image is {list(size)}")
     counts = segmentation.get("counts")
-    return [decompress(counts, size) if isinstance(counts, str) else parse_counts(counts, size)]
+    if isinstance(counts, str):
+        return [decompress_counts(counts, size)]
+    return [parse_counts(counts, size)]
 
 
-def parse_polygon(polygon: list, size: tuple[int, int]) -> np.ndarray:
+def parse_polygon(polygon: list, size: Size) -> np.ndarray:
     """The corners [n, 2] as x, y in pixels of one polygon [x0, y0, x1, ...] of an image (H, W)."""
     flat = np.asarray(polygon, np.float64)
-    if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not (np.abs(flat) <= REACH * max(size)).all():
+    if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not (np.abs(flat) <= OUTREACH * max(size)).all():
         raise ValueError("a polygon is a list of at least three points x, y in its image")
     return flat.reshape(-1, 2)
 
 
-def parse_counts(counts: list, size: tuple[int, int]) -> np.ndarray:
+def parse_counts(counts: list, size: Size) -> np.ndarray:
     """Plain run lengths [n] of an image (H, W)."""
     runs = np.asarray(counts)
     pixels = size[0] * size[1]
@@ -210,7 +219,7 @@ def parse_counts(counts: list, size: tuple[int, int]) -> np.ndarray:
     return runs
 
 
-def decompress(text: str, size: tuple[int, int]) -> np.ndarray:
+def decompress_counts(text: str, size: Size) -> np.ndarray:
     """The run lengths [n] of an image (H, W) from COCO's compressed text."""
     coco = pycocotools_mask()
     if not COMPRESSED.fullmatch(text):
@@ -231,19 +240,20 @@ def pycocotools_mask() -> ModuleType:
     return mask
 
 
-def draw(region: Region, size: tuple[int, int]) -> np.ndarray:
+def draw_region(region: Region, size: Size) -> np.ndarray:
     """A parsed region as bool [H, W]."""
     mask = np.zeros(size, bool)
     for part in region:
         is_polygon = part.ndim == 2
-        mask |= fill_runs(polygon_runs(part, size) if is_polygon else part, size)
+        runs = polygon_runs(part, size) if is_polygon else part
+        mask |= fill_runs(runs, size)
     return mask
 
 
-def fill_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Run lengths [n] as bool [H, W]: they alternate between outside and inside, column by column.
+def fill_runs(runs: np.ndarray, size: Size) -> np.ndarray:
+    """Run lengths [n] as bool [H, W].
 
-    [1, 2, 3] at size (2, 3) is one pixel outside, two inside, three outside:
+    The run lengths 1, 2, 3 at size (2, 3) are one pixel outside, two inside and three outside:
         . x .
         x . .
     """
@@ -258,7 +268,7 @@ def run_lengths(mask: np.ndarray) -> np.ndarray:
     return np.diff(changes, prepend=0, append=mask.size)
 
 
-def polygon_runs(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def polygon_runs(corners: np.ndarray, size: Size) -> np.ndarray:
     """One polygon, corners [n, 2] as x, y in pixels, as run lengths.
 
     COCO's rule: the outline is walked in steps of a fifth of a pixel; wherever it crosses the middle line of

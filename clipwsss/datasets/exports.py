@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import InputError
 from ..files import atomic_path, write_json
 from .base import TagDataset, exif_orientation, read_mask
-from .coco import encode_compressed, pycocotools_mask
+from .coco import compress_mask, pycocotools_mask
 
 VOC = Path("VOCdevkit", "VOC2012")
 LAYOUTS = {  # the places of images, masks and the list of names
@@ -68,7 +68,7 @@ def write_submission(dataset: TagDataset, folder: Path, target: Path) -> None:
     if target.suffix == ".json":
         pycocotools_mask()
     for index, name in enumerate(dataset.names):
-        check_label_map(folder / f"{name}.png", dataset.image_size(index), len(dataset.classes))
+        check_label_map(folder / f"{name}.png", dataset.sizes[index], len(dataset.classes))
     if target.suffix == ".json":
         write_json(coco_results(dataset, folder), target)
         return
@@ -98,6 +98,6 @@ def coco_results(dataset: TagDataset, folder: Path) -> list[dict]:
         for label in np.unique(labels[labels > 0]).tolist():
             results.append({"image_id": dataset.image_ids.get(name, name),
                             "category_id": category_ids[label - 1],
-                            "segmentation": encode_compressed(labels == label),
+                            "segmentation": compress_mask(labels == label),
                             "score": 1.0})
     return results

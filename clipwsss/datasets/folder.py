@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .base import MOST_PIXELS, Entry, TagDataset, files_of, masks_of, split_error
+from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
 from .tags import TABLES, TagRow, read_tags, read_text
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -16,8 +16,8 @@ class FolderDataset(TagDataset):
 
     images/: the images, also in folders, turned as their EXIF tags say. An image's name is that of its file
     without the extension. labels.csv (.tsv, .txt, .json, .jsonl): the table, see `read_tags`; if there is
-    none, the folder of an image is its class. classes.txt: a line `class` or `class: synonym, synonym` for
-    each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
+    none, the name of an image's folder is its class. classes.txt: a line `class` or `class: synonym, synonym`
+    for each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
     """
     oriented = True
 
@@ -26,7 +26,7 @@ class FolderDataset(TagDataset):
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder")
         stored = images_below(root / "images")
-        masks = masks_of(root / "masks")
+        masks = {path.stem: path for path in files_of(root / "masks", optional=True)}
         rows, problems = read_table(root, stored)
         synonyms = read_classes_of(root, rows)
         self.classes = list(synonyms)
@@ -64,7 +64,7 @@ def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[s
     """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes."""
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels"]
     if len(tables) > 1:
-        raise InputError(f"{tables[0]} and {tables[1].name}: both are there, keep one of them")
+        raise InputError(f"{tables[0]} and {tables[1].name}: both exist; keep one of them")
     if tables:
         return read_tags(tables[0])
     if any(path.parent == root / "images" for path in stored):

@@ -14,12 +14,9 @@ class SeededSampler(DistributedSampler):
     """This process's (image number, seed of its random draws) pairs of an epoch.
 
     They depend on (seed, epoch) alone: the batches of all processes together are the batch that one process
-    would have. InputError if the processes cannot share a batch equally.
+    would have. InputError, when an epoch begins, if the processes cannot share a batch equally.
     """
-
-    def __init__(self, dataset: Dataset, batch_size: int, shuffle: bool, seed: int, drop_last: bool):
-        super().__init__(dataset, world_size(), rank(), shuffle, seed, drop_last)
-        self.batch_size = batch_size
+    batch_size: int  # of all processes together
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         processes = self.num_replicas
@@ -29,7 +26,8 @@ class SeededSampler(DistributedSampler):
                              f"size must be a multiple of {processes} and at most the number of images, "
                              f"{images}")
         for step, index in enumerate(super().__iter__()):
-            sequence = np.random.SeedSequence((self.seed, self.epoch, step * processes + self.rank))
+            place = step * processes + self.rank  # in the order of all images of the epoch
+            sequence = np.random.SeedSequence((self.seed, self.epoch, place))
             yield index, int(sequence.generate_state(1)[0])
 
 
@@ -55,10 +53,13 @@ def make_loader(dataset: Dataset, batch_size: int, workers: int = 0, shuffle: bo
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch: workers start anew and take it over.
     batch_size: of all processes together, each of which takes an equal part of every whole batch.
+    drop_last: leave out the last images of an epoch where they do not fill a batch.
     """
-    drop_last = len(dataset) >= batch_size and (drop_last or world_size() > 1)
-    sampler = SeededSampler(dataset, batch_size, shuffle, seed, drop_last)
-    return DataLoader(SeededDataset(dataset), max(1, batch_size // world_size()), sampler=sampler,
+    processes = world_size()
+    drop_last = len(dataset) >= batch_size and (drop_last or processes > 1)
+    sampler = SeededSampler(dataset, processes, rank(), shuffle, seed, drop_last)
+    sampler.batch_size = batch_size
+    return DataLoader(SeededDataset(dataset), max(1, batch_size // processes), sampler=sampler,
                       num_workers=workers, collate_fn=collate, drop_last=drop_last,
                       pin_memory=torch.cuda.is_available())
 
@@ -73,7 +74,7 @@ def size_loader(dataset: TagDataset, batch_size: int, workers: int = 0,
     groups: dict[tuple[int, int], list[int]] = {}
     for index, name in enumerate(dataset.names):
         if name not in done:
-            groups.setdefault(dataset.image_size(index), []).append(index)
+            groups.setdefault(dataset.sizes[index], []).append(index)
     batches = []
     for group in groups.values():
         for start in range(0, len(group), batch_size):

@@ -86,7 +86,19 @@ def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scal
     if flip and torch.rand(()) < 0.5:
         parts = [functional.horizontal_flip(part) for part in parts]
     if crop_size:
-        parts = _crop(parts, crop_size)
+        height, width = parts[0].shape[-2:]
+        rows = min(height, crop_size)
+        columns = min(width, crop_size)
+        # A random offset along each side: of the crop in a longer image, of a shorter image in the crop.
+        y = int(torch.randint(abs(height - crop_size) + 1, ()))
+        x = int(torch.randint(abs(width - crop_size) + 1, ()))
+        above = y if height < crop_size else 0
+        left = x if width < crop_size else 0
+        parts = [functional.crop(part, y - above, x - left, rows, columns) for part in parts]
+        if rows < crop_size or columns < crop_size:
+            padding = [left, above, crop_size - columns - left, crop_size - rows - above]
+            fills = (MEAN_COLOUR, IGNORE)
+            parts = [functional.pad(part, padding, fill=fill) for part, fill in zip(parts, fills)]
     image = functional.to_dtype(parts[0].as_subclass(Tensor), torch.float32, scale=True).contiguous()
     if brightness:
         gain, shift = brightness * (2 * torch.rand(2) - 1)
@@ -101,24 +113,3 @@ def _draw_factor(scales: tuple[float, ...]) -> float:
         low, high = scales
         return low + (high - low) * place
     return scales[int(place * len(scales))]
-
-
-def _crop(parts: list[Tensor], crop_size: int) -> list[Tensor]:
-    """The same random square of an image [3, H, W] and perhaps its mask [H, W], padded if it is smaller."""
-    height, width = parts[0].shape[-2:]
-    top, above = _draw_offset(height, crop_size)
-    left, before = _draw_offset(width, crop_size)
-    rows = min(height, crop_size)
-    columns = min(width, crop_size)
-    parts = [functional.crop(part, top, left, rows, columns) for part in parts]
-    if (rows, columns) == (crop_size, crop_size):
-        return parts
-    # To the left, above, to the right, below.
-    padding = [before, above, crop_size - columns - before, crop_size - rows - above]
-    return [functional.pad(part, padding, fill=fill) for part, fill in zip(parts, (MEAN_COLOUR, IGNORE))]
-
-
-def _draw_offset(side: int, crop_size: int) -> tuple[int, int]:
-    """(where the crop starts in the image, how much padding is before the image) along one side."""
-    offset = int(torch.randint(abs(side - crop_size) + 1, ()))
-    return (offset, 0) if side >= crop_size else (0, offset)

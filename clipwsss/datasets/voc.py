@@ -2,11 +2,9 @@
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from ..distributed import barrier, is_main
 from ..errors import InputError
 from ..toy.scenes import CLASSES
-from ..toy.world import RECIPE, draw_world
-from .base import MOST_PIXELS, Entry, TagDataset, files_of, masks_of, split_error
+from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
 
 
 class VocDataset(TagDataset):
@@ -23,10 +21,16 @@ class VocDataset(TagDataset):
                "tvmonitor"]
 
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
-        root = voc_folder(Path(root))
-        augmented = masks_of(root / "SegmentationClassAug")
+        folders = (Path(root), Path(root) / "VOC2012", Path(root) / "VOCdevkit" / "VOC2012")
+        found = [folder for folder in folders if (folder / "JPEGImages").is_dir()]
+        if not found:
+            raise InputError(f"--data-root {root}: no VOC2012 data; expected JPEGImages, Annotations and "
+                             "ImageSets")
+        root = found[0]
+        augmented = {path.stem: path for path in files_of(root / "SegmentationClassAug", optional=True)}
+        official = {path.stem: path for path in files_of(root / "SegmentationClass", optional=True)}
+        masks = augmented | official
         splits, listed = split_ids(root, split, augmented)
-        masks = augmented | masks_of(root / "SegmentationClass")
         entries = []
         problems = []
         for name, where in listed:
@@ -34,37 +38,28 @@ class VocDataset(TagDataset):
             if split == "test":
                 entries.append(Entry(name, image, None, None, where))
                 continue
+            path = root / "Annotations" / f"{name}.xml"
             try:
-                tags = self._tags(root / "Annotations" / f"{name}.xml", where)
+                objects = ElementTree.parse(path).iter("object")
+                # An object's own name; those of its parts, such as `head`, are not tags.
+                names = {(item.findtext("name") or "").strip() for item in objects}
+                tags = self.class_numbers(names, path)
                 entries.append(Entry(name, image, tags, masks.get(name), where))
+            except FileNotFoundError:
+                problems.append(f"{path}: no such annotation, for the image listed in {where}")
+            except (ElementTree.ParseError, OSError) as error:
+                problems.append(f"{path}: not a readable annotation ({error}), listed in {where}")
             except InputError as error:
                 problems.append(str(error))
         super().__init__(entries, problems, splits, skip_bad, max_pixels)
 
-    def _tags(self, path: Path, where: str) -> tuple[int, ...]:
-        """The classes of an annotation file's objects; the names of their parts are no tags."""
-        try:
-            objects = ElementTree.parse(path).iter("object")
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such annotation, for the image listed in {where}") from None
-        except (ElementTree.ParseError, OSError) as error:
-            raise InputError(f"{path}: not a readable annotation ({error}), listed in {where}") from error
-        return self.class_numbers(((item.findtext("name") or "").strip() for item in objects), path)
-
 
 class ToyDataset(VocDataset):
-    """The toy world at `root`; it is drawn there first (seed 0) if the folder is missing or empty.
+    """The toy world, which `python -m clipwsss.toy` draws in VOC's layout.
 
-    The splits are train and val; val is held out and has textures of its own. InputError if `root` holds
-    anything else.
+    The splits are train and val; val has textures that do not occur in train.
     """
     classes = CLASSES
-
-    def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
-        if is_main() and not (Path(root) / RECIPE).is_file():
-            draw_world(root)
-        barrier()
-        super().__init__(root, split, skip_bad, max_pixels)
 
     def subtypes(self, index: int) -> dict[str, list[str]]:
         """Class -> its sub-types in the image: the truth that selected words are compared with."""
@@ -75,19 +70,11 @@ class ToyDataset(VocDataset):
         return present
 
 
-def voc_folder(root: Path) -> Path:
-    """The folder VOC2012, which is `root` or lies in it; InputError if there is none."""
-    inside = root / "VOCdevkit" / "VOC2012"
-    for folder in (root, root / "VOC2012", inside):
-        if (folder / "JPEGImages").is_dir():
-            return folder
-    raise InputError(f"--data-root {root}: no VOC2012 data (JPEGImages, Annotations and ImageSets)")
-
-
 def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[str], list[tuple[str, str]]]:
-    """(names of all splits, (image id, place that lists it) of one split).
+    """The names of all splits, and (image id, place that lists it) of each image of one split.
 
-    augmented: image id -> mask of SegmentationClassAug. InputError for an unknown or empty split.
+    augmented: image id -> mask of SegmentationClassAug. A line of a split file is an image id or begins with
+    the image's path. InputError for an unknown or empty split.
     """
     files = {path.stem: path for path in files_of(root / "ImageSets" / "Segmentation", (".txt",))}
     splits = list(files)
@@ -95,17 +82,15 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
         splits.append("train_aug")
     if split not in splits:
         raise split_error(split, splits, root)
-    if split in files:
-        listed = read_ids(files[split])
-    else:
-        held_out = {name for name, _ in read_ids(files["val"])}
+    path = files.get(split, files.get("val"))
+    listed = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.strip():
+            listed.append((Path(line.split()[0]).stem, f"{path}:{number}"))
+    if split not in files:  # train_aug, as no file lists it: every augmented mask but those of val
+        held_out = {name for name, _ in listed}
         listed = [(name, str(path)) for name, path in augmented.items() if name not in held_out]
+        path = root / "SegmentationClassAug"
     if not listed:
-        raise InputError(f"{files.get(split, root / 'SegmentationClassAug')}: split {split} is empty")
+        raise InputError(f"{path}: split {split} is empty")
     return splits, listed
-
-
-def read_ids(path: Path) -> list[tuple[str, str]]:
-    """(image id, "file:line") of the lines of a split file; each is an id or begins with the image's path."""
-    numbered = enumerate(path.read_text().splitlines(), 1)
-    return [(Path(line.split()[0]).stem, f"{path}:{number}") for number, line in numbered if line.strip()]

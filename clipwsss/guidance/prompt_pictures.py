@@ -28,7 +28,7 @@ def patch_features(clip: CLIP, image: torch.Tensor) -> torch.Tensor:
     """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square."""
     view = F.interpolate(image[None].to(clip.text_projection.device), (clip.input_resolution,) * 2,
                          mode="bilinear", align_corners=False, antialias=True)
-    return F.normalize(clip.encode_patches(view)[0].float(), dim=-1)
+    return F.normalize(clip.encode_image(view, patches=True)[0].float(), dim=-1)
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def check_cam_files(cams: Path, dataset: TagDataset, read_all: bool) -> None:
     if read_all:
         for index, name in enumerate(dataset.names):
             tags = dataset.labels[index].nonzero()[:, 0].tolist()
-            size = dataset.image_size(index)
+            size = dataset.sizes[index]
             check_cam(read_cam(cams, name), cams / name, size, len(dataset.classes), tags)
 
 

@@ -85,7 +85,7 @@ class DeepLabV2(DeepLab):
             nn.init.zeros_(branch.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.backbone(images)
+        features = self.backbone(images)[-1]
         return sum(branch(features) for branch in self.aspp)
 
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
@@ -153,7 +153,7 @@ class DeepLabV3Plus(DeepLab):
                                      nn.Conv2d(width, n_labels, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.backbone.stages(images)
+        maps = self.backbone(images)
         low = self.reduce(maps[1])
         high = F.interpolate(self.aspp(maps[-1]), low.shape[-2:], mode="bilinear", align_corners=False)
         logits = self.decoder(torch.cat([high, low], 1))
@@ -167,11 +167,10 @@ def build(design: Design, n_labels: int) -> DeepLab:
     """
     if design.network not in DEEPLABS:
         raise ValueError(f"unknown network '{design.network}'; valid: {', '.join(DEEPLABS)}")
-    backbone = resnet.build(design.backbone, design.output_stride, design.frozen_bn, dilate=True,
-                            caffe=design.caffe)
-    if design.frozen_bn:
-        for module in backbone.batch_norms():
-            module.requires_grad_(False)
+    backbone = resnet.ResNet(design.backbone, design.output_stride, dilate=True,
+                             frozen_bn=design.frozen_bn, caffe=design.caffe)
+    for module in backbone.kept_in_eval:
+        module.requires_grad_(False)
     if design.network == "deeplabv2":
         rates = design.rates or (6, 12, 18, 24)
         multi_scale = True if design.multi_scale is None else design.multi_scale

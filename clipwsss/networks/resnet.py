@@ -2,11 +2,15 @@
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. Dilation in place of stride: Chen et
 al., "DeepLab", PAMI 2018. The networks take images in [0, 1] and normalise them themselves.
+`fuse_batch_norm` makes them, and networks that contain them, faster for inference.
 """
+import copy
+from collections import Counter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,18 +25,21 @@ RESNET_WEIGHTS = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to the input or, where shapes change, to `shortcut` of it (ResNet-18)."""
+    """Two 3x3 convolutions, added to the input or, where shapes change, to its projection (ResNet-18)."""
     expansion = 1
 
-    def __init__(self, width_in: int, planes: int, stride: int = 1,
-                 shortcut: nn.Module | None = None) -> None:
+    def __init__(self, width_in: int, planes: int, stride: int = 1) -> None:
         super().__init__()
+        projection = None  # made first, so that its random weights are drawn in torchvision's order
+        if stride != 1 or width_in != planes:
+            projection = nn.Sequential(nn.Conv2d(width_in, planes, 1, stride, bias=False),
+                                       nn.BatchNorm2d(planes))
         self.conv1 = nn.Conv2d(width_in, planes, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = shortcut
+        self.downsample = projection
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(features)))
@@ -45,10 +52,13 @@ class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, added as in `BasicBlock`; the 3x3 has the stride (ResNet-50, 101)."""
     expansion = 4
 
-    def __init__(self, width_in: int, planes: int, stride: int = 1,
-                 shortcut: nn.Module | None = None) -> None:
+    def __init__(self, width_in: int, planes: int, stride: int = 1) -> None:
         super().__init__()
         width = planes * self.expansion
+        projection = None
+        if stride != 1 or width_in != width:
+            projection = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False),
+                                       nn.BatchNorm2d(width))
         self.conv1 = nn.Conv2d(width_in, planes, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
@@ -56,7 +66,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(planes, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut
+        self.downsample = projection
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(features)))
@@ -93,23 +103,27 @@ RESNETS = tuple(RESNET_SPECS)
 
 
 class ResNet(nn.Module):
-    """Feature extractor `images [B,3,H,W] in [0,1] -> [B,C,h,w]` with the stages conv1/bn1, layer1 .. layer4.
+    """Feature maps of images [B,3,H,W] in [0,1]: five maps [B,C,h,w], of the stem and of layer1 .. layer4.
 
-    output_stride: H/h; the last stages lose their strides. With `dilate` the convolutions behind a lost
-    stride are dilated, as by torchvision's replace_stride_with_dilation; IRN's generator does without.
-    frozen_bn: batch norm stays in eval mode under .train(); its scale and shift still learn, as in IRN.
-    caffe: the layout of DeepLab's published weights. A bottleneck has its stride in the first 1x1
-    convolution, the pooling rounds up, and pixels are 0..255 minus their mean.
-    `channels` are the widths of the five maps of `stages`.
+    name: one of RESNETS, with random weights. output_stride: H/h of the last map; the last stages lose their
+    strides. With `dilate` the convolutions behind a lost stride are dilated, as by torchvision's
+    replace_stride_with_dilation; IRN's generator does without. frozen_bn: batch norm stays in eval mode under
+    .train(); its scale and shift still learn, as in IRN. caffe: the layout of DeepLab's published weights. A
+    bottleneck has its stride in the first 1x1 convolution, the pooling rounds up, and pixels are 0..255 minus
+    their mean. ValueError: an unknown name, or an output stride that the network does not have.
+    channels: the widths C of the five maps. kept_in_eval: the modules that stay in eval mode under .train();
+    these are all batch norms with `frozen_bn`, else none, and callers may add modules.
     """
 
-    def __init__(self, spec: ResNetSpec, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
+    def __init__(self, name: str, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
                  caffe: bool = False) -> None:
         super().__init__()
+        if name not in RESNET_SPECS:
+            raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(RESNETS)}")
+        spec = RESNET_SPECS[name]
         if output_stride not in spec.output_strides:
             valid = ", ".join(map(str, spec.output_strides))
             raise ValueError(f"output stride {output_stride} is not one of {valid}")
-        self.frozen_bn = frozen_bn
         self.conv1 = nn.Conv2d(3, spec.stem_width, spec.stem_kernel, stride=2, padding=spec.stem_kernel // 2,
                                bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem_width)
@@ -126,16 +140,24 @@ class ResNet(nn.Module):
                     dilation *= stride
                 stride = 1
             reached *= stride
-            stage = _make_stage(spec.block, self.channels[-1], spec.planes[index], spec.depths[index], stride)
-            if caffe:
-                _move_stride_forward(stage)
+            stage = nn.Sequential()
+            width = self.channels[-1]
+            for number in range(spec.depths[index]):
+                stage.append(spec.block(width, spec.planes[index], stride if number == 0 else 1))
+                width = spec.planes[index] * spec.block.expansion
+            if caffe and len(stage) > 0:  # the stride is that of the 1x1 convolution before the 3x3 one
+                stage[0].conv1.stride = (stride, stride)
+                stage[0].conv2.stride = (1, 1)
                 dilation_before = dilation
-            _dilate(stage, dilation_before * spec.dilations[index], dilation * spec.dilations[index])
+            # The 3x3 convolution that has the stride, or has lost it, keeps the dilation of the stage before.
+            rate = dilation_before * spec.dilations[index]
+            for module in stage.modules():
+                if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                    module.dilation = (rate, rate)
+                    module.padding = (rate, rate)
+                    rate = dilation * spec.dilations[index]
             self.add_module(f"layer{index + 1}", stage)
-            if spec.depths[index] > 0:
-                self.channels.append(spec.planes[index] * spec.block.expansion)
-            else:
-                self.channels.append(self.channels[-1])
+            self.channels.append(width)
         mean = CAFFE_MEAN if caffe else IMAGENET_MEAN
         std = CAFFE_STD if caffe else IMAGENET_STD
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -143,67 +165,49 @@ class ResNet(nn.Module):
         for module in self.modules():  # as torchvision initialises its ResNets
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.kept_in_eval = []
+        if frozen_bn:
+            self.kept_in_eval = [item for item in self.modules() if isinstance(item, nn.BatchNorm2d)]
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """Five maps of images [B,3,H,W] in [0,1]: the stem after its pooling, then layer1 .. layer4."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The five maps; that of the stem is taken after its pooling."""
         features = (images - self.mean) / self.std
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(features))))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(layer(maps[-1]))
         return maps
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The last feature map [B,C,h,w] of images [B,3,H,W] in [0,1]."""
-        return self.stages(images)[-1]
-
     def train(self, mode: bool = True) -> "ResNet":
-        """Switch training mode; batch norm stays in eval mode where `frozen_bn`."""
+        """Switch training mode; the modules of `kept_in_eval` stay in eval mode."""
         super().train(mode)
-        if self.frozen_bn:
-            for module in self.batch_norms():
-                module.eval()
+        for module in self.kept_in_eval:
+            module.eval()
         return self
 
-    def batch_norms(self) -> list[nn.Module]:
-        """Every batch norm of the network."""
-        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
+def fuse_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy in eval mode whose batch norms are fused into the convolutions before; equal up to rounding.
 
-def _make_stage(block: type[nn.Module], width_in: int, planes: int, depth: int, stride: int) -> nn.Sequential:
-    """A stage of `depth` blocks; its first block has the stride and, where the shape changes, a shortcut."""
-    width = planes * block.expansion
-    shortcut = None
-    if stride != 1 or width_in != width:
-        shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-    stage = nn.Sequential()
-    for index in range(depth):
-        stage.append(block(width_in, planes, stride, shortcut) if index == 0 else block(width, planes))
-    return stage
-
-
-def _move_stride_forward(stage: nn.Sequential) -> None:
-    """Move the stride of a stage's first bottleneck from its 3x3 convolution to the 1x1 before it."""
-    if len(stage) > 0:
-        first = stage[0]
-        first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-
-
-def _dilate(stage: nn.Module, first: int, others: int) -> None:
-    """Dilate a stage's 3x3 convolutions: by `first` the one that had the stride, by `others` the rest."""
-    rate = first
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-            module.dilation = (rate, rate)
-            module.padding = (rate, rate)
-            rate = others
-
-
-def build(name: str, output_stride: int, frozen_bn: bool = False, dilate: bool = False,
-          caffe: bool = False) -> ResNet:
-    """Build one of RESNETS with random weights; the other options are those of `ResNet`.
-
-    ValueError: an unknown name, or an output stride that the network does not have.
+    A norm is fused where it alone takes the convolution's output and both are called once. A network whose
+    graph torch.fx cannot trace is copied as it is. The copy is not compiled.
     """
-    if name not in RESNET_SPECS:
-        raise ValueError(f"unknown backbone '{name}'; valid: {', '.join(RESNETS)}")
-    return ResNet(RESNET_SPECS[name], output_stride, dilate, frozen_bn, caffe)
+    ready = copy.deepcopy(network).eval()
+    modules = dict(ready.named_modules())
+    if not any(isinstance(module, nn.BatchNorm2d) for module in modules.values()):
+        return ready
+    try:
+        graph = fx.symbolic_trace(ready).graph
+    except fx.proxy.TraceError:  # the computation depends on values
+        return ready
+    calls = Counter(node.target for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or not isinstance(modules[before.target], nn.Conv2d):
+            continue
+        if len(before.users) == 1 and calls[node.target] == 1 and calls[before.target] == 1:
+            fused = fuse_conv_bn_eval(modules[before.target], modules[node.target])
+            ready.set_submodule(before.target, fused)
+            ready.set_submodule(node.target, nn.Identity())
+    return ready

@@ -38,7 +38,7 @@ class IRNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Boundary logits [B, 1, h, w] of images [B, 3, H, W] in [0, 1]; h is H / 4 rounded up."""
         with torch.no_grad():
-            levels = self.backbone.stages(images)
+            levels = self.backbone(images)
         height, width = images.shape[-2:]
         grid = (math.ceil(height / IRN_STRIDE), math.ceil(width / IRN_STRIDE))
         edges = []
@@ -141,7 +141,7 @@ class AffinityNet(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        for module in (backbone.conv1, backbone.layer1, *backbone.batch_norms()):
+        for module in (backbone.conv1, backbone.layer1, *backbone.kept_in_eval):
             module.requires_grad_(False)
         for name, width, out in zip(("f8_3", "f8_4", "f8_5"), backbone.channels[2:], (64, 128, 256)):
             self.add_module(name, nn.Conv2d(width, out, 1, bias=False))
@@ -151,7 +151,7 @@ class AffinityNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, 448, h, w] of images [B, 3, H, W] in [0, 1]."""
-        levels = self.backbone.stages(images)[2:]
+        levels = self.backbone(images)[2:]
         grid = levels[0].shape[-2:]
         mixed = []
         for head, level in zip((self.f8_3, self.f8_4, self.f8_5), levels):
@@ -218,8 +218,9 @@ def build_affinity(kind: str, backbone: str = "resnet50",
                          "ResNet; give imagenet, none or another file")
     highest = 16 if kind == "irn" else 8
     stride = next(item for item in resnet.RESNET_SPECS[backbone].output_strides if item <= highest)
-    body = resnet.build(backbone, stride, frozen_bn=True, dilate=kind == "psa")
-    load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
+    body = resnet.ResNet(backbone, stride, dilate=kind == "psa", frozen_bn=True)
+    if str(weights) != "none":
+        load_backbone(body, weights, backbone, resnet.RESNET_WEIGHTS)
     return AFFINITY_NETWORKS[kind](body), backbone
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.coco import decode, encode
+from ..datasets.coco import decode_mask, encode_mask
 from ..files import atomic_path
 from ..errors import InputError
 
@@ -97,7 +97,7 @@ def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
     segments = []
     try:
         for region in regions:
-            mask = decode(region["segmentation"], size)
+            mask = decode_mask(region["segmentation"], size)
             segments.append(Segment(mask, int(region.get("level", -1))))
     except (ValueError, TypeError, KeyError) as error:
         number = len(segments) + 1
@@ -123,6 +123,6 @@ def nest(segments: Sequence[Segment], share: float = 0.9) -> list[Segment]:
 
 def write_segments(folder: Path | str, name: str, segments: Iterable[np.ndarray]) -> None:
     """Write bool [H, W] masks, which may overlap, as FOLDER/NAME.json in SAM's form (COCO's run lengths)."""
-    regions = [{"segmentation": encode(np.asarray(segment, bool))} for segment in segments]
+    regions = [{"segmentation": encode_mask(np.asarray(segment, bool))} for segment in segments]
     with atomic_path(Path(folder) / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(regions))

@@ -197,7 +197,7 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     else:
         return []
     present = [index for index, name in enumerate(dataset.names) if name in have_file]
-    with_truth = [index for index in present if dataset.has_mask(index)]
+    with_truth = [index for index in present if dataset.masked[index]]
     step = max(1, len(with_truth) // SAMPLED_IMAGES)
     mious = {}
     for index in with_truth[::step]:
@@ -231,7 +231,7 @@ def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | No
     label_maps = {}
     if masks:
         label_maps["mask"] = read_mask(masks / f"{name}.png")
-    if dataset.has_mask(index):
+    if dataset.masked[index]:
         label_maps["truth"] = dataset.load_mask(index)
     for kind, labels in label_maps.items():
         resized = Image.fromarray(labels).resize(image.size, Image.Resampling.NEAREST)

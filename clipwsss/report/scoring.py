@@ -106,7 +106,7 @@ def _sum_over_masks(dataset: TagDataset, folder: Path, names: Iterable[str], job
                     work: Callable[[int], tuple]) -> list:
     """Sum, field by field, of `work(index)` over the images with a true mask; `names` have a file."""
     present = set(names)
-    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    masked = [index for index in range(len(dataset)) if dataset.masked[index]]
     missing = {index: f"{folder}: no file for image {dataset.names[index]}" for index in masked
                if dataset.names[index] not in present and index not in jobs.failures}
     jobs.leave_out(missing)
@@ -176,7 +176,7 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
         print("there are no masks, so no mIoU is computed")
         return {}
     names = ["background", *dataset.classes]
-    masked = [index for index in range(len(dataset)) if dataset.has_mask(index)]
+    masked = [index for index in range(len(dataset)) if dataset.masked[index]]
     own_part = shard(masked)
     tables = np.zeros((len(THRESHOLDS), len(names), len(names)), np.int64)
     progress = Progress(f"scoring {cams}", len(own_part))

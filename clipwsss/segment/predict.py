@@ -17,7 +17,7 @@ from ..datasets.base import MOST_PIXELS, Entry, files_of
 from ..datasets.folder import SUFFIXES
 from ..distributed import barrier
 from ..errors import InputError
-from ..networks.batch_norm import fuse_batch_norm
+from ..networks.resnet import fuse_batch_norm
 from ..networks.deeplab import multi_scale_logits
 from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress

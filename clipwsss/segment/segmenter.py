@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import InputError, input_errors
-from ..files import atomic_path, load_weights, load_weights_into, read_network, save_network
+from ..files import (atomic_path, load_backbone, load_weights, load_weights_into, read_network,
+                     save_network)
 from ..networks import deeplab, mask2former, resnet
-from ..files import load_backbone
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
@@ -38,7 +38,7 @@ def build_segmenter(design: dict, n_labels: int, weights: str | Path = "none") -
         network = deeplab.build(deeplab.Design(**design), n_labels)
     if from_deeplab_pytorch:
         load_deeplab_pytorch(network, stored, weights)
-    else:
+    elif str(weights) != "none":
         load_backbone(network.backbone, weights, design["backbone"], resnet.RESNET_WEIGHTS)
     return network, design
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..clip import CLIP, Architecture, tokenize
 from ..clip.tokenizer import decode
-from ..files import load_network, save_network
+from ..errors import input_errors
+from ..files import load_weights_into, read_network, save_network
 from ..progress import Progress
 from .scenes import ALL_SUBTYPES, BACKGROUNDS, CLASSES, ScenePainter
 
@@ -83,9 +84,13 @@ def save_toy_clip(model: ToyCLIP, path: Path) -> None:
 def load_toy_clip(path: Path = CLIP_WEIGHTS) -> ToyCLIP:
     """The toy CLIP of this package, or of another file of `python -m clipwsss.toy --train-clip`.
 
-    It is frozen, in float32 and in eval mode.
+    It is frozen, in float32 and in eval mode. InputError: a file that is missing, damaged or no toy CLIP.
     """
-    return load_network(path, TOY_CLIP, ToyCLIP).float().requires_grad_(False)
+    config, state = read_network(path, TOY_CLIP)
+    with input_errors(f"{path}: damaged; its config builds no toy CLIP: ", Exception):
+        model = ToyCLIP(**config)
+    load_weights_into(model, state, path)
+    return model.float().eval().requires_grad_(False)
 
 
 class SceneBatch(NamedTuple):

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.cams.maps import SCALES, merge_scales, multi_scale_maps
-from clipwsss.networks.batch_norm import fuse_batch_norm
+from clipwsss.networks.resnet import fuse_batch_norm
 
 
 def plain_loop(generator: torch.nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
@@ -39,7 +38,7 @@ def plain_loop(generator: torch.nn.Module, images: torch.Tensor) -> list[torch.T
 
 
 def ours(generator: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """As `write_cams`: a batch of images of one size, batch norm fuse_batch_norm."""
+    """As `write_cams`: a batch of images of one size, batch norm fused."""
     size = tuple(-(-side // 4) for side in images.shape[-2:])
     return merge_scales(multi_scale_maps(generator, images, SCALES, True), size)
 
@@ -54,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    generator = build_generator([f"class {k}" for k in range(20)], GeneratorSettings(weights="none")).eval()
+    generator = build_generator([f"class {k}" for k in range(20)], weights="none").eval()
     for module in generator.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # as trained ones, not the identity
             module.running_mean.normal_(0, 0.1)

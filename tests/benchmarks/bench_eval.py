@@ -30,13 +30,10 @@ class Masks:
 
     def __init__(self, folder: Path, names: list[str], n_classes: int = 20):
         self.folder, self.names, self.classes = folder, names, [f"class{i}" for i in range(n_classes)]
+        self.masked = [True] * len(names)
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def has_mask(self, index: int) -> bool:
-        """Every image has one."""
-        return True
 
     def load_mask(self, index: int) -> np.ndarray:
         """True label map uint8 [H,W]."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.cams.weaktr import WeakTr
 from clipwsss.networks import vit
@@ -27,7 +26,7 @@ def plain(generator: WeakTr, images: Tensor) -> Tensor:
 
 
 def all_attention(generator: WeakTr, images: Tensor) -> Tensor:
-    """What a plain reading of the paper holds: every block's attention until the end."""
+    """A plain reading of the paper, which keeps every block's attention until the end."""
     tokens, _ = generator.embed(images)
     held = []
     for block in generator.blocks:
@@ -37,7 +36,7 @@ def all_attention(generator: WeakTr, images: Tensor) -> Tensor:
 
 
 def maps(generator: WeakTr, images: Tensor) -> Tensor:
-    """Our maps, an image and a head at a time."""
+    """Our maps: one image and one head at a time."""
     return generator(images)
 
 
@@ -53,11 +52,11 @@ def memory(field: str) -> int:
 def one(name: str, batch: int, side: int, rounds: int) -> None:
     """Print the weights' bytes, a pass's peak beyond them, and its best time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = build_generator([str(k) for k in range(20)], GeneratorSettings("deit_small", "none"))
+    generator = build_generator([str(k) for k in range(20)], "deit_small", "none")
     generator.eval().to(device)
     images = torch.rand(batch, 3, side, side, device=device)
     weights = sum(p.numel() * 4 for p in generator.parameters())
-    PASSES[name](generator, images[:1, :, :64, :64])  # what is made once
+    PASSES[name](generator, images[:1, :, :64, :64])  # allocates what stays
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
