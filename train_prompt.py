@@ -17,15 +17,14 @@ from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network, write_json
 from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
-from clipwsss.guidance.objectives import Adapter
 from clipwsss.guidance.choices import WordChoices, own_name_shares, read_choices, select_words
+from clipwsss.guidance.losses import (PROMPT_EPSILON, Adapter, background_prompt_loss, class_prompt_loss,
+                                      guided_loss)
 from clipwsss.guidance.method_flags import loss_flags, prompt_flags
-from clipwsss.guidance.objectives import (PROMPT_EPSILON, background_prompt_loss, class_prompt_loss,
-                                          guided_loss)
 from clipwsss.guidance.prompts import LearnedPrompt, read_learned, save_learned
 from clipwsss.guidance.regions import (Regions, cam_file_regions, check_cam_files, generator_regions,
                                        load_clip)
-from clipwsss.guidance.words import Words, encode_words, load_words, read_words, without_candidates
+from clipwsss.guidance.words import Words, encode_words, load_words, read_words
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, stage_folder,
                               start_run, training_flags, training_settings)
 from clipwsss.presets import find_block
@@ -155,15 +154,20 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
     groups.append({"params": list(modules["adapters"].parameters()), "lr": args.adapter_lr or training.lr})
     if "class_prompt" in modules:
         groups.append({"params": [modules["class_prompt"].vectors], "lr": args.prompt_lr})
-    kept = {}
-    if validation is not None:
-        best = BestEpoch()
-        kept["best"] = best
-    if choices is not None:
+    chooses_again = choices is not None and args.reselect_every > 0
+    if not chooses_again and validation is None:
+        fit(run, loader, loss, modules, groups, training)
+        return
+
+    best = BestEpoch()
+    kept = {}  # beside the modules in each checkpoint
+    if chooses_again:
         kept["choices"] = choices
+    if validation is not None:
+        kept["best"] = best
 
     def after_epoch(epoch: int) -> None:
-        if choices is not None:
+        if chooses_again:
             choices.share()
         if validation is not None:
             miou = cam_miou(generator, validation, args.cam_batch_size, args.workers)
@@ -277,11 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     dataset = open_dataset(args)
     scored = open_scored(args, dataset)
+    listed = read_words(args.background_words) if args.background_words else None
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
-                       args.person)
-    if args.background_words:
-        listed = without_candidates(read_words(args.background_words), words.candidates)
-        words = words._replace(background=listed)
+                       args.person, listed)
     if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
         print("--class-prompt word: no class has synonyms, so that its own name is the only candidate. For "
               f"candidates: python -m clipwsss.guidance.propose --classes {args.data_root}/classes.txt "

@@ -19,7 +19,7 @@ from clipwsss.distributed import is_main
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
-from clipwsss.options import (COMMAND_LINE, inference_flags, open_dataset, parse, script_parser, stage_folder,
+from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser, stage_folder,
                               start_run, start_weights, training_flags, training_settings)
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_label_miou
@@ -28,7 +28,7 @@ from clipwsss.segment.predict import (FUSIONS, Photos, image_files, predict_imag
                                       write_label_maps)
 from clipwsss.segment.segmenter import (SEGMENTERS, build_segmenter, export_network, load_segmenter,
                                         save_segmenter)
-from clipwsss.training import compile_networks, fit, pick_device, seed_everything
+from clipwsss.training import PRECISIONS, compile_networks, fit, pick_device, seed_everything
 
 PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is written after each epoch
 
@@ -84,7 +84,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="average predictions with those of the mirrored images")
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="largest number of images, all of the same size, that are predicted together")
-    inference_flags(add)
+    add("--test-precision", choices=PRECISIONS, default="auto",
+        help="number format in inference; auto takes bf16 where the device supports it natively")
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="train nothing: segment these images and folders of images with the segmenter of "

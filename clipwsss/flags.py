@@ -76,30 +76,22 @@ class ScriptParser(Parser):
                           help="show every flag and exit")
 
 
-def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """The type of a whole number from `low` to `high`, both included."""
-    def check(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {range_text(low, high)}")
-        return value
-    return check
-
-
-def real(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """The type of a finite number from `low` to `high`, both included."""
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """The type of a finite number of `kind` int or float from `low` to `high`, both included."""
     def check(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {range_text(low, high)}")
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {range_text(low, high)}")
         return value
     return check
+
+
+whole = partial(number, int)  # whole(1, 64): a whole number from 1 to 64
+real = partial(number, float)
 
 
 def range_text(low: float, high: float) -> str:

@@ -10,7 +10,7 @@ from .datasets.loaders import make_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
-from .options import inference_flags
+from .training import PRECISIONS
 
 
 def generator_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,8 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
     add("--flip", action=switch, default=True, help="also average the CAMs of the mirror image")
     add("--cam-batch-size", type=whole(1, 65536), default=4,
         help="number of images in a forward pass when CAMs are made; these images have one size")
-    inference_flags(add)
+    add("--test-precision", choices=PRECISIONS, default="auto",
+        help="number format in inference; auto takes bf16 where the device supports it natively")
     add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="format of CAM files; npz: .npz with maps at a quarter of the image's size; full: .npz with "
         "maps at full size too; irn: .npy as in IRN's code; psa: .npy as in PSA's and WeakTr's code")

@@ -10,7 +10,7 @@ from .errors import InputError
 from .flags import ScriptParser, real, whole
 from .presets import SPLITS, find_block
 from .run import Run, fingerprint_inputs, refuse_overlap
-from .training import OPTIMIZERS, SCHEDULES, Training
+from .training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 
 COMMAND_LINE = "the command line"  # what `set_by` says of a flag that was given
 ESSENTIAL = ("dataset", "data_root", "preset", "split", "skip_bad", "out", "quiet", "device", "seed",
@@ -86,18 +86,12 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
         help="number of steps in which the learning rate rises linearly to --lr")
     add("--clip-norm", type=real(0), default=0.0,
         help="norm to which larger gradients are clipped; 0 disables gradient clipping")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="fp32",
+    add("--precision", choices=PRECISIONS, default="fp32",
         help="number format in training; bf16 is torch's autocast to bfloat16, and auto takes it where the "
         "device supports it natively")
     add("--compile", action="store_true", help="compile the networks by torch.compile before training")
     add("--sync-bn", action="store_true",
         help="with several GPUs: batch norm that trains takes its statistics from the images of all GPUs")
-
-
-def inference_flags(add: Callable[..., argparse.Action]) -> None:
-    """The flag of networks that are not being trained."""
-    add("--test-precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="number format in inference; auto takes bf16 where the device supports it natively")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from .run import Run
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("poly", "cosine", "constant")
+PRECISIONS = ("auto", "fp32", "bf16")  # of networks, see `use_bf16`
 
 
 def pick_device(name: str) -> torch.device:
@@ -50,11 +51,6 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which networks compute as `use_bf16` says."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device))
 
 
 def compile_networks(*networks: nn.Module) -> None:
@@ -226,11 +222,12 @@ def _train_epoch(loader: DataLoader, joined: nn.Module,
                  training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
     """One pass over the loader; the mean of each term."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    low_precision = use_bf16(training.precision, device)
     sums: dict[str, Tensor] = {}
     for count, batch in enumerate(loader, 1):
         complete = count % training.accumulate == 0 or count == len(loader)
         with nullcontext() if complete or world_size() == 1 else joined.no_sync():
-            with autocast(training.precision, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
                 terms = joined(batch.to(device))
             if not torch.isfinite(terms["loss"]):
                 shown = {name: round(value.item(), 4) for name, value in terms.items()}

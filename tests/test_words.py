@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from clipwsss import clip
 from clipwsss.errors import InputError
-from clipwsss.guidance.words import ASSETS, corpora, encode_words, load_words, without_candidates
+from clipwsss.guidance.words import ASSETS, corpora, encode_words, load_words
 
 
 def test_voc_and_coco_words():
@@ -55,7 +55,8 @@ def test_every_voc_class_has_four_names_where_the_release_has():
 def test_own_data_words(tmp_path):
     words = load_words("folder", ["lake", "cat"], synonyms={"cat": ["kitty", "cat", "moggy"]})
     assert words.candidates == [["lake"], ["cat", "kitty", "moggy"]] and "lake" not in words.background
-    assert without_candidates(["sea", "kitty", "sea", "lake"], words.candidates) == ["sea"]
+    listed = load_words("folder", ["lake", "cat"], {"cat": ["kitty"]}, background=["sea", "kitty", "sea", "lake"])
+    assert listed.background == ["sea"]
     path = tmp_path / "s.json"
     path.write_text('{"cat": ["tabby", "tom", "puss"]}')
     assert load_words("folder", ["lake", "cat"], None, path, 2).candidates[1] == ["cat", "tabby", "tom"]

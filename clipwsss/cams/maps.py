@@ -13,7 +13,7 @@ from ..distributed import barrier
 from ..errors import InputError
 from ..networks.resnet import fuse_batch_norm
 from ..progress import Progress
-from ..training import autocast
+from ..training import use_bf16
 from .cam_files import CAM_STRIDE, FORMATS, write_cam
 
 SCALES = (1.0, 0.5, 1.5, 2.0)
@@ -134,7 +134,7 @@ def write_cams(generator: MapGenerator, loader: DataLoader, folder: Path, scales
     network = fuse_batch_norm(generator)
     for batch in loader:
         height, width = batch.images.shape[-2:]
-        with autocast(precision, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
             outputs = multi_scale_maps(network, batch.images.to(device, non_blocking=True), scales, flip)
         small = (math.ceil(height / CAM_STRIDE), math.ceil(width / CAM_STRIDE))
         cams = merge_scales(outputs, small, from_minimum=generator.from_minimum)

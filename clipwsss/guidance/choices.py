@@ -51,32 +51,30 @@ class WordChoices:
         """
         cosines = (F.normalize(regions.float(), dim=-1)[:, None] * self.text[classes]).sum(dim=-1)
         for name, k, row in zip(names, classes.tolist(), cosines.tolist()):
-            self.fresh.setdefault(name, {})[k] = row[:len(self.candidates[k])]
-        self.add(self.fresh)
+            own = row[:len(self.candidates[k])]  # without the padding
+            self.similarities.setdefault(name, {})[k] = own
+            self.fresh.setdefault(name, {})[k] = own
 
     def share(self) -> None:
         """Let every process know what each has measured since the last call."""
         for measured in gather(self.fresh):
-            self.add(measured)
+            for name, by_class in measured.items():
+                self.similarities.setdefault(name, {}).update(by_class)
         self.fresh = {}
 
-    def add(self, measured: Similarities) -> None:
-        """Take similarities that were measured elsewhere."""
-        for name, by_class in measured.items():
-            self.similarities.setdefault(name, {}).update(by_class)
-
-    def chosen(self, name: str, k: int) -> int:
-        """The index of the chosen candidate of class k in an image; InputError where nothing was measured."""
-        if k not in self.similarities.get(name, {}):
-            raise InputError(f"image {name}: no word was chosen for class {self.candidates[k][0]!r}, because "
-                             "its CAM file is missing")
-        cosines = self.similarities[name][k]
-        return cosines.index(max(cosines))
-
     def chosen_text(self, names: Sequence[str], classes: Tensor) -> Tensor:
-        """Features [N,D] of the chosen words of N pairs of image and class; classes [N]."""
-        picks = [self.chosen(name, k) for name, k in zip(names, classes.tolist())]
-        return self.text[classes, torch.tensor(picks, dtype=torch.long, device=classes.device)]
+        """Features [N,D] of the chosen words of N pairs of image and class; classes [N].
+
+        InputError names an image and class for which nothing was measured.
+        """
+        chosen = []
+        for name, k in zip(names, classes.tolist()):
+            if k not in self.similarities.get(name, {}):
+                raise InputError(f"image {name}: no word was chosen for class {self.candidates[k][0]!r}, "
+                                 "because its CAM file is missing")
+            cosines = self.similarities[name][k]
+            chosen.append(cosines.index(max(cosines)))
+        return self.text[classes, torch.tensor(chosen, dtype=torch.long, device=classes.device)]
 
     def table(self, classes: Sequence[str]) -> dict:
         """What prompts.json holds: image -> class -> chosen word and the similarity of every candidate."""
@@ -84,7 +82,7 @@ class WordChoices:
         for name, by_class in sorted(self.similarities.items()):
             for k, cosines in sorted(by_class.items()):
                 similarity = {word: round(value, 4) for word, value in zip(self.candidates[k], cosines)}
-                word = self.candidates[k][self.chosen(name, k)]
+                word = self.candidates[k][cosines.index(max(cosines))]
                 table.setdefault(name, {})[classes[k]] = {"word": word, "similarity": similarity}
         return table
 
@@ -96,7 +94,8 @@ class WordChoices:
                 if list(entry["similarity"]) != words:
                     raise InputError(f"--prompts: the word of image {name}, class {label!r} was chosen from "
                                      "other candidates; choose again without --prompts")
-                self.add({name: {classes.index(label): list(entry["similarity"].values())}})
+                cosines = list(entry["similarity"].values())
+                self.similarities.setdefault(name, {})[classes.index(label)] = cosines
 
     def state_dict(self) -> dict:
         """What a checkpoint keeps."""

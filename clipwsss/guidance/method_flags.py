@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..datasets.transforms import AUGMENTS
 from ..flags import real, whole
-from .objectives import ADAPTERS
+from .losses import ADAPTERS
 from .prompts import PROMPT_STARTS
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")

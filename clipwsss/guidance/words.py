@@ -45,12 +45,13 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
 
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
                synonyms_file: Path | str | None = None, n_synonyms: int | None = None,
-               person: str | None = None) -> Words:
+               person: str | None = None, background: list[str] | None = None) -> Words:
     """The words of a data set: those of its JSON asset, or else its class names with `synonyms`.
 
     synonyms_file: a JSON file (class -> list of words) or the name of one of the data set's `corpora`, whose
     candidates replace those of the classes that it names. n_synonyms: the number of synonyms of a class that
-    are used. person: the prompt name of that class. A data set without an asset has CLIMS' background words
+    are used. person: the prompt name of that class. background: words in place of the data set's; words that
+    stand for a class are left out. A data set without an asset has CLIMS' background words
     for VOC, without those that stand for one of its classes. InputError on a file that is not such JSON or
     names an unknown class.
     """
@@ -71,13 +72,10 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
     for name, label in zip(names, classes):
         words = [name, *synonyms.get(label, [])[:n_synonyms]]
         candidates.append(list(dict.fromkeys(words)))
-    return Words(list(classes), names, candidates, without_candidates(known["background"], candidates))
-
-
-def without_candidates(words: Sequence[str], candidates: Sequence[Sequence[str]]) -> list[str]:
-    """Background words, each once, without those that stand for a class."""
+    listed = known["background"] if background is None else background
     taken = {word for row in candidates for word in row}
-    return [word for word in dict.fromkeys(words) if word not in taken]
+    return Words(list(classes), names, candidates,
+                 [word for word in dict.fromkeys(listed) if word not in taken])
 
 
 def read_words(path: Path) -> list[str]:

@@ -22,7 +22,7 @@ from ..networks.deeplab import multi_scale_logits
 from ..pictures import overlay, save, shares, with_legend, write_mask
 from ..progress import Progress
 from ..refine.crf import dense_crf, unary_from_probabilities
-from ..training import autocast
+from ..training import use_bf16
 
 # The CRF of deeplab-pytorch for VOC 2012: 10 steps, kernels (sxy, weight) and (sxy, srgb, weight).
 CRF_STEPS = 10
@@ -94,14 +94,14 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
     """Yield (name, image uint8 [H,W,3], probabilities float32 [n_labels,H,W]) of each image of a loader.
 
     loader: batches of whole images, as `size_loader` makes them. scales, flip, fusion: see `probabilities`.
-    precision: `fp32`, `bf16` or `auto`, see `training.autocast`. The network computes on its own device.
+    precision: `fp32`, `bf16` or `auto`, see `training.use_bf16`. The network computes on its own device.
     """
     device = next(network.parameters()).device
     network = fuse_batch_norm(network)
     progress = Progress("predict", sum(len(batch) for batch in loader.batch_sampler))
     for batch in loader:
         images = batch.images.to(device, non_blocking=True)
-        with autocast(precision, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
             likelihoods = probabilities(network, images, scales, flip, fusion).cpu().numpy()
         pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield from zip(batch.names, pixels, likelihoods)

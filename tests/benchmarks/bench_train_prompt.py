@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT))
 from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture, tokenize
 from clipwsss.datasets import Batch
-from clipwsss.guidance.objectives import Adapter
+from clipwsss.guidance.losses import Adapter
 from clipwsss.guidance.losses import attract, repel, similarity, suppress
-from clipwsss.guidance.objectives import guided_loss
+from clipwsss.guidance.losses import guided_loss
 from clipwsss.guidance.regions import generator_regions
 from clipwsss.guidance.words import encode_words, load_words
 from clipwsss.training import joined_loss
