@@ -46,14 +46,14 @@ def get_parser() -> argparse.ArgumentParser:
     parser = script_parser(__doc__, "python eval.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
                            "--split val",
                            ("cams", "masks", "report", "json", "per_image", "confusion", "pictures"))
-    add = parser.add_argument_group("folders to score (default: those outputs of the stages in RUNS/DATASET "
-                                    "that hold images of the split)").add_argument
+    add = parser.add_argument_group("folders to score (default: all outputs of the other scripts in "
+                                    "RUNS/DATASET that hold images of the split)").add_argument
     add("--cams", type=Path, nargs="+", metavar="DIR",
         help="folders of CAM files, written by this library, by IRN or by PSA")
     add("--masks", type=Path, nargs="+", metavar="DIR",
         help="folders of label maps NAME.png: pseudo masks or predictions")
     add("--thresholds", type=real(0, 1), nargs="+", default=THRESHOLDS, metavar="T",
-        help="background thresholds to score CAMs at; the best one is reported in detail")
+        help="background thresholds at which CAMs are scored; the one of highest mIoU is reported in detail")
     add = parser.add_argument_group("outputs").add_argument
     add("--report", type=Path, nargs="+", metavar="RUN",
         help="write OUT/report.html, which shows these finished runs side by side, and score nothing")

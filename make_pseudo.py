@@ -1,4 +1,7 @@
-"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks."""
+"""Stage 3: refine class activation maps (random walk, dense CRF, segments) and write pseudo masks.
+
+The same command continues an interrupted run.
+"""
 import argparse
 import json
 import sys
@@ -73,42 +76,45 @@ def get_parser() -> argparse.ArgumentParser:
                            ("refine", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
     add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
-        help="stages of refinement in their order: at most one random walk (color, irn or psa), then crf; "
-        "`none` writes the masks of the CAMs and cannot be combined with other stages")
-    add("--cams", type=Path, help="folder of CAM files in our format, IRN's or PSA's (default: the CAMs of "
-        "train_prompt.py)")
+        help="stages of refinement in their order: at most one random walk (color needs no training, irn and "
+        "psa train an affinity network), then crf; `none` refines nothing and cannot be combined with "
+        "other stages")
+    add("--cams", type=Path, help="folder of CAM files of this library, of IRN or of PSA (default: the "
+        "CAMs of train_prompt.py)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
-        help="score of the background in every pixel; auto: the score of highest mIoU on the scored images, "
-        "before CRF and segments; alpha: PSA's background map, which takes part in the walk")
+        help="score of the background at every pixel; auto: the score of highest mIoU on the images of "
+        "--score-split, before CRF and segments; alpha: PSA's background map, which takes part in the walk")
     add("--alpha", type=real(0), default=16.0,
         help="exponent of PSA's background map (1 - max CAM)^alpha, for --threshold alpha")
     add("--radius", type=whole(2, 64), default=5,
-        help="radius of the walk: cells of its grid that are closer than this have an affinity")
+        help="the walk steps between cells of its grid that are closer than this")
     add("--beta", type=real(0), default=10.0, help="exponent of the affinities in the walk")
-    add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="2**N steps of the walk")
+    add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="the walk takes 2**N steps")
     add("--color-stride", type=whole(1, 64), default=4,
-        help="side in pixels of the cells on which the color walk moves")
+        help="side in pixels of a cell of the color walk's grid")
     add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON) from "
         "which the masks are painted, as in FMA-WSSS; --segments cannot be combined with crf")
     add("--segment-power", type=real(0), default=0.6,
         help="exponent of a segment's background score, (1 - largest class score)^power")
     add("--score-split",
         help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
-    add("--layout", choices=tuple(LAYOUTS), help="also write the masks in the folder layout of other "
-        "libraries, to OUT/voc or OUT/mmseg")
+    add("--layout", choices=tuple(LAYOUTS), help="also copy images and masks to OUT/voc in VOC's "
+        "layout, or to OUT/mmseg in that of mmsegmentation")
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
-        help="trained affinity network to use instead of training one (for irn also IRN's res50_irn.pth)")
+        help="affinity.pt of another run, used instead of training a network (for irn also IRN's "
+        "res50_irn.pth)")
     add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
-        help="irn: two background scores: CAMs above FG are surely foreground, CAMs below BG are surely "
-        "background (CLIMS: 0.3 0.1); psa: the exponents of its background map for the same two choices")
+        help="training labels; irn: two scores of the background; pixels are surely a class where a CAM "
+        "exceeds FG, and surely background where none exceeds BG (CLIMS: 0.3 0.1); psa: two exponents of "
+        "its background map for the same purpose")
     add("--backbone", choices=RESNETS, default="resnet50", help="backbone of the affinity network")
     add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
-        "(the one of train_prompt.py), or a file of torchvision or of a generator")
+        "(the generator.pt of train_prompt.py), or a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="range of the random factor by which training images are scaled")
     add("--train-radius", type=whole(2, 64), default=10,
-        help="radius of training: pairs of cells of the network's grid that are closer than this")
+        help="training uses pairs of cells of the network's grid that are closer than this")
     training_flags(parser, resumes=False)
     return parser
 

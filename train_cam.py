@@ -29,13 +29,14 @@ def get_parser() -> argparse.ArgumentParser:
                            ("backbone", "weights", "init", "cam_format"))
     add = parser.add_argument_group("classifier").add_argument
     add("--backbone", choices=tuple(KIND_OF_BACKBONE), default="resnet50", help="network of the classifier")
-    add("--weights", default="imagenet", help="what the backbone starts from: imagenet, none (random "
-        "weights), a file of weights, or auto (imagenet if its weights are on disk or can be downloaded, "
-        "else none)")
-    add("--init", help="generator file to start from; with --epochs 0 only its CAMs are made")
+    add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none "
+        "(random weights), a file of weights, or auto (imagenet if its weights are on disk or can be "
+        "downloaded, else none)")
+    add("--init", help="file of a generator to start from; --epochs 0 then writes its CAMs without training")
     add("--output-stride", type=whole(1, 64), default=16,
-        help="image size over map size of a ResNet (32, 16 or 8; resnet_tiny: 4)")
-    add("--val-split", default="val", help="split on which the classifier's mAP is measured; '' skips this")
+        help="ratio of the image size to the size of a ResNet's maps: 32, 16 or 8 (resnet_tiny: 4)")
+    add("--val-split", default="val",
+        help="split on which the classifier's mAP is measured; an empty string measures none")
     training_flags(parser)
     generator_flags(parser)
     return parser

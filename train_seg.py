@@ -43,8 +43,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--network", choices=SEGMENTERS, default="deeplabv2",
         help="network of the segmenter; mask2former needs the optional package transformers")
     add("--weights", default="imagenet",
-        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py), a weights "
-        "file of torchvision or deeplab-pytorch; for mask2former the name or folder of a transformers model")
+        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py), or a file of "
+        "torchvision or deeplab-pytorch; for mask2former none, or the name or folder of a transformers model")
     add("--backbone", choices=RESNETS, default="resnet101", help="ResNet of DeepLab")
     add("--output-stride", type=whole(1, 64), default=8,
         help="ratio of the image size to the size of DeepLab's feature maps")
@@ -60,14 +60,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="folder of the training masks, or `truth` for the true masks of the data set (default: the "
         "masks of make_pseudo.py)")
     add("--iterations", type=whole(1), default=20000, metavar="N",
-        help="number of optimiser steps; not used where --epochs is given")
+        help="number of optimiser steps, unless --epochs is given")
     add("--accumulate", type=whole(1, 65536), default=2,
         help="number of batches whose gradients are averaged in one optimiser step")
     add("--scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5), action=Ascending,
         help="training scales: one is drawn for each image; two values are the ends of a range")
     add("--balanced", action="store_true",
-        help="average the cross entropy over foreground and background pixels separately, and weigh each by "
-        "0.5")
+        help="average the cross entropy over foreground and background pixels separately, and weight each "
+        "by 0.5")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of the new layers divided by that of the backbone (twice this for the biases of "
         "DeepLabV2's ASPP)")
@@ -85,16 +85,17 @@ def get_parser() -> argparse.ArgumentParser:
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="largest number of images, all of the same size, that are predicted together")
     add("--test-precision", choices=PRECISIONS, default="auto",
-        help="precision of inference; auto takes bf16 where the device supports it natively")
+        help="number format in inference; auto takes bf16 where the device supports it natively")
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
-        help="segment these images, or the images in these folders, with a trained segmenter; write label "
-        "maps and overlays")
+        help="train nothing: segment these images and folders of images with the segmenter of "
+        "--checkpoint, or of OUT, and write label maps and overlays to the folder `predicted` beside it")
     add("--submit", type=file_to_write(".tgz", ".tar.gz", ".json"), metavar="FILE",
         help="write the predictions of the split in the format of the VOC server (.tgz) or as COCO results "
         "(.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
-        help="write a trained segmenter as a torch.export program (.pt2) or as ONNX (.onnx)")
+        help="train nothing: write the segmenter of --checkpoint, or of OUT, as a torch.export program "
+        "(.pt2) or as ONNX (.onnx)")
     training_flags(parser)
     return parser
 

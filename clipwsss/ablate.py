@@ -82,11 +82,13 @@ BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 def get_parser() -> argparse.ArgumentParser:
     tables = json.loads(TABLES.read_text())
-    parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0])
+    titles = "\n".join(f"  {name:<11} {table['title']}" for name, table in tables.items())
+    parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
+                    epilog=f"tables:\n{titles}")
     add = parser.add_argument
-    titles = "; ".join(f"{name}: {table['title']}" for name, table in tables.items())
-    add("--table", choices=sorted(tables), required=True, help=titles.replace("%", "%%"))
-    add("--dataset", choices=DATASETS, default="toy", help="the data set")
+    add("--table", choices=sorted(tables), required=True, metavar="TABLE",
+        help="table to run, one of those listed below")
+    add("--dataset", choices=DATASETS, default="toy", help="data set on which the rows are run")
     add("--data-root", type=Path,
         help="folder of the data set; toy: without it, a world is drawn for each seed")
     add("--runs", type=Path, default=Path("runs"), help="all runs are written below RUNS/DATASET/ablate")
@@ -98,10 +100,13 @@ def get_parser() -> argparse.ArgumentParser:
         help="toy: half-size of the smallest object as a fraction of the image's side")
     add("--seeds", type=whole(1), default=3, help="number of seeds; each row is run once with each seed")
     add("--first-seed", type=whole(0), default=0, help="the first seed; the others follow it")
-    add("--through", choices=THROUGH, help="run every row up to this stage (default: as the table says)")
-    add("--only", nargs="+", metavar="ROW", help="show only these rows, and run only what they need")
+    add("--through", choices=THROUGH,
+        help="last script that is run for each row (default: that of the table)")
+    add("--only", nargs="+", metavar="ROW",
+        help="rows of the table to show; the rows that they start from are run too (default: all rows)")
     add("--flags", nargs=argparse.REMAINDER,
-        help="flags that are added to every train_prompt row; everything after --flags belongs to it")
+        help="flags of train_prompt.py that are added to each of its rows; --flags comes last on the command "
+        "line")
     return parser
 
 

@@ -1,7 +1,8 @@
-"""The whole pipeline on the toy world.
+"""Run the whole pipeline on the toy world, a small drawn data set.
 
-Draws a toy world, runs the five scripts on it one after another, and prints what each stage added and why.
-The runs are CLIMS, POLE with its pseudo masks and segmenter, and SemPLeS.
+The demo draws a toy world, runs the five scripts on it one after another, and prints each stage's mIoU, what
+the stage added to it, and what the stage does. The runs are CLIMS, POLE with its pseudo masks and segmenter,
+and SemPLeS.
 """
 import json
 import os
@@ -58,7 +59,8 @@ def get_parser() -> Parser:
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world and of all training")
     add("--quick", action="store_true",
         help="draw fewer images and train for fewer epochs: a check that all stages run")
-    add("--retrain-clip", action="store_true", help="also train the toy CLIP from scratch (takes minutes)")
+    add("--retrain-clip", action="store_true",
+        help="first train the toy CLIP from scratch, which takes minutes")
     return parser
 
 

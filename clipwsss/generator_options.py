@@ -18,36 +18,40 @@ def generator_flags(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
     add("--generator", choices=tuple(GENERATORS), default="resnet",
-        help="kind of network that makes the CAMs")
+        help="network that makes the CAMs: a ResNet, or WeakTr's vision transformer")
     add("--freeze-stages", type=whole(0, 5), default=0,
-        help="resnet: number of stages that do not learn; 1: the stem (CLIMS), 3: also layer1, layer2 (IRN)")
+        help="resnet: number of stages that are not trained; 1 is the stem (CLIMS), 3 are the stem, layer1 "
+        "and layer2 (IRN)")
     add("--frozen-bn", action=switch, default=False,
-        help="resnet: keep the statistics of batch norm in training (IRN)")
+        help="resnet: batch norm keeps its stored statistics in training (IRN)")
     add("--pooling", choices=("avg", "max"), default="max",
-        help="weaktr: pooling of the attention features over the tokens")
+        help="weaktr: how the attention fusion pools the attention's features over the tokens")
     add("--reduction", type=whole(1, 16), default=8,
-        help="weaktr: number of attention heads over the inner width of the attention fusion")
+        help="weaktr: number of attention heads divided by the hidden width of the attention fusion")
     add("--drop-path", type=real(0, 0.9), default=0.1,
-        help="weaktr: probability of leaving out the last block in training")
+        help="weaktr: probability that training skips the last block (stochastic depth); it falls linearly "
+        "to 0 in the first block")
     add("--head-ratio", type=real(0, 1e4), default=10.0,
-        help="learning rate of the new layers over that of the backbone")
+        help="learning rate of the new layers divided by that of the backbone")
     add("--resize-long", type=whole(0, 16384), nargs=2, default=[320, 640], metavar=("LO", "HI"),
-        action=Ascending, help="range of an image's long side before cropping; 0 0 does not resize")
+        action=Ascending, help="--augment crop: range of the random length in pixels to which an image's "
+        "long side is resized; 0 0 does not resize")
     add("--augment", choices=AUGMENTS, default="crop",
-        help="training crops: crop resizes as --resize-long says and crops; area takes a part of random size "
-        "and shape; strong adds RandAugment and erasing (DeiT)")
+        help="training crops: crop is a square of the resized image (--resize-long, --brightness); area is a "
+        "part of random area and shape; strong is area with RandAugment and random erasing (DeiT)")
     add = parser.add_argument_group("CAMs").add_argument
-    add("--score-split", help="split whose CAMs are scored against true masks (default: --split)")
+    add("--score-split", help="split whose CAMs are scored against true masks, a part of --split; without "
+        "it, all of --split")
     add("--scales", type=real(0.1, 8), nargs="+", default=[1.0],
-        help="image scales that CAMs are averaged over")
-    add("--flip", action=switch, default=True, help="also average over the mirror image")
+        help="scales of the image over which CAMs are averaged")
+    add("--flip", action=switch, default=True, help="also average the CAMs of the mirror image")
     add("--cam-batch-size", type=whole(1, 65536), default=4,
-        help="images of one size in a forward pass when CAMs are made")
+        help="number of images in a forward pass when CAMs are made; these images have one size")
     add("--test-precision", choices=PRECISIONS, default="auto",
-        help="precision of inference; auto takes bf16 where the device supports it natively")
+        help="number format in inference; auto takes bf16 where the device supports it natively")
     add("--cam-format", choices=tuple(FORMATS), default="npz",
-        help="npz: maps at a quarter of the image's size; full: also at full size; irn: the .npy files of "
-        "IRN; psa: those of PSA and WeakTr")
+        help="format of CAM files; npz: .npz with maps at a quarter of the image's size; full: .npz with "
+        "maps at full size too; irn: .npy as in IRN's code; psa: .npy as in PSA's and WeakTr's code")
 
 
 def generator_settings(args: argparse.Namespace) -> dict[str, object]:

@@ -25,16 +25,17 @@ def script_parser(description: str, example: str, essential: Sequence[str] = ())
     parser = ScriptParser(description, example, (*ESSENTIAL, *essential))
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=tuple(DATASETS), default="voc12",
-        help="data set; it also selects the preset values")
-    add("--data-root", type=Path, help="folder of the data set (toy: it is drawn there if it is missing)")
+        help="data set (folder: your own images); the defaults of other flags depend on it")
+    add("--data-root", type=Path, help="folder of the data set (toy: drawn if it is missing)")
     add("--preset", choices=("paper", "quick"), default="paper",
-        help="values of the other flags: as published, or a first look in minutes on 2 CPU cores")
+        help="defaults of the other flags: as published, or for a quick run on 2 CPU cores")
     add("--split", default="train", help="split of the data set that the script works on")
     add("--crowds", choices=tuple(CROWDS), default="background",
-        help="coco14: the label of crowd regions in the true masks (CLIMS' release: background)")
+        help="coco14: whether crowd regions are background in the true masks (CLIMS' release) or ignored")
     add("--max-pixels", type=whole(16), default=MOST_PIXELS,
-        help="refuse images with more pixels than this without decoding them")
-    add("--skip-bad", action="store_true", help="leave bad files out and list them, instead of stopping")
+        help="largest number of pixels of an image; a larger image is an error and is not decoded")
+    add("--skip-bad", action="store_true",
+        help="leave out and list images with missing or damaged files, instead of stopping")
     return parser
 
 
@@ -45,11 +46,12 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
     """
     add = parser.add_argument_group("run").add_argument
     add("--runs", type=Path, default=Path("runs"),
-        help="folder of all runs; a stage reads and writes RUNS/DATASET/STAGE by default")
-    add("--out", type=Path, help="folder of this run, in place of RUNS/DATASET/STAGE")
+        help="folder of all runs; each script reads and writes RUNS/DATASET/SCRIPT by default")
+    add("--out", type=Path, help="folder of this run (default: RUNS/DATASET/SCRIPT)")
     add("--workers", type=whole(0, 256), default=2,
         help="number of additional processes that load or write data")
-    add("--dry-run", action="store_true", help="print every setting and what set it as JSON, and stop")
+    add("--dry-run", action="store_true",
+        help="print every setting and the preset block that set it, as JSON, and stop")
     add("--quiet", action="store_true", help="print errors only")
     return add
 
@@ -58,31 +60,38 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
     """The flags of the run and of the optimiser, for the scripts that train; presets.py has their values."""
     add = run_flags(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="device; auto takes CUDA where it is available")
-    add("--tensorboard", action="store_true", help="also log for TensorBoard (optional package tensorboard)")
+        help="device to compute on; auto takes CUDA where it is available")
+    add("--tensorboard", action="store_true",
+        help="also write the log for TensorBoard (needs the package tensorboard)")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of all random numbers")
-    add("--overwrite", action="store_true", help="start anew in a folder that already holds a run")
+    add("--overwrite", action="store_true", help="delete the run that the folder holds, and start anew")
     if resumes:
-        add("--resume", action="store_true", help="continue exactly where a run was interrupted")
+        add("--resume", action="store_true", help="continue an interrupted run exactly where it stopped")
     add = parser.add_argument_group("training").add_argument
-    add("--crop-size", type=whole(16, 4096), help="side of the training crops in pixels")
+    add("--crop-size", type=whole(16, 4096), help="side of the square training crops in pixels")
     add("--brightness", type=real(0, 1), default=0.0,
-        help="B multiplies the brightness of training images by a random factor from 1 - B to 1 + B")
-    add("--batch-size", type=whole(1, 65536), help="images in a batch, of all processes together")
-    add("--epochs", type=whole(0), help="passes over the split")
-    add("--lr", type=real(0, 100), help="learning rate of the backbone")
-    add("--optimizer", choices=OPTIMIZERS, help="optimiser")
-    add("--schedule", choices=SCHEDULES, help="learning-rate schedule, by step")
-    add("--weight-decay", type=real(0, 100), help="weight decay")
-    add("--momentum", type=real(0, 1), default=0.0, help="momentum of sgd")
-    add("--warmup", type=whole(0), default=0, help="steps of linear warm-up")
+        help="strength B of random brightness: pixel values in [0, 1] of a training image are multiplied by "
+        "1 - B to 1 + B, and up to B / 4 is added or subtracted")
+    add("--batch-size", type=whole(1, 65536), help="number of images in a batch, all processes together")
+    add("--epochs", type=whole(0), help="passes over the training images")
+    add("--lr", type=real(0, 100),
+        help="learning rate; that of the backbone, where new layers have a multiple of it")
+    add("--optimizer", choices=OPTIMIZERS, help="optimiser of the networks")
+    add("--schedule", choices=SCHEDULES,
+        help="learning rate at a share t of all steps: poly is (1 - t)^0.9 times --lr, cosine falls to zero, "
+        "constant stays")
+    add("--weight-decay", type=real(0, 100), help="weight decay of the optimiser")
+    add("--momentum", type=real(0, 1), default=0.0, help="momentum of --optimizer sgd")
+    add("--warmup", type=whole(0), default=0,
+        help="number of steps in which the learning rate rises linearly to --lr")
     add("--clip-norm", type=real(0), default=0.0,
-        help="largest norm of the gradients; 0 disables gradient clipping")
+        help="norm to which larger gradients are clipped; 0 disables gradient clipping")
     add("--precision", choices=PRECISIONS, default="fp32",
-        help="precision in training; bf16 uses autocast, auto does so where the device supports it natively")
-    add("--compile", action="store_true", help="train with torch.compile")
+        help="number format in training; bf16 is torch's autocast to bfloat16, and auto takes it where the "
+        "device supports it natively")
+    add("--compile", action="store_true", help="compile the networks by torch.compile before training")
     add("--sync-bn", action="store_true",
-        help="compute batch norm over the images of all processes (several GPUs)")
+        help="with several GPUs: batch norm that trains takes its statistics from the images of all GPUs")
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Check a folder of your own images and tags: print counts, everything that is wrong, and what to improve.
+"""Check a folder of your own images and tags: print counts, everything that is wrong, and advice.
 
     python -m clipwsss.datasets check mydata      exit status 0, or 2 if something is wrong
 """
@@ -105,8 +105,9 @@ def shorten_list(names: Sequence[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m clipwsss.datasets", description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["check"], help="check: read every file and write nothing")
-    parser.add_argument("folder", type=Path, help="the folder that --data-root names with --dataset folder")
+    parser.add_argument("task", choices=["check"], help="`check` reads every file and writes nothing")
+    parser.add_argument("folder", type=Path, help="folder with images/, classes.txt and a table of tags, see "
+                        "clipwsss/datasets/FORMATS.md")
     args = parser.parse_args(argv)
     splits, problems = read_splits(args.folder)
     if splits:

@@ -202,10 +202,11 @@ def report(tables: Sequence[tuple[dict, Truth | None]], picture: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m clipwsss.guidance.choices",
-                    description=__doc__.splitlines()[0])
+                    description="Count how often each class's own name was the word that "
+                    "CLIP selected, and\ndraw the shares as a radar picture (POLE Fig. 4).")
     parser.add_argument("prompts", type=Path, nargs="+",
-                        help="prompts.json of finished runs, counted together; the picture is written beside "
-                        "the first")
+                        help="prompts.json of runs with --class-prompt word, counted together; the picture "
+                        "own_names.png is written beside the first")
     args = parser.parse_args(argv)
     out = args.prompts[0].with_name("own_names.png")
     print(f"{report([(read_choices(path), None) for path in args.prompts], out)}\npicture: {out}")

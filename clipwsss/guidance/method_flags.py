@@ -15,84 +15,100 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("method and prompts").add_argument
     add("--method", choices=METHODS, default="pole",
-        help="method, whose settings are the defaults of the other flags; `both` is this project's own")
+        help="method whose published settings are the defaults of the other flags; `both` joins POLE and "
+        "SemPLeS and is this project's own")
     add("--class-prompt", choices=("name", "word", "learned"), default="name",
-        help="prompt of a class: its name, the word that POLE chooses for each image, or learned vectors")
+        help="what stands for a class in its prompt: its name, the word that CLIP selects for each image "
+        "(POLE), or learned vectors")
     add("--background-prompt", choices=("none", "list", "learned"), default="none",
-        help="what the foreground must not resemble: nothing, CLIMS' list of words, or SemPLeS' prompts")
+        help="texts that the foreground must not match: none, CLIMS' list of background words, or SemPLeS' "
+        "learned prompts")
     add("--background-words", type=Path, metavar="FILE",
-        help="file with the words of --background-prompt list, one a line, in place of CLIMS' list")
+        help="file of words, one a line, that replace CLIMS' list in --background-prompt list")
     add("--template", default="a photo of {}.",
-        help="class prompt; {} is the name, [S*n] n vectors shared by all classes, [C*n] n vectors of each "
-        "class, [S:words] and [C:words] vectors that start from words")
+        help="template of the class prompt: {} is the class's name or word, [S*n] are n learned vectors that "
+        "all classes share, [C*n] are n learned vectors of each class, and [S:words] and [C:words] are "
+        "learned vectors that start from the embeddings of words")
     add("--background-template", default="a photo of [C*30].",
-        help="template of a learned background prompt, written as --template is")
+        help="template of SemPLeS' background prompt, written like --template")
     add("--prompt-start", choices=PROMPT_STARTS, default="normal",
-        help="random start of vectors without words: normal is N(0, 0.02^2), uniform is U(0, 1)")
-    add("--synonyms", type=Path, help="JSON file of candidate words (class -> list), or a built-in list "
-        "(voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
-    add("--n-synonyms", type=whole(0), help="number of synonyms of each class that are used (POLE Fig. 3)")
-    add("--person", metavar="WORD",
-        help="name of the class person in prompts (default: that of the data set)")
-    add("--reselect-every", type=whole(0), default=0,
-        help="N chooses words again with the present generator in epochs 0, N, 2N, ...; 0 keeps the words "
-        "that were chosen with the baseline CAMs")
+        help="distribution of learned vectors that do not start from words: normal is N(0, 0.02^2), uniform "
+        "is U(0, 1)")
+    add("--synonyms", type=Path, help="candidate words of each class: a JSON file (class -> list), or the "
+        "name of a built-in list (voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
+    add("--n-synonyms", type=whole(0), metavar="N",
+        help="use only the first N synonyms of each class (POLE Fig. 3)")
+    add("--person", metavar="WORD", help="name of the class person in prompts; without it, `player` on VOC "
+        "and COCO, as in CLIMS' and POLE's code")
+    add("--reselect-every", type=whole(0), default=0, metavar="N",
+        help="select words again by the maps of the generator in training, in epochs 0, N, 2N, ...; 0 keeps "
+        "the words that were selected by the CAMs of --cams")
     add("--joint", action=switch, default=False,
-        help="learn class prompts together with the generator, as POLE's variants do")
-    add("--adapter", choices=ADAPTERS, default="none", help="POLE's adapters (eqs. 7-8)")
+        help="learn class prompts together with the generator, as POLE's release does, and not before it")
+    add("--adapter", choices=ADAPTERS, default="none",
+        help="POLE's adapters of image and text features (eqs. 7-8): none, with a fixed ratio r = 0.2, or "
+        "with a learnable r")
     add = parser.add_argument_group("inputs").add_argument
-    add("--init", type=Path, help="generator to start from (default: that of train_cam.py)")
-    add("--cams", type=Path,
-        help="folder of the CAMs that words are chosen with (default: those of train_cam.py)")
-    add("--prompts", type=Path, metavar="FILE", help="class prompts of an earlier run: prompts.json or "
-        "class_prompts.pt")
+    add("--init", type=Path,
+        help="file of the generator to start from (default: the generator.pt of train_cam.py)")
+    add("--cams", type=Path, help="folder of the CAMs by which words are selected, and from which "
+        "--prompts-only learns prompts (default: the CAMs of train_cam.py)")
+    add("--prompts", type=Path, metavar="FILE", help="class prompts of an earlier run, which are used as "
+        "they are: prompts.json or class_prompts.pt")
     add("--background-prompts", type=Path, metavar="FILE",
-        help="background_prompts.pt of an earlier run, in place of learning them; with --background-prompt "
-        "list they are added to the list")
+        help="background_prompts.pt of an earlier run, used instead of learning background prompts; with "
+        "--background-prompt list they are added to the list")
     add("--prompts-only", action="store_true",
-        help="choose or learn prompts with --cams and stop; no generator is read or trained")
-    add("--clip", default="ViT-B/32", help="CLIP by its published name, or a file")
+        help="select or learn prompts from the CAMs of --cams and stop; no generator is read or trained")
+    add("--clip", default="ViT-B/32", help="CLIP: a published name, a file, or `toy`")
     add("--clip-cache", type=Path, metavar="FOLDER",
-        help="folder of CLIP weights (default: torch hub's folder)")
+        help="folder to which CLIP's weights are downloaded (default: torch hub's folder)")
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:
     """What guidance and prompt learning reward, the stages before guidance, and which epoch is kept."""
-    add = parser.add_argument_group("losses").add_argument
+    add = parser.add_argument_group("losses (P is the map of a class in [0, 1], X the image)").add_argument
     add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
-        help="how maps become P in [0, 1]: by a sigmoid (CLIMS, POLE) or by their extremes (SemPLeS)")
-    add("--w-fg", type=real(0), default=1.0, help="weight of the foreground term (alpha)")
-    add("--w-bg", type=real(0), default=1.0, help="weight of the background term (beta, lambda_b)")
-    add("--w-suppress", type=real(0), default=0.0, help="weight of background suppression (CBS, lambda)")
-    add("--w-area", type=real(0), default=0.0, help="weight of the area term (REG)")
+        help="how the generator's maps become P: by a sigmoid (CLIMS, POLE), or scaled by their minimum and "
+        "maximum (SemPLeS)")
+    add("--w-fg", type=real(0), default=1.0,
+        help="weight of the foreground term, which attracts PX to the class prompt (alpha)")
+    add("--w-bg", type=real(0), default=1.0,
+        help="weight of the background term, which repels (1 - P)X from the class prompt (beta, lambda_b)")
+    add("--w-suppress", type=real(0), default=0.0,
+        help="weight of background suppression, which repels PX from background prompts (CBS, lambda)")
+    add("--w-area", type=real(0), default=0.0,
+        help="weight of the area term, the mean of P, which keeps maps small (REG)")
     add("--w-prompt-image", type=real(0), default=1.0,
         help="weight of prompt-I in SemPLeS eq. 2, which attracts background prompts to (1 - P)X")
     add("--w-prompt-class", type=real(0), default=0.02,
         help="weight of prompt-T in SemPLeS eq. 2, which repels background prompts from the class (lambda_T)")
     add("--prompt-repulsion", choices=("paper", "release"), default="paper",
-        help="form of prompt-T: -log(1 - s) as in SemPLeS' paper, or +log s as in its release")
+        help="prompt-T of a similarity s: -log(1 - s) as in SemPLeS' paper, or +log s as in its release")
     add("--suppress-threshold", type=real(-1, 1), default=0.0,
-        help="similarity above which background suppression acts")
+        help="similarity of PX and a background prompt above which background suppression acts")
     add("--suppress-reduction", choices=("sum", "mean"), default="mean",
-        help="background suppression is the sum or the mean over pairs of image and class")
+        help="whether background suppression is the sum or the mean over pairs of image and class")
     add("--area-over", choices=("all", "present"), default="all",
-        help="classes whose maps the area term is over: all, or those of the image's tags")
-    add = parser.add_argument_group("stages").add_argument
+        help="maps of the area term: those of all classes, or those of the classes that the image shows")
+    add = parser.add_argument_group("stages (SemPLeS: a, match; b, learn prompts; c, refine for "
+                                    "--epochs)").add_argument
     add("--match-epochs", type=whole(0), default=0,
-        help="epochs of the generator without background suppression (SemPLeS' stage a)")
-    add("--match-lr", type=real(0, 100), help="learning rate of that stage (default: --lr)")
+        help="epochs of stage a, in which the generator trains without background suppression")
+    add("--match-lr", type=real(0, 100), help="learning rate of stage a (default: --lr)")
     add("--restart", action=argparse.BooleanOptionalAction, default=False,
-        help="start guidance from the generator as it was before that stage (SemPLeS' release)")
+        help="start stage c from the generator before stage a (SemPLeS' release), not after it")
     add("--prompt-epochs", type=whole(0), default=0,
-        help="epochs in which prompts learn and the generator is fixed")
-    add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts (AdamW)")
-    add("--prompt-batch-size", type=whole(1, 65536), help="images in a batch that prompts learn from "
-        "(default: --batch-size)")
-    add("--prompt-augment", choices=AUGMENTS, help="crops that prompts learn from (default: --augment)")
+        help="epochs in which prompts are learned and the generator is fixed (stage b)")
+    add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts")
+    add("--prompt-batch-size", type=whole(1, 65536),
+        help="number of images in a batch that prompts are learned from (default: --batch-size)")
+    add("--prompt-augment", choices=AUGMENTS,
+        help="training crops that prompts are learned from (default: --augment)")
     add("--adapter-lr", type=real(0, 100), help="learning rate of adapters (default: --lr)")
     add("--tune", choices=("all", "head", "fusion"), default="all",
-        help="weaktr: what learns under guidance: all of it, the 3x3 convolution and the attention fusion "
-        "(head, SemPLeS' release), or the fusion")
+        help="weaktr: part of the generator that is trained: all of it, head (the 3x3 convolution and the "
+        "attention fusion, as in SemPLeS' release), or the attention fusion alone")
     add("--keep-best", metavar="SPLIT",
-        help="keep the epoch with the best CAM mIoU on the true masks of this split, as SemPLeS' release "
+        help="keep the epoch with the highest CAM mIoU on the true masks of this split, as SemPLeS' release "
         "does; without it the last epoch is kept and no mask is used")

@@ -1,4 +1,4 @@
-"""Where CLIP sees a text: similarity of words or learned prompts to an image's patches (SemPLeS Fig. 5).
+"""Draw where in images CLIP sees texts or learned prompts (SemPLeS Fig. 5), or list the nearest words.
 
     python -m clipwsss.guidance.prompt_pictures --image IMAGE --text "a photo of boat." --out DIR
 """
@@ -68,15 +68,18 @@ def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[s
 def get_parser() -> Parser:
     parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--image", type=Path, nargs="+", default=[], metavar="FILE", help="images whose parts are compared")
-    add("--text", nargs="+", default=[], help='texts, such as "a photo of boat."')
+    add("--image", type=Path, nargs="+", default=[], metavar="FILE",
+        help="images in which the texts are looked for")
+    add("--text", nargs="+", default=[], help='texts to look for, such as "a photo of boat."')
     add("--prompts", type=Path, nargs="+", default=[], metavar="FILE.pt",
-        help="files of learned prompts (class_prompts.pt, background_prompts.pt)")
-    add("--words", type=Path, help="list of words, of which the nearest to each text and prompt are printed")
-    add("--n", type=whole(1), default=5, help="number of words that are printed")
+        help="files of learned prompts to look for (class_prompts.pt, background_prompts.pt)")
+    add("--words", type=Path,
+        help="text file of words, one a line; those nearest to each text and prompt are printed")
+    add("--n", type=whole(1), default=5, help="number of words printed for each text and prompt")
     add("--by", choices=("patches", "windows"), default="patches",
-        help="compare the features of CLIP's patches, or of the image seen through soft windows")
-    add("--out", type=Path, default=Path("prompt_pictures"), help="folder for prompt_pictures.png")
+        help="compare a text with CLIP's features of each patch, or of the image seen through soft windows")
+    add("--out", type=Path, default=Path("prompt_pictures"),
+        help="folder to which prompt_pictures.png is written")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Candidates for POLE's words from a list of words, by the similarity of CLIP's texts.
+"""Propose synonyms of each class for POLE from a list of words, by the cosine of CLIP's text features.
 
     python -m clipwsss.guidance.propose --classes classes.txt --words words.txt --n 4 --out synonyms.json
 """
@@ -90,21 +90,23 @@ def clip_parser(module: str, description: str) -> Parser:
     parser = Parser(prog=f"python -m clipwsss.guidance.{module}", description=description)
     add = parser.add_argument
     add("--clip", default="ViT-B/32",
-        help="CLIP by its published name, or a file; prompts need the CLIP that they were learned with")
-    add("--clip-cache", type=Path, help="folder of CLIP weights (default: torch hub's folder)")
+        help="CLIP: a published name, a file, or `toy`; learned prompts need the CLIP of their run")
+    add("--clip-cache", type=Path, help="folder to which CLIP's weights are downloaded "
+        "(default: torch hub's folder)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
-        help="device; auto takes CUDA where it is available")
+        help="device to compute on; auto takes CUDA where it is available")
     return parser
 
 
 def get_parser() -> Parser:
     parser = clip_parser("propose", __doc__.splitlines()[0])
     add = parser.add_argument
-    add("--classes", type=Path, required=True, help="classes.txt of your data, with one class a line")
-    add("--words", type=Path, required=True, help="list of words or phrases, one a line")
-    add("--n", type=whole(1), default=4, help="largest number of candidates that are added to a class")
+    add("--classes", type=Path, required=True,
+        help="classes.txt of your data: one class a line, with or without synonyms")
+    add("--words", type=Path, required=True, help="text file of words or phrases, one a line")
+    add("--n", type=whole(1), default=4, help="largest number of words that are proposed for a class")
     add("--out", type=file_to_write(".json"), default=Path("synonyms.json"),
-        help="JSON file to write, for train_prompt.py --synonyms")
+        help="JSON file of the synonyms, for train_prompt.py --synonyms")
     return parser
 
 

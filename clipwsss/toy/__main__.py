@@ -19,15 +19,15 @@ def get_parser() -> Parser:
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a toy world into the new folder DIR")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from scratch")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world or of the CLIP's training")
-    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="number of training images")
-    add("--n-val", type=whole(1), default=200, help="number of held-out images")
+    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="--draw: number of training images")
+    add("--n-val", type=whole(1), default=200, help="--draw: number of held-out images")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
-        help="probability that a class is drawn on its own background")
+        help="--draw: probability that a class is drawn on its own background")
     add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
-        help="half-size of the smallest object as a fraction of the image's side; at most that of the "
-        f"largest object, {LARGEST}")
-    add("--out", type=Path, default=CLIP_WEIGHTS, help="file that the trained CLIP is saved to")
-    add("--steps", type=whole(1), default=600, help="number of training steps of the CLIP")
+        help="--draw: half-size of the smallest object as a fraction of the image's side; at most that of "
+        f"the largest object, {LARGEST}")
+    add("--out", type=Path, default=CLIP_WEIGHTS, help="--train-clip: file for the trained CLIP")
+    add("--steps", type=whole(1), default=600, help="--train-clip: number of training steps")
     return parser
 
 
