@@ -56,8 +56,8 @@ def check_flags(args: argparse.Namespace) -> None:
         missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
         if missing:
             raise InputError(f"--background-prompt {args.background_prompt}: --method {args.method} has "
-                             f"settings for {usual!r} only; give {', '.join(missing)} too (see SETTINGS.md for "
-                             "those of CLIMS with list and of SemPLeS with learned)")
+                             f"settings for {usual!r} only; give {', '.join(missing)} too (SETTINGS.md has "
+                             "those of CLIMS for list and of SemPLeS for learned)")
     if "joint" in given and args.joint and (args.class_prompt != "learned" or args.prompts):
         raise InputError("--joint: only class prompts that learn can learn together with the generator; use "
                          "--class-prompt learned without --prompts")
