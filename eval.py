@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipwsss.cams.cam_files import list_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.jobs import ImageJobs
-from clipwsss.distributed import is_main
+from clipwsss.distributed import rank
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import atomic_path, write_json
 from clipwsss.flags import file_to_write, real, whole
@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in mask_folders:
             jobs = ImageJobs(dataset.names, args.workers, args.skip_bad)
             results.append(evaluate_label_maps(dataset, folder, jobs))
-    if not is_main():
+    if rank() > 0:
         return 0
 
     for result in results:

@@ -20,7 +20,7 @@ from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.exports import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import broadcast, barrier, is_main
+from clipwsss.distributed import barrier, broadcast, rank
 from clipwsss.errors import InputError, input_errors, run_script
 from clipwsss.files import write_json
 from clipwsss.flags import Ascending, real, whole
@@ -376,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
     report_scores(run, totals, ["background", *dataset.classes])
-    if args.layout and is_main():
+    if args.layout and rank() == 0:
         write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout)
     write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")
     skipped = len(jobs.failures) + len(dataset.skipped)

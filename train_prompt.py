@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from clipwsss.cams.cam_files import check_cam, list_cams, read_cam
 from clipwsss.cams.generator import load_generator
 from clipwsss.cams.maps import MapGenerator, finished_cams, write_cams
 from clipwsss.clip import CLIP
@@ -163,37 +164,47 @@ def start_background_prompt(args: argparse.Namespace, clip: CLIP,
     return None, text
 
 
-def learn_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, label: str, prompt: LearnedPrompt,
-                 clip: CLIP, loss: Callable[[Batch], dict]) -> Tensor:
-    """Learn a prompt with the generator fixed, save it as LABEL.pt, and return its text features [K,D]."""
-    fit(run, loader, loss, {"prompt": prompt}, [{"params": [prompt.vectors]}],
-        training_settings(args, label, epochs=args.prompt_epochs, lr=args.prompt_lr, optimizer="adamw"))
-    prompt.requires_grad_(False)
-    save_learned(prompt, clip, run.out / f"{label}.pt")
-    return prompt(clip).detach()
+def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
+                 generator: MapGenerator | None) -> tuple[DataLoader | None, DataLoader]:
+    """The batches that the generator learns from, None without one, and those that prompts learn from."""
+    batch_size = args.prompt_batch_size or args.batch_size
+    if generator is None:
+        whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
+        return None, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
+    multiple = generator.input_multiple
+    return (crop_loader(args, dataset, args.batch_size, multiple),
+            crop_loader(args, dataset, batch_size, multiple, args.prompt_augment))
 
 
-def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, vectors: LearnedPrompt,
+def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, prompt: LearnedPrompt,
                        clip: CLIP, see: Callable[[Batch], Regions]) -> Tensor:
-    """Learn class prompts with the generator fixed (POLE eq. 5): texts [K,D]."""
+    """Learn class prompts with the generator fixed (POLE eq. 5) and save them: texts [K,D]."""
     weights = {"fg": args.w_fg, "bg": args.w_bg}
 
     def loss(batch: Batch) -> dict[str, tuple]:
-        return class_prompt_loss(see(batch), vectors(clip), weights)
+        return class_prompt_loss(see(batch), prompt(clip), weights)
 
-    return learn_prompt(args, run, loader, "class_prompts", vectors, clip, loss)
+    fit(run, loader, loss, {"prompt": prompt}, [{"params": [prompt.vectors]}],
+        training_settings(args, "class_prompts", epochs=args.prompt_epochs, lr=args.prompt_lr,
+                          optimizer="adamw"))
+    save_learned(prompt, clip, run.out / "class_prompts.pt")
+    return prompt(clip).detach()
 
 
-def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, vectors: LearnedPrompt,
+def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, prompt: LearnedPrompt,
                      clip: CLIP, words: Words, see: Callable[[Batch], Regions]) -> Tensor:
-    """Learn SemPLeS' background prompts with the generator fixed (eq. 2): texts [K,1,D]."""
+    """Learn SemPLeS' background prompts with the generator fixed (eq. 2) and save them: texts [K,1,D]."""
     class_text = encode_words(clip, "a photo of {}.", words.names)
 
     def loss(batch: Batch) -> dict[str, tuple]:
-        return background_prompt_loss(see(batch), vectors(clip), class_text, args.w_prompt_image,
+        return background_prompt_loss(see(batch), prompt(clip), class_text, args.w_prompt_image,
                                       args.w_prompt_class, args.prompt_repulsion)
 
-    return learn_prompt(args, run, loader, "background_prompts", vectors, clip, loss)[:, None]
+    fit(run, loader, loss, {"prompt": prompt}, [{"params": [prompt.vectors]}],
+        training_settings(args, "background_prompts", epochs=args.prompt_epochs, lr=args.prompt_lr,
+                          optimizer="adamw"))
+    save_learned(prompt, clip, run.out / "background_prompts.pt")
+    return prompt(clip).detach()[:, None]
 
 
 def save_choices(run: Run, choices: WordChoices, classes: list[str]) -> None:

@@ -15,7 +15,7 @@ from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import is_main
+from clipwsss.distributed import rank
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
@@ -177,7 +177,7 @@ def use_trained(args: argparse.Namespace, device: torch.device) -> None:
             print(f"skipped: {problem}", file=sys.stderr)
         predict(args, network, photos, folder, palette, overlay_names=("background", *classes))
         print(f"{len(photos)} label maps and overlays in {folder}")
-    if args.export and is_main():
+    if args.export and rank() == 0:
         if design["network"] == "mask2former":
             raise InputError(f"--export: {path} is a mask2former, and only DeepLab can be exported; "
                              "transformers can save its model")
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         predict(args, network, unseen, folder, palette, done)
         scores = print_label_miou(unseen, folder, f"{args.predict_split} predictions", args.workers)
         figures = {"split": args.predict_split, **scores}
-        if args.submit and is_main():
+        if args.submit and rank() == 0:
             write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")
     run.result(**figures)

@@ -34,11 +34,6 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
-def is_main() -> bool:
-    """Whether this process is the one that logs, saves and prints."""
-    return rank() == 0
-
-
 @contextmanager
 def processes() -> Iterator[None]:
     """Connect the processes that torchrun started for the duration of the block (NCCL on GPUs, gloo on CPUs).

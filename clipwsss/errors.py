@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 
-from .distributed import is_main, processes
+from .distributed import processes, rank
 
 OUT_OF_MEMORY = "out of memory; use a smaller --batch-size or --crop-size"
 # Parts of the messages of torch's RuntimeErrors that the machine causes, and what the user is told.
@@ -78,7 +78,7 @@ def run_script(main: Callable[[], int | None]) -> int:
     """
     try:
         with processes():
-            silent = not is_main() or "--quiet" in sys.argv
+            silent = rank() > 0 or "--quiet" in sys.argv
             with quiet() if silent else nullcontext():
                 code = main() or 0
                 sys.stdout.flush()

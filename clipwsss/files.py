@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .distributed import is_main
+from .distributed import rank
 from .errors import InputError, one_line
 
 
@@ -39,7 +39,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 def save_atomic(value: object, path: Path | str) -> None:
     """torch.save by the main process, whole or not at all; OSError if the disk is full."""
-    if not is_main():
+    if rank() > 0:
         return
     with atomic_path(path) as temporary:
         try:
@@ -51,7 +51,7 @@ def save_atomic(value: object, path: Path | str) -> None:
 
 def write_json(value: object, path: Path | str) -> None:
     """Write indented JSON by the main process, whole or not at all."""
-    if not is_main():
+    if rank() > 0:
         return
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")

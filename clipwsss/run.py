@@ -2,14 +2,13 @@
 import hashlib
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
-from .distributed import barrier, is_main
+from .distributed import barrier, rank
 from .errors import InputError, input_errors
 from .files import TEMPORARY_FILES, load_weights, save_atomic, write_json
 
@@ -51,7 +50,7 @@ class Run:
         wants_tensorboard = bool(config.get("tensorboard"))
         if wants_tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
-        if is_main():
+        if rank() == 0:
             with input_errors(f"--out {self.out}: cannot write there: ", OSError):
                 self._refuse_other_run(config, overwrite)
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +65,7 @@ class Run:
                 self._keep_lines(lambda line: line["label"] != "result")
                 write_json(config, self.out / "args.json")
         barrier()
-        self.board = SummaryWriter(self.out) if wants_tensorboard and is_main() else None
+        self.board = SummaryWriter(self.out) if wants_tensorboard and rank() == 0 else None
 
     def _refuse_other_run(self, config: dict, overwrite: bool) -> None:
         """InputError where the folder holds what this command may neither continue nor delete."""
@@ -102,7 +101,7 @@ class Run:
 
     def log(self, **values: object) -> None:
         """Append a line with these values to log.jsonl; with --tensorboard, write its numbers there too."""
-        if not is_main():
+        if rank() > 0:
             return
         with open(self.out / "log.jsonl", "a") as file:
             file.write(json.dumps(values, default=float) + "\n")
@@ -133,18 +132,6 @@ class Run:
         self.log(label="result", **figures)
         write_json(figures, self.out / "result.json")
 
-    def check_disk_space(self, weight_bytes: int) -> None:
-        """InputError where the disk has no room for two checkpoints of a network of so many bytes.
-
-        There are two for a moment, because the old one is deleted when the new one is complete. For each
-        weight a checkpoint also holds two moments of the optimiser.
-        """
-        needed = 2 * 3 * weight_bytes
-        free = shutil.disk_usage(self.out).free
-        if free < needed:
-            raise InputError(f"--out {self.out}: checkpoints need {needed / 1e6:.0f} MB and "
-                             f"{free / 1e6:.0f} MB are free; make room or choose another folder")
-
     def save(self, label: str, epoch: int, **stateful: object) -> None:
         """Write the state_dict of each object to last_LABEL.pt, after `epoch` epochs of training."""
         states = {name: item.state_dict() for name, item in stateful.items()}
@@ -164,7 +151,7 @@ class Run:
                 for name, item in stateful.items():
                     item.load_state_dict(checkpoint[name])
                 epoch = checkpoint["epoch"]
-        if is_main():
+        if rank() == 0:
             self._keep_lines(lambda line: line["label"] != label or line["epoch"] <= epoch)
         return epoch
 

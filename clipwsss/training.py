@@ -7,6 +7,7 @@ is a plain sum and is not divided.
 """
 import math
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -192,7 +193,12 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
                                training.warmup)
     stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
-    run.check_disk_space(sum(p.nbytes for module in modules.values() for p in module.parameters()))
+    # The old and the new checkpoint exist together for a moment, each with two moments of every weight.
+    needed = 2 * 3 * sum(p.nbytes for module in modules.values() for p in module.parameters())
+    free = shutil.disk_usage(run.out).free
+    if free < needed:
+        raise InputError(f"--out {run.out}: checkpoints need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB "
+                         "are free; make room or choose another folder")
 
     def joined(batch: object) -> dict[str, Tensor]:
         return joined_loss(loss(batch))

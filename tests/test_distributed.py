@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from clipwsss.cams.cam_files import read_cam
 from clipwsss.datasets import loaders
-from clipwsss.distributed import barrier, broadcast, gather, is_main, mean_over_processes, processes, shard
+from clipwsss.distributed import barrier, broadcast, gather, mean_over_processes, processes, rank, shard
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import load_weights
 from clipwsss.toy.world import draw_world
@@ -64,7 +64,7 @@ def note_collectives(path: Path) -> None:
     """What this process of two sees of the functions that join them."""
     value = torch.tensor([1.0, 3.0][int(os.environ["RANK"])])
     noted = {"gathered": gather(int(value)), "broadcast": broadcast(int(value)), "shard": shard(list(range(5))),
-             "mean": float(mean_over_processes(value)), "main": is_main()}
+             "mean": float(mean_over_processes(value)), "main": rank() == 0}
     path.with_name(f"collectives{os.environ['RANK']}.json").write_text(json.dumps(noted))
     barrier()
 
@@ -107,9 +107,9 @@ def test_what_joins_processes(root):
 def test_one_process_is_all_of_them():
     value = torch.tensor(3)
     assert gather(2) == [2] and broadcast(2) == 2 and shard([1, 2]) == [1, 2]
-    assert mean_over_processes(value) is value and is_main()
+    assert mean_over_processes(value) is value and rank() == 0
     with processes():
-        assert is_main()
+        assert rank() == 0
 
 
 @pytest.mark.parametrize("stage, file, start", [

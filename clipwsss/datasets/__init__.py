@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 
-from ..distributed import barrier, is_main
+from ..distributed import barrier, rank
 from ..errors import InputError
 from ..toy.world import RECIPE, draw_world
 from .base import MOST_PIXELS, Batch, Sample, TagDataset, collate
@@ -27,7 +27,7 @@ def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = Fals
     if name not in DATASETS:
         raise InputError(f"--dataset {name}: valid are {', '.join(DATASETS)}")
     if name == "toy":
-        if is_main() and not (Path(root) / RECIPE).is_file():
+        if rank() == 0 and not (Path(root) / RECIPE).is_file():
             draw_world(root)
         barrier()
     if name == "coco14":

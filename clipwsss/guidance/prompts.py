@@ -89,15 +89,16 @@ class LearnedPrompt(nn.Module):
             words[k, len(row) + 1] = end_token
         ends = torch.tensor([len(row) + 1 for row in tokens])
 
-        embedded = self._embed(clip, words)
-        if start == "uniform":
-            values = torch.rand(len(begins), embedded.shape[-1])
-        else:
-            values = 0.02 * torch.randn(len(begins), embedded.shape[-1])
-        for vector, token in enumerate(begins):
-            if token is not None:
-                values[vector] = self._embed(clip, torch.tensor([[token]]))[0, 0].cpu()
-        device = embedded.device
+        device = clip.text_projection.device
+        with torch.no_grad(), input_errors(f"{flag} {template!r}: "):  # a small CLIP does not know every word
+            embedded = clip.embed_tokens(words.to(device))
+            if start == "uniform":
+                values = torch.rand(len(begins), embedded.shape[-1])
+            else:
+                values = 0.02 * torch.randn(len(begins), embedded.shape[-1])
+            for vector, token in enumerate(begins):
+                if token is not None:
+                    values[vector] = clip.embed_tokens(torch.tensor([[token]], device=device))[0, 0].cpu()
         self.vectors = nn.Parameter(values.to(device))
         self.register_buffer("words", embedded, persistent=False)
         self.register_buffer("slots", slots.to(device), persistent=False)
@@ -140,12 +141,6 @@ class LearnedPrompt(nn.Module):
             all_tokens.append(tokens)
             all_vectors.append(vectors)
         return all_tokens, all_vectors, begins
-
-    @torch.no_grad()
-    def _embed(self, clip: CLIP, tokens: Tensor) -> Tensor:
-        """CLIP's embeddings [..,width] of tokens [..]."""
-        with input_errors(f"template {self.template!r}: "):  # a small CLIP does not know every word
-            return clip.embed_tokens(tokens.to(clip.text_projection.device))
 
     def forward(self, clip: CLIP) -> Tensor:
         """Normalised text features [K,D] of the present vectors."""

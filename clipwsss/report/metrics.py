@@ -74,22 +74,16 @@ def scores(table: NDArray) -> dict:
     correct = np.diagonal(table, axis1=-2, axis2=-1)
     true = table.sum(-1)
     predicted = table.sum(-2)
-    figures = {"iou": _divide(100.0 * correct, true + predicted - correct),
-               "precision": _divide(100.0 * correct, predicted),
-               "recall": _divide(100.0 * correct, true),
-               "accuracy": _divide(100.0 * correct.sum(-1), true.sum(-1))}
-    for name, mean in (("iou", "miou"), ("precision", "mean_precision"), ("recall", "mean_recall")):
-        present = np.isfinite(figures[name]).sum(-1)
-        figures[mean] = _divide(np.nansum(figures[name], -1), present)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: the class is absent
+        figures = {"iou": 100.0 * correct / (true + predicted - correct),
+                   "precision": 100.0 * correct / predicted,
+                   "recall": 100.0 * correct / true,
+                   "accuracy": 100.0 * correct.sum(-1) / true.sum(-1)}
+        for name, mean in (("iou", "miou"), ("precision", "mean_precision"), ("recall", "mean_recall")):
+            present = np.isfinite(figures[name]).sum(-1)
+            figures[mean] = np.nansum(figures[name], -1) / present
     figures["classes"] = np.isfinite(figures["iou"]).sum(-1)
     return figures
-
-
-def _divide(part: ArrayLike, whole: ArrayLike) -> NDArray:
-    """part / whole, NaN where the whole is 0; a number, not an array, for two numbers."""
-    quotient = np.full(np.shape(part), np.nan)
-    np.divide(part, whole, out=quotient, where=whole > 0)
-    return quotient[()]  # an array without axes becomes a number
 
 
 def threshold_confusions(cams: NDArray, keys: ArrayLike, truth: NDArray, thresholds: ArrayLike,

@@ -19,7 +19,7 @@ from PIL import Image
 from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
 from ..datasets.base import read_mask
-from ..distributed import is_main
+from ..distributed import rank
 from ..errors import InputError
 from ..files import atomic_path
 from ..pictures import overlay
@@ -49,7 +49,7 @@ def write_report(run: Path, stage: str, dataset: TagDataset, cams: Path | None =
     cams, masks: the folders of CAM files and of label maps whose images are shown, if there are any. The
     main process writes the page; the others return at once.
     """
-    if not is_main():
+    if rank() > 0:
         return
     args = read_json(run / "args.json")
     result = read_json(run / "result.json")
