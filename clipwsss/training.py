@@ -156,12 +156,12 @@ def joined_loss(terms: LossTerms) -> dict[str, Tensor]:
 class _LossModule(nn.Module):
     """A loss function as a module that owns what it trains, so that DistributedDataParallel can wrap both."""
 
-    def __init__(self, loss: Callable[[object], dict[str, Tensor]], modules: dict[str, nn.Module]):
+    def __init__(self, loss: Callable[[object], LossTerms], modules: dict[str, nn.Module]):
         super().__init__()
         self.loss = loss
         self.trained = nn.ModuleDict(modules)
 
-    def forward(self, batch: object) -> dict[str, Tensor]:
+    def forward(self, batch: object) -> LossTerms:
         return self.loss(batch)
 
 
@@ -199,15 +199,11 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     if free < needed:
         raise InputError(f"--out {run.out}: checkpoints need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB "
                          "are free; make room or choose another folder")
-
-    def joined(batch: object) -> dict[str, Tensor]:
-        return joined_loss(loss(batch))
-
     if world_size() > 1:
-        owner = _LossModule(joined, modules)
+        owner = _LossModule(loss, modules)
         if training.sync_bn:
             _synchronise(owner.train(), device)
-        joined = DistributedDataParallel(owner)
+        loss = DistributedDataParallel(owner)
     for epoch in range(run.restore(training.label, **stateful), training.epochs):
         seed_everything(training.seed, epoch)
         loader.sampler.set_epoch(epoch)
@@ -217,7 +213,7 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
         if training.steps is not None:
             batches = min(batches, (training.steps - scheduler.last_epoch) * training.accumulate)
         images = world_size() * min(batches * loader.batch_size, len(loader.sampler))
-        means = _train_epoch(loader, joined, optimizer, scheduler, training,
+        means = _train_epoch(loader, loss, optimizer, scheduler, training,
                              Progress(f"{training.label} {epoch + 1}/{training.epochs}", images), device)
         if after_epoch is not None:
             after_epoch(epoch)
@@ -228,18 +224,18 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
         run.save(training.label, epoch + 1, **stateful)
 
 
-def _train_epoch(loader: DataLoader, joined: nn.Module,
+def _train_epoch(loader: DataLoader, loss: Callable[[object], LossTerms],
                  optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
                  training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
-    """One pass over the loader; the mean of each term."""
+    """One pass over the loader; the mean of each term. With several processes the loss synchronises them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     low_precision = use_bf16(training.precision, device)
     sums: dict[str, Tensor] = {}
     for count, batch in enumerate(loader, 1):
         complete = count % training.accumulate == 0 or count == len(loader)
-        with nullcontext() if complete or world_size() == 1 else joined.no_sync():
+        with nullcontext() if complete or world_size() == 1 else loss.no_sync():
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
-                terms = joined(batch.to(device))
+                terms = joined_loss(loss(batch.to(device)))
             if not torch.isfinite(terms["loss"]):
                 shown = {name: round(value.item(), 4) for name, value in terms.items()}
                 raise InputError(f"{training.label}: the loss is not finite ({shown}) on images "

@@ -22,7 +22,26 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
     if prediction.shape != truth.shape:
         raise ValueError(f"the prediction is {_size(prediction.shape)}, the truth {_size(truth.shape)} "
                          "(height x width)")
-    true, predicted, counts = _count_pairs(truth.ravel(), prediction.ravel())
+    true = truth.ravel()
+    predicted = prediction.ravel()
+    # Neighbours in a label map are mostly equal, so that counting runs of equal pairs is several times faster
+    # than counting pixels. Example:
+    #     true       0 0 0 1 1 1
+    #     predicted  0 0 2 2 1 1     runs end at 1, 2, 3 and 5 and have 2, 1, 1 and 2 pixels,
+    #                  ^ ^ ^   ^     so that the pairs are (0 0 1 1), (0 2 2 1) and their counts (2 1 1 2)
+    differs_from_next = true[1:] != true[:-1]
+    differs_from_next |= predicted[1:] != predicted[:-1]
+    run_ends = np.append(np.flatnonzero(differs_from_next), true.size - 1)
+    if run_ends.size * 8 < true.size:
+        true = true[run_ends]
+        predicted = predicted[run_ends]
+        counts = np.diff(run_ends, prepend=-1)
+    else:  # runs are too short to save work: count each of the 256 * 256 possible pairs
+        pixels_of_pair = np.bincount(true.astype(np.uint16) * 256 + predicted, minlength=256 * 256)
+        occurring = np.flatnonzero(pixels_of_pair)
+        true = occurring // 256
+        predicted = occurring % 256
+        counts = pixels_of_pair[occurring]
     scored = true != IGNORE
     true = true[scored].astype(np.int64)
     predicted = predicted[scored]
@@ -35,29 +54,6 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
         raise ValueError(f"the prediction has value {largest}; classes are 0..{n - 1}")
     table = np.bincount(true * n + predicted, weights=counts, minlength=n * n)
     return table.reshape(n, n).astype(np.int64)
-
-
-def _count_pairs(true: NDArray, predicted: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Pairs of values at the same place, uint8 [N] each, and how many pixels each pair stands for.
-
-    A pair may be listed more than once. The neighbours in a label map are mostly equal, so counting runs of
-    equal pairs is several times faster than counting pixels. Example:
-
-        true       0 0 0 1 1 1
-        predicted  0 0 2 2 1 1     runs end at 1, 2, 3 and 5 and have 2, 1, 1 and 2 pixels,
-                     ^ ^ ^   ^     so the result is (0 0 1 1), (0 2 2 1), (2 1 1 2)
-    """
-    differs_from_next = true[1:] != true[:-1]
-    differs_from_next |= predicted[1:] != predicted[:-1]
-    run_ends = np.append(np.flatnonzero(differs_from_next), true.size - 1)
-    if run_ends.size * 8 < true.size:
-        run_lengths = np.diff(run_ends, prepend=-1)
-        return true[run_ends], predicted[run_ends], run_lengths
-    # Runs are too short to save work: count each of the 256 * 256 possible pairs and keep those that occur.
-    pairs = true.astype(np.uint16) * 256 + predicted
-    pixels_of_pair = np.bincount(pairs, minlength=256 * 256)
-    occurring = np.flatnonzero(pixels_of_pair)
-    return occurring // 256, occurring % 256, pixels_of_pair[occurring]
 
 
 def _size(shape: tuple[int, ...]) -> str:
