@@ -28,7 +28,6 @@ import make_pseudo
 import train_cam
 import train_prompt
 import train_seg
-from clipwsss.cams.maps import GeneratorSettings
 from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture
 from clipwsss.datasets.base import read_image
@@ -116,8 +115,8 @@ def stages(dataset: str) -> dict[str, tuple[float, float]]:
     labels = [str(number) for number in range(classes)]
     crop = images(1, [cam["crop_size"]] * 2)
     clip = CLIP(CLIP_SIZES).requires_grad_(False).to("meta")
-    classifier, generator = (build_generator(labels, GeneratorSettings(
-        "resnet50", "none", freeze_stages=stage["freeze_stages"])).to("meta") for stage in (cam, guide))
+    classifier, generator = (build_generator(
+        labels, "resnet50", "none", freeze_stages=stage["freeze_stages"]).to("meta") for stage in (cam, guide))
     affinity = build_affinity("irn", irn["backbone"], "none")[0].to("meta")
     design = deeplab.Design(seg["network"], seg["backbone"], seg["output_stride"],
                             multi_scale=seg["multi_scale"])
