@@ -1,8 +1,6 @@
 """Flags and their parser: what they take, short help and all of it, the one line that says what would be right."""
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -93,13 +91,3 @@ def test_what_is_wrong_takes_one_line():
 def test_nearest_is_told_without_regard_to_case():
     assert nearest("VIT-B/32", ["RN50", "ViT-B/32"]) == "; did you mean ViT-B/32?"
     assert nearest("x", ["RN50"]) == nearest("x", []) == ""
-
-
-def test_quiet_prints_nothing_but_errors(tmp_path):
-    def run(*flags):
-        command = [sys.executable, ROOT / "train_cam.py", "--dataset", "toy", "--runs", tmp_path, "--quiet", *flags]
-        return subprocess.run(command, capture_output=True, text=True)
-    done = run("--dry-run")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    done = run("--split", "tst")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")

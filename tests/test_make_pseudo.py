@@ -141,7 +141,7 @@ def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
     for scored in ({"im2"}, {"im0", "im1", "im2", "im3"}):
         run_folder = tmp_path / f"of{len(scored)}"
         run_folder.mkdir()
-        run_of = SimpleNamespace(path=run_folder.joinpath)
+        run_of = SimpleNamespace(out=run_folder)
         best_thresholds(args, run_of, dataset, tmp_path / "data/cams", None, CPU, scored, jobs)
         chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
     file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))

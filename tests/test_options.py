@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import train_cam
 import train_prompt
 from clipwsss.errors import InputError
+from clipwsss.guidance.choices import WordChoices
+from clipwsss.guidance.regions import Regions
 from clipwsss.options import parse, training_settings
 from clipwsss.run import Run
 from clipwsss.training import Training
@@ -38,12 +42,44 @@ def test_another_background_prompt_needs_its_own_weights(tmp_path):
              "--method", "pole", "--background-prompt", "learned"]
     with pytest.raises(InputError, match="--method pole has settings for 'list' only; give --w-suppress, "):
         train_prompt.main(flags)
-    with pytest.raises(InputError, match="give --w-suppress, "):
-        train_prompt.main([*flags, "--w-suppress", "0.05", "--suppress-threshold", "0"])
-    with pytest.raises(InputError, match="none"):  # the weights are there, the data is not
-        train_prompt.main([*flags, "--w-suppress", "0.05", "--suppress-threshold", "0", "--suppress-reduction",
-                           "mean"])
+    flags += ["--w-suppress", "0.05", "--suppress-threshold", "0"]
+    with pytest.raises(InputError, match="give --suppress-reduction, --prompt-epochs too"):
+        train_prompt.main(flags)
+    with pytest.raises(InputError, match="none"):  # the settings are there, the data is not
+        train_prompt.main([*flags, "--suppress-reduction", "mean", "--prompt-epochs", "1"])
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_that_would_be_ignored_are_refused(tmp_path):
+    data = ["--dataset", "folder", "--data-root", str(tmp_path / "none"), "--runs", str(tmp_path / "runs")]
+    for flags, told in (
+            (["--method", "pole", "--joint"], "--joint: only class prompts that learn"),
+            (["--method", "coop", "--joint", "--prompts", "class_prompts.pt"], "--joint: only class prompts"),
+            (["--method", "clims", "--prompts", "prompts.json"], "--prompts: --class-prompt name takes no prompts"),
+            (["--method", "clims", "--reselect-every", "1"], "--reselect-every: --class-prompt name chooses no"),
+            (["--method", "pole", "--background-prompt", "none", "--background-prompts", "b.pt"],
+             "--background-prompts: --background-prompt none repels nothing"),
+            (["--method", "semples", "--background-words", "w.txt"], "--background-words: --background-prompt learned"),
+            (["--method", "coop", "--prompts-only"], "--prompts-only: there is no prompt to choose or learn"),
+            (["--method", "clims", "--prompts-only"], "--prompts-only: there is no prompt to choose or learn")):
+        with pytest.raises(InputError, match=told):
+            train_prompt.main([*data, *flags])
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_are_chosen_again_in_every_nth_epoch_alone(tiny_clip):
+    choices = WordChoices(tiny_clip, "a photo of {}.", [["boat", "ship", "canoe"], ["train"]])
+    boat = torch.tensor([0])
+    choices.measure(["x"], boat, choices.text[0, 1:2])
+    args = SimpleNamespace(reselect_every=2)
+    for epoch, seen, expected in ((0, 2, 2), (1, 1, 2), (2, 1, 1), (3, 2, 1)):
+        regions = Regions(["x"], boat, None, None, choices.text[0, seen:seen + 1], None)
+        text = train_prompt.class_features(args, choices, None, None, tiny_clip, regions, epoch)
+        assert torch.equal(text[0], choices.text[0, expected]), epoch
+    args.reselect_every = 0
+    regions = regions._replace(foreground=choices.text[0, 0:1])
+    text = train_prompt.class_features(args, choices, None, None, tiny_clip, regions, 0)
+    assert torch.equal(text[0], choices.text[0, 1])
 
 
 def test_a_reworded_source_is_no_other_setting(tmp_path):

@@ -52,10 +52,10 @@ def test_every_block_is_named_sourced_and_used():
 def test_every_value_is_one_that_its_flag_takes(stage):
     parser = importlib.import_module(stage).get_parser()
     known = vars(parser.parse_args([]))
-    for _, data, block in rows():
-        settings = {name: value for name, value in block.items() if name not in ("block", "source")}
-        if (stage, data, block["block"]) not in {(s, d, b["block"]) for s, d, b in rows()}:
+    for row_stage, data, block in rows():
+        if row_stage != stage:
             continue
+        settings = {name: value for name, value in block.items() if name not in ("block", "source")}
         assert settings.keys() <= known.keys(), block["block"]
         words = [word for name, value in settings.items() for word in as_flags(name, value)]
         taken = vars(parser.parse_args(words))
@@ -98,16 +98,53 @@ def test_the_block_of_a_command():
             (["--dataset", "toy", "--refine", "none"], "make_pseudo", "TOY_NO_WALK"),
             (["--network", "mask2former"], "train_seg", "MASK2FORMER"), ([], "train_cam", "IRN_CAM")):
         settings = parsed(stage, *flags)
-        assert settings["set_by"]["split" if block == "none" else _any_key(block)].startswith(f"presets.{block}: ")
+        for name in BLOCKS[block].keys() - {"block", "source"} - set(flag.strip("-") for flag in flags):
+            assert settings["set_by"][name].startswith(f"presets.{block}: "), (block, name)
     with pytest.raises(InputError, match="--method coop: there are no settings of it for --generator weaktr"):
         parsed("train_prompt", "--method", "coop", "--generator", "weaktr")
     with pytest.raises(InputError, match="--network mask2former: there is no --preset quick of it"):
         parsed("train_seg", "--network", "mask2former", "--preset", "quick")
 
 
-def _any_key(block):
-    """A setting that the block sets."""
-    return next(name for name in BLOCKS[block] if name not in ("block", "source", "refine"))
+def test_every_row_has_the_block_that_its_key_names():
+    """("weaktr", "pole") on COCO has POLE_WEAKTR_COCO, and so on."""
+    data_names = {"voc12": "{}", "folder": "{}", "coco14": "{}_COCO", "quick": "QUICK_{}", "toy": "TOY_{}"}
+    for data, methods in presets.TRAIN_PROMPT.items():
+        for (generator, method), block in methods.items():
+            name = method.upper() + ("_WEAKTR" if generator == "weaktr" else "")
+            assert block["block"] == data_names[data].format(name)
+    for (data, network), block in presets.TRAIN_SEG.items():
+        assert block["block"] == data_names[data].format(network.upper())
+    for (data, generator), block in presets.TRAIN_CAM.items():
+        assert ("WEAKTR" in block["block"]) == (generator == "weaktr")
+        assert ("TOY" in block["block"]) == (data == "toy") and ("QUICK" in block["block"]) == (data == "quick")
+
+
+def test_methods_of_one_frame_share_its_values():
+    """What POLE, CLIMS, the hand-written template, CoOp, target and DeFo have in common on each data set."""
+    own = {"block", "source", "class_prompt", "adapter", "template", "joint", "prompt_lr", "schedule", "epochs"}
+    for data, methods in presets.TRAIN_PROMPT.items():
+        frame = {name: value for name, value in methods["resnet", "pole"].items() if name not in own}
+        for method in ("clims", "manual", "coop", "target", "defo"):
+            block = methods["resnet", method]
+            differing = {name for name, value in frame.items() if block.get(name) != value}
+            allowed = {"w_suppress", "lr", "batch_size"} if (data, method) == ("coco14", "clims") else set()
+            assert differing <= allowed, (data, method, differing)
+            assert block.keys() - own == frame.keys(), (data, method)
+        templates = {method: methods["resnet", method]["template"] for method in ("coop", "target", "defo")}
+        assert templates == {"coop": "[S:a photo of] {}.", "target": "a photo of [C:{}].",
+                             "defo": "[S:a photo of] [C:{}]."}
+    for generator, suffix in (("resnet", ""), ("weaktr", "_WEAKTR")):
+        voc = presets.TRAIN_PROMPT["voc12"][generator, "semples"]
+        coco = presets.TRAIN_PROMPT["coco14"][generator, "semples"]
+        changed = {name for name, value in coco.items() if voc.get(name) != value} - {"block", "source"}
+        assert changed - {"pooling", "scales"} == {"person", "w_bg", "w_suppress", "w_prompt_class", "lr", "match_lr",
+                                                   "batch_size", "prompt_lr"}, suffix
+        assert [coco[name] for name in ("w_bg", "w_suppress", "w_prompt_class", "prompt_lr")] == [0.75, 0.2, 0.01, 0.0025]
+    assert presets.TRAIN_PROMPT["coco14"]["resnet", "both"]["w_fg"] == 2.0
+    assert presets.TRAIN_PROMPT["coco14"]["resnet", "both"]["w_bg"] == 14.0
+    pole = presets.TRAIN_PROMPT["coco14"]["resnet", "pole"]
+    assert [pole[name] for name in ("w_fg", "w_bg", "w_suppress", "suppress_threshold")] == [2, 14, 1.25, 0.285]
 
 
 @pytest.mark.smoke

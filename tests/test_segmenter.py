@@ -25,7 +25,7 @@ def test_file_round_trip_keeps_network_classes_and_palette(tmp_path):
         loaded, loaded_design, classes, palette = load_segmenter(tmp_path / "segmenter.pt")
         images = torch.rand(1, 3, 24, 40)
         assert classes == ["cat", "dog"] and np.array_equal(palette, voc_palette())
-        assert loaded_design == design and not loaded.backbone.frozen_bn and not loaded.training
+        assert loaded_design == design and not loaded.backbone.kept_in_eval and not loaded.training
         assert torch.equal(loaded(images), network.eval()(images))
     save_atomic({"epoch": 1}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="other.pt: .*segmenter"):

@@ -143,7 +143,7 @@ def test_batch_norm_trains_where_no_weights_are_loaded_unless_it_is_told_not_to(
         assert ("--weights none: the batch norm trains too" in capsys.readouterr().out) != frozen
         assert json.loads((tmp_path / name / "args.json").read_text())["frozen_bn"] == frozen
         network, design, classes, _ = load_segmenter(tmp_path / name / "segmenter.pt")
-        assert network.backbone.frozen_bn == design["frozen_bn"] == frozen and classes == ["red", "green"]
+        assert bool(network.backbone.kept_in_eval) == design["frozen_bn"] == frozen and classes == ["red", "green"]
 
 
 def test_iterations_end_within_a_pass(world, tmp_path, capsys):
