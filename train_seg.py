@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
+from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import train_transform
@@ -195,6 +196,10 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--compile: mask2former cannot be compiled; leave --compile out")
     if args.checkpoint and not args.predict_split:
         raise InputError("--checkpoint: --predict-split names no split to predict; name one")
+    if args.submit and not args.predict_split:
+        raise InputError("--submit: --predict-split names no split whose predictions are packed; name one")
+    if args.submit and args.submit.suffix == ".json":
+        pycocotools_mask()  # COCO's results need this package; better missed now than after the training
 
     # Data: images to learn from, and images to predict.
     learned = None if args.checkpoint else training_data(args)
@@ -203,16 +208,19 @@ def main(argv: list[str] | None = None) -> int:
     # Segmenter: a trained one, or one to be trained.
     if args.checkpoint:
         network, design, classes, palette = load_segmenter(args.checkpoint)
-        if unseen and list(unseen.classes) != list(classes):
-            raise InputError(f"--checkpoint {args.checkpoint}: made for the classes {', '.join(classes)}; "
-                             f"{args.data_root} has {', '.join(unseen.classes)}")
     else:
-        if args.weights == "none" and args.frozen_bn and args.set_by.get("frozen_bn") != COMMAND_LINE:
+        not_asked_for = args.set_by.get("frozen_bn") != COMMAND_LINE and args.network != "mask2former"
+        if args.weights == "none" and args.frozen_bn and not_asked_for:
             args.frozen_bn = False  # random weights are not worth freezing
+            args.set_by["frozen_bn"] = "--weights none"
             print("--weights none: the batch norm trains too")
         network, design = initial_segmenter(args, len(learned.classes) + 1)
         classes = learned.classes
         palette = learned.palette
+    if unseen and list(unseen.classes) != list(classes):
+        learned_from = f"--checkpoint {args.checkpoint}" if args.checkpoint else f"--split {args.split}"
+        raise InputError(f"{learned_from}: the classes are {', '.join(classes)}; those of --predict-split "
+                         f"{args.predict_split} are {', '.join(unseen.classes)}")
     network.to(device, memory_format=torch.channels_last)
 
     # Training.

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 
 from .distributed import processes, rank
 
-OUT_OF_MEMORY = "out of memory; use a smaller --batch-size or --crop-size"
+OUT_OF_MEMORY = "out of memory; use smaller batches, crops or images"
 # Parts of the messages of torch's RuntimeErrors that the machine causes, and what the user is told.
 MACHINE_ERRORS = {
     "DataLoader worker (pid": "the system ended a process that loads data; use fewer --workers",
@@ -36,7 +36,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     last_line = str(error).strip().rpartition("\n")[2]
-    return last_line.removeprefix(f"{InputError.__module__}.InputError: ")
+    last_line = last_line.removeprefix(f"{InputError.__module__}.InputError: ")
+    return last_line.removeprefix("ModuleNotFoundError: ")
 
 
 @contextmanager
@@ -61,10 +62,11 @@ def nearest(value: object, valid: Iterable[object]) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Discard what the block prints, progress lines and warnings included. Exceptions leave the block."""
-    with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null):
-        yield
+def quiet(warnings: bool = True) -> Iterator[None]:
+    """Discard what the block prints to stdout, and without `warnings` also what it prints to stderr."""
+    with open(os.devnull, "w") as null, redirect_stdout(null):
+        with nullcontext() if warnings else redirect_stderr(null):
+            yield
 
 
 def run_script(main: Callable[[], int | None]) -> int:
@@ -74,12 +76,12 @@ def run_script(main: Callable[[], int | None]) -> int:
     interruption by Ctrl-C; 141 says that the reader of the output has closed it, as `| head` does. A fault of
     this package keeps its traceback.
     Where torchrun started several processes, `main` runs in each of them, the main process alone prints, and
-    the first error ends them all. With --quiet on the command line nothing but errors is printed.
+    the first error ends them all. With --quiet on the command line it prints warnings and errors only.
     """
     try:
         with processes():
             silent = rank() > 0 or "--quiet" in sys.argv
-            with quiet() if silent else nullcontext():
+            with quiet(warnings=rank() == 0) if silent else nullcontext():
                 code = main() or 0
                 sys.stdout.flush()
         return code
@@ -89,7 +91,8 @@ def run_script(main: Callable[[], int | None]) -> int:
         print("the reader of the output has closed it; finished files are kept", file=sys.stderr)
         return 141
     except KeyboardInterrupt:
-        print("interrupted; finished files are kept, --resume continues the run", file=sys.stderr)
+        print("interrupted; finished files are kept. To continue, run the same command again, with --resume "
+              "where the script has it", file=sys.stderr)
         return 130
     except MemoryError:
         print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
@@ -100,6 +103,7 @@ def run_script(main: Callable[[], int | None]) -> int:
     except RuntimeError as error:
         for sign, reason in MACHINE_ERRORS.items():
             if sign in str(error):
-                print(f"error: {reason}; --resume continues the run", file=sys.stderr)
+                print(f"error: {reason}. To continue, run the same command again, with --resume where the "
+                      "script has it", file=sys.stderr)
                 return 2
         raise

@@ -52,7 +52,7 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
         help="number of additional processes that load or write data")
     add("--dry-run", action="store_true",
         help="print every setting and the preset block that set it, as JSON, and stop")
-    add("--quiet", action="store_true", help="print errors only")
+    add("--quiet", action="store_true", help="print warnings and errors only")
     return add
 
 
@@ -68,7 +68,8 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
     if resumes:
         add("--resume", action="store_true", help="continue an interrupted run exactly where it stopped")
     add = parser.add_argument_group("training").add_argument
-    add("--crop-size", type=whole(16, 4096), help="side of the square training crops in pixels")
+    add("--crop-size", type=whole(16, 4096),
+        help="side of the training crops in pixels; make_pseudo.py also pads smaller images to it for irn")
     add("--brightness", type=real(0, 1), default=0.0,
         help="strength B of random brightness: pixel values in [0, 1] of a training image are multiplied by "
         "1 - B to 1 + B, and up to B / 4 is added or subtracted")
@@ -102,9 +103,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     --data-root is needed and missing.
     """
     argv = sys.argv[1:] if argv is None else argv
-    defaults = vars(parser.parse_args([]))
     without_help = [word for word in argv if word not in ("-h", "--help", "--help-all")]
     selecting, _ = parser.parse_known_args(without_help)
+    defaults = {name: parser.get_default(name) for name in vars(selecting)}
     choices = {name: getattr(selecting, name, None) for name in ("generator", "method", "network", "refine")}
     block = find_block(stage, selecting.dataset, selecting.preset, choices)
     splits = SPLITS.get(stage, {}).get(selecting.dataset, {})
@@ -165,7 +166,7 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
     refuse_overlap("--out", args.out, data_folders, args.data_root, read)
     marks = fingerprint_inputs(read)
     if dataset:
-        marks["data_root"] = f"the data in {args.data_root}", dataset.fingerprint()
+        marks["data_root"] = (f"the data in {args.data_root}", dataset.fingerprint())
     return Run(args.out, vars(args), args.resume, args.overwrite, marks)
 
 

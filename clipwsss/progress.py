@@ -9,8 +9,8 @@ REDRAW_SECONDS = 0.2
 class Progress:
     """A terminal line with the count, the loss terms, the rate and the time left of a loop.
 
-    The line is redrawn on stderr where that is a terminal, without escape sequences, which plain terminals do
-    not understand. `close` prints the final line to stdout.
+    The line is redrawn where stdout is a terminal, without escape sequences, which plain terminals do not
+    understand. `close` prints the final line.
     """
 
     def __init__(self, label: str, total: int, unit: str = "images"):
@@ -20,7 +20,7 @@ class Progress:
         self.done = 0
         self.begin = time.perf_counter()
         self.drawn = 0.0  # when the line was drawn last
-        self.is_live = sys.stderr.isatty()
+        self.is_live = sys.stdout.isatty()
 
     def update(self, count: int, **terms: float) -> None:
         """Advance by `count`. `terms` may be tensors on a GPU: they are read only when the line is drawn."""
@@ -29,15 +29,15 @@ class Progress:
         if self.is_live and now - self.drawn > REDRAW_SECONDS:
             self.drawn = now
             width = shutil.get_terminal_size().columns - 1  # a full line would wrap
-            print(f"\r{self._line(terms, width):<{width}}", end="", file=sys.stderr, flush=True)
+            print(f"\r{self._line(terms, width):<{width}}", end="", flush=True)
 
     def close(self, **terms: float) -> None:
         """Print the final line. The total becomes what was done, because a loop may leave bad images out."""
         if self.is_live:
             blank = " " * (shutil.get_terminal_size().columns - 1)
-            print(f"\r{blank}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{blank}\r", end="", flush=True)
         self.total = self.done
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+        width = shutil.get_terminal_size().columns if self.is_live else 1000
         print(self._line(terms, width), flush=True)
 
     def _line(self, terms: dict[str, float], width: int) -> str:

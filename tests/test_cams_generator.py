@@ -61,7 +61,7 @@ def test_reference_names_load(tmp_path):
 
 def test_unfit_backbone_options_are_input_errors(tmp_path):
     (tmp_path / "torn.pth").write_bytes(b"torn")
-    unfit = ((4, "imagenet", "resnet_tiny has no ImageNet weights"), (7, "none", "output stride 7"),
+    unfit = ((4, "imagenet", "resnet_tiny has no ImageNet weights"), (7, "none", "--output-stride 7: resnet_tiny has "),
              (4, str(tmp_path / "torn.pth"), "torn.pth: not a readable checkpoint"))
     for stride, weights, message in unfit:
         with pytest.raises(InputError, match=message):

@@ -75,7 +75,7 @@ def plain_forward(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch
 
 def test_published_checkpoint_gives_the_same_logits():
     state = published_state(21, "aspp")
-    network = deeplab.build(CAFFE, 21).eval()
+    network = deeplab.build_deeplab(CAFFE, 21).eval()
     assert deeplab.is_deeplab_pytorch(state) and not deeplab.is_deeplab_pytorch(network.state_dict())
     network.load_state_dict(deeplab.rename_deeplab_pytorch(state))
     images = torch.rand(1, 3, 65, 92)
@@ -94,7 +94,7 @@ def test_published_checkpoint_gives_the_same_logits():
 
 def test_v1_checkpoint_has_no_head_and_loads_into_the_backbone():
     state = published_state(21, "fc")
-    network = deeplab.build(CAFFE, 21)
+    network = deeplab.build_deeplab(CAFFE, 21)
     renamed = deeplab.rename_deeplab_pytorch(state)
     assert not any(name.startswith(("aspp.", "fc.")) for name in renamed)
     missing, unexpected = network.load_state_dict(renamed, strict=False)
@@ -126,7 +126,7 @@ def test_blocks_draw_and_compute_as_torchvisions_bit_for_bit():
 @pytest.mark.smoke
 @pytest.mark.parametrize("name, expected", [("deeplabv2", (2, 7, 9, 12)), ("deeplabv3plus", (2, 7, 36, 48))])
 def test_shapes_groups_and_frozen_batch_norm(name, expected):
-    network = deeplab.build(deeplab.Design(name, "resnet_tiny", 4, (1, 2, 3)), 7).train()
+    network = deeplab.build_deeplab(deeplab.Design(name, "resnet_tiny", 4, (1, 2, 3)), 7).train()
     images = torch.rand(2, 3, 36, 48)
     logits = network(images)
     assert logits.shape == expected
@@ -139,12 +139,12 @@ def test_shapes_groups_and_frozen_batch_norm(name, expected):
         assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-2, 2e-2])
         assert [group["weight_decay"] for group in groups] == [5e-4, 5e-4, 0.0]
         assert [{item.dim() for item in group["params"]} for group in groups[1:]] == [{4}, {1}]
-    thawed = deeplab.build(deeplab.Design(name, "resnet_tiny", 4, frozen_bn=False), 7).train()
+    thawed = deeplab.build_deeplab(deeplab.Design(name, "resnet_tiny", 4, frozen_bn=False), 7).train()
     assert thawed.backbone.bn1.training and thawed.backbone.bn1.weight.requires_grad
 
 
 def test_aspp_is_the_sum_of_its_branches():
-    network = deeplab.build(deeplab.Design("deeplabv2", "resnet_tiny", 4, (1, 2)), 3).eval()
+    network = deeplab.build_deeplab(deeplab.Design("deeplabv2", "resnet_tiny", 4, (1, 2)), 3).eval()
     features = torch.randn(1, network.backbone.channels[-1], 9, 7)
     network.backbone = torch.nn.Identity()
     first = F.conv2d(features, network.aspp[0].weight, network.aspp[0].bias, padding=1)
@@ -174,7 +174,7 @@ def test_loss_by_hand_with_ignored_and_balanced_pixels():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="valid: deeplabv2, deeplabv3plus"):
-        deeplab.build(deeplab.Design("unet", "resnet_tiny", 4), 3)
+        deeplab.build_deeplab(deeplab.Design("unet", "resnet_tiny", 4), 3)
 
 
 def test_leaves_lift_out_without_torchvision(tmp_path, monkeypatch):
@@ -189,7 +189,7 @@ def test_leaves_lift_out_without_torchvision(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, absent, None)  # its import fails
     monkeypatch.syspath_prepend(tmp_path)
     lifted = importlib.import_module("lifted.deeplab")
-    network = lifted.build(lifted.Design("deeplabv2", "resnet_tiny", 4), 3)
+    network = lifted.build_deeplab(lifted.Design("deeplabv2", "resnet_tiny", 4), 3)
     assert network(torch.rand(1, 3, 32, 40)).shape == (1, 3, 8, 10)
     lifted = importlib.import_module("lifted_resnet")
     assert lifted.ResNet("resnet_tiny", 4)(torch.rand(1, 3, 32, 40))[-1].shape == (1, 48, 8, 10)

@@ -15,7 +15,7 @@ def failing(error: BaseException):
 
 @pytest.mark.smoke
 def test_what_users_and_machines_cause_is_one_line_and_status_2(capsys):
-    memory = "out of memory; use a smaller --batch-size or --crop-size"
+    memory = "out of memory; use smaller batches, crops or images"
     loader = "the system ended a process that loads data; use fewer --workers"
     for error, told in (
             (InputError("labels.csv:3: unknown class"), "labels.csv:3: unknown class"),
@@ -37,7 +37,8 @@ def test_what_users_and_machines_cause_is_one_line_and_status_2(capsys):
 def test_success_interruption_and_faults_of_ours(capsys):
     assert run_script(lambda: None) == 0 and run_script(lambda: 3) == 3
     assert run_script(failing(KeyboardInterrupt())) == 130
-    assert capsys.readouterr().err == "interrupted; finished files are kept, --resume continues the run\n"
+    assert capsys.readouterr().err == ("interrupted; finished files are kept. To continue, run the same command again, "
+                                       "with --resume where the script has it\n")
     for fault in (ValueError("a fault"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")):
         with pytest.raises(type(fault)) as caught:
             run_script(failing(fault))
@@ -59,7 +60,7 @@ def test_a_leafs_error_becomes_the_users():
             raise kind("no list")
 
 
-def test_quiet_discards_all_but_errors(capsys, monkeypatch):
+def test_quiet_discards_all_but_warnings_and_errors(capsys, monkeypatch):
     def talkative():
         print("a line")
         print("skipped: b.png", file=sys.stderr)
@@ -68,11 +69,12 @@ def test_quiet_discards_all_but_errors(capsys, monkeypatch):
         progress.close()
         raise InputError("a.png: no such image")
 
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys, "argv", ["train_seg.py", "--quiet"])
     assert run_script(talkative) == 2
-    assert capsys.readouterr() == ("", "error: a.png: no such image\n")
+    assert capsys.readouterr() == ("", "skipped: b.png\nerror: a.png: no such image\n")
     monkeypatch.setattr(sys, "argv", ["train_seg.py"])
     assert run_script(talkative) == 2
     out, err = capsys.readouterr()
-    assert out.startswith("a line\ndraw  1/1 images") and "skipped: b.png\n\rdraw  1/2 images" in err
+    assert out.startswith("a line\n\rdraw  1/2 images") and "draw  1/1 images" in out
+    assert err == "skipped: b.png\nerror: a.png: no such image\n"

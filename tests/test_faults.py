@@ -79,5 +79,6 @@ def test_a_closed_pipe_and_ctrl_c_leave_no_traceback(finished, tmp_path):
             assert script.poll() is None
         script.send_signal(signal.SIGINT)
         told = script.communicate()[1]
-    assert script.returncode == 130 and told == "interrupted; finished files are kept, --resume continues the run\n"
+    assert script.returncode == 130 and told == ("interrupted; finished files are kept. To continue, run the same "
+                                                 "command again, with --resume where the script has it\n")
     assert (tmp_path / "last_train_seg.pt").is_file() and not list(tmp_path.glob("*partial*"))

@@ -16,7 +16,7 @@ from clipwsss.generator_options import crop_loader
 from clipwsss.options import parse
 from clipwsss.refine.affinity import build_affinity
 from clipwsss.segment.segmenter import build_segmenter
-from clipwsss.toy.world import CLASSES, draw_world
+from clipwsss.toy.world import draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--batch-size", "6"]
 METHODS = {"pole": [], "semples": ["--match-epochs", "1"]}

@@ -6,7 +6,7 @@ import torch
 
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
-from clipwsss.segment.predict import probabilities
+from clipwsss.segment.predict import class_probabilities
 from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
 from clipwsss.training import joined_loss
 
@@ -71,7 +71,7 @@ def test_learns_and_predicts_at_image_size(tiny):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    shares = probabilities(network.eval(), images, (1.0, 1.5), flip=True)
+    shares = class_probabilities(network.eval(), images, (1.0, 1.5), flip=True)
     assert shares.shape == (2, 3, 64, 48)
     assert torch.allclose(shares.sum(1), torch.ones(2, 64, 48), atol=1e-4)
     assert (shares.argmax(1) == masks)[:, :, 1:].float().mean() > 0.7

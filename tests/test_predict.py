@@ -12,7 +12,7 @@ from clipwsss.datasets.base import Entry, TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
-from clipwsss.segment.predict import Photos, decide, predict_images, probabilities, write_label_maps
+from clipwsss.segment.predict import Photos, decide, predict_images, class_probabilities, write_label_maps
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def test_probabilities_are_the_mean_over_scales_and_mirrors(network):
             logits = network(scaled.flip(-1) if mirrored else scaled)
             share = F.interpolate(logits, (25, 38), mode="bilinear").softmax(1)
             plain.append(share.flip(-1) if mirrored else share)
-    result = probabilities(network, images, (0.5, 1.0, 1.5), flip=True)
+    result = class_probabilities(network, images, (0.5, 1.0, 1.5), flip=True)
     assert result.shape == (2, 3, 25, 38)
     assert torch.allclose(result, torch.stack(plain).mean(0), atol=1e-5)
     assert torch.allclose(result.sum(1), torch.ones(2, 25, 38), atol=1e-5)
-    assert torch.allclose(probabilities(network, images[:1]), probabilities(network, images)[:1], atol=1e-5)
+    assert torch.allclose(class_probabilities(network, images[:1]), class_probabilities(network, images)[:1], atol=1e-5)
 
 
 def test_the_maximum_of_logits_as_deeplabv2_is_tested(network):
@@ -51,15 +51,15 @@ def test_the_maximum_of_logits_as_deeplabv2_is_tested(network):
     plain = by_hand(images)
     mirrored = by_hand(images.flip(-1)).flip(-1)
     for flip, expected in ((False, plain), (True, (plain + mirrored) / 2)):
-        result = probabilities(network, images, (1.0, 0.75, 0.5), flip, "max")
+        result = class_probabilities(network, images, (1.0, 0.75, 0.5), flip, "max")
         assert torch.allclose(result, expected, atol=1e-5)
-        assert not torch.allclose(result, probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
+        assert not torch.allclose(result, class_probabilities(network, images, (1.0, 0.75, 0.5), flip), atol=1e-3)
 
 
 def test_the_smallest_images_have_a_pixel_at_every_scale(network):
     for size in ((1, 5), (2, 1), (3, 3)):
         for fusion in ("mean", "max"):
-            result = probabilities(network, torch.rand(1, 3, *size), (1.0, 0.75, 0.1), True, fusion)
+            result = class_probabilities(network, torch.rand(1, 3, *size), (1.0, 0.75, 0.1), True, fusion)
             assert result.shape == (1, 3, *size) and torch.allclose(result.sum(1), torch.ones(1, *size))
 
 
@@ -101,7 +101,7 @@ def test_files_of_a_data_set_are_what_decide_says(network, photos, tmp_path):
         written = sorted(path.stem for path in folder.iterdir())
         assert written == ["photo0", "photo1", "photo2", "photo4"]
         for index in (0, 1, 2, 4):
-            scores = probabilities(network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
+            scores = class_probabilities(network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
             expected = decide(np.asarray(data.load_image(index)), scores, crf)
             labels = np.array(Image.open(folder / f"photo{index}.png"))
             assert (labels == expected).mean() > 0.99  # sums of a batch of two may differ in the last bit

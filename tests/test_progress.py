@@ -15,19 +15,20 @@ def test_without_a_terminal_one_line_with_rate(capsys):
 
 
 def test_on_a_terminal_it_is_redrawn_and_says_what_is_left(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     progress = Progress("draw", 5, "scenes")
     progress.update(1, loss=torch.tensor(2.0))
     progress.update(1)  # within a fifth of a second: not drawn
-    drawn = capsys.readouterr().err
+    drawn = capsys.readouterr().out
     assert drawn.count("\r") == 1 and "draw  1/5 scenes  loss 2.0000" in drawn and "scenes/s" in drawn
     assert drawn.rstrip().endswith(" s left") and len(drawn) == 80
     progress.update(2)
     progress.close()
     end = capsys.readouterr()
-    assert end.err == "\r" + " " * 79 + "\r" and "\x1b" not in drawn + end.out, "no escape sequence is written"
-    assert end.out.startswith("draw  4/4 scenes") and "left" not in end.out, "the fifth was left out"
+    blank = "\r" + " " * 79 + "\r"
+    assert end.out.startswith(f"{blank}draw  4/4 scenes") and "left" not in end.out, "the fifth was left out"
+    assert "\x1b" not in drawn + end.out and end.err == "", "no escape sequence is written"
 
 
 def test_the_line_fits_the_terminal(monkeypatch):

@@ -135,7 +135,7 @@ def test_normalisation_is_inside_and_not_in_the_state_dict():
 def test_unknown_names_and_strides_are_refused():
     with pytest.raises(ValueError, match="valid: resnet18, resnet50, resnet101, resnet_tiny"):
         resnet.ResNet("vgg16", 32)
-    with pytest.raises(ValueError, match="output stride 12 is not one of 32, 16, 8"):
+    with pytest.raises(ValueError, match="--output-stride 12: resnet18 has 32, 16, 8"):
         resnet.ResNet("resnet18", 12)
 
 
@@ -148,7 +148,7 @@ def test_published_weights_are_torchvisions_first_ones():
 @pytest.mark.smoke
 def test_fused_batch_norm_gives_equal_outputs_and_keeps_the_network():
     for network in (build_generator(["a", "b"], "resnet18", "none"),
-                    deeplab.build(deeplab.Design("deeplabv3plus", "resnet_tiny", 4), 3)):
+                    deeplab.build_deeplab(deeplab.Design("deeplabv3plus", "resnet_tiny", 4), 3)):
         kind = type(network).__name__
         torch.manual_seed(0)
         randomise(network)

@@ -1,6 +1,7 @@
 """The kinds of CAM generators and their files.
 
-Another kind is a file beside resnet.py with a MapGenerator and its functions, and one row of GENERATORS.
+Another kind is a file beside resnet_generator.py, with a MapGenerator and its functions, and one row of
+GENERATORS.
 """
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..files import load_weights, load_weights_into, read_network
 from ..networks.resnet import RESNETS
 from ..networks.vit import TRANSFORMERS
 from .maps import MapGenerator
-from .resnet import build_resnet_generator, rename_irn_weights
+from .resnet_generator import build_resnet_generator, rename_irn_weights
 from .weaktr import build_weaktr, find_weaktr_weights, rebuild_weaktr
 
 

@@ -1,6 +1,6 @@
 """CAM generators: what each kind has in common, maps over several scales, and the CAM files of a split."""
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError, input_errors
 from .base import MOST_PIXELS, Entry, Size, TagDataset, split_error
 
-SPLITS = ("train", "val")
+COCO_SPLITS = ("train", "val")
 CROWDS = {"background": 0, "ignore": 255}  # what --crowds makes of crowd regions -> their value in masks
 LISTS = {"categories": {"id", "name"},  # the lists of an annotation file and the fields of their items
          "images": {"id", "file_name", "height", "width"},
@@ -43,9 +43,9 @@ class CocoDataset(TagDataset):
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS,
                  crowds: str = "background"):
         root = Path(root)
-        files = {name: root / "annotations" / f"instances_{name}2014.json" for name in SPLITS}
-        splits = [name for name in SPLITS if files[name].is_file()]
-        if split not in SPLITS:
+        files = {name: root / "annotations" / f"instances_{name}2014.json" for name in COCO_SPLITS}
+        splits = [name for name in COCO_SPLITS if files[name].is_file()]
+        if split not in COCO_SPLITS:
             raise split_error(split, splits, root)
         path = files[split]
         if split not in splits:

@@ -11,9 +11,8 @@ from ..cams.cam_files import check_cam, read_cam, resize_cam
 from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
 from ..datasets import Batch
 from ..errors import InputError, input_errors
-from ..files import load_weights, misfit_errors
+from ..files import download, load_weights, misfit_errors
 from ..toy.clip import load_toy_clip
-from ..files import download
 
 
 class Regions(NamedTuple):

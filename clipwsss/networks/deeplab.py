@@ -160,7 +160,7 @@ class DeepLabV3Plus(DeepLab):
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def build(design: Design, n_labels: int) -> DeepLab:
+def build_deeplab(design: Design, n_labels: int) -> DeepLab:
     """The network of a design with random weights.
 
     ValueError: an unknown network or backbone, or an output stride that the backbone does not have.

@@ -71,7 +71,7 @@ class Mask2Former(nn.Module):
         return list(groups.values())
 
 
-def build(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former:
+def build_mask2former(n_labels: int, weights: str, model: dict | None = None) -> Mask2Former:
     """The network from `weights`, or without weights from `model`, the settings of another one.
 
     weights: the name of a model on the hub, or a folder of save_pretrained, of a whole Mask2Former or of a

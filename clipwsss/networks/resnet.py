@@ -123,7 +123,7 @@ class ResNet(nn.Module):
         spec = RESNET_SPECS[name]
         if output_stride not in spec.output_strides:
             valid = ", ".join(map(str, spec.output_strides))
-            raise ValueError(f"output stride {output_stride} is not one of {valid}")
+            raise ValueError(f"--output-stride {output_stride}: {name} has {valid}")
         self.conv1 = nn.Conv2d(3, spec.stem_width, spec.stem_kernel, stride=2, padding=spec.stem_kernel // 2,
                                bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem_width)

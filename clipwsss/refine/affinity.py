@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import load_weights_into, load_weights, read_network, save_network
+from ..files import load_backbone, load_weights, load_weights_into, read_network, save_network
 from ..networks import resnet
-from ..files import load_backbone
 from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, pair_slices, straight_path
 

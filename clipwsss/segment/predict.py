@@ -32,7 +32,7 @@ FUSIONS = ("mean", "max")  # of scales: mean of the probabilities, or maximum of
 
 
 @torch.inference_mode()
-def probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,),
+def class_probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,),
                   flip: bool = False, fusion: str = "mean") -> Tensor:
     """Class probabilities [B,n_labels,H,W] of images [B,3,H,W] in [0,1] over scales.
 
@@ -93,7 +93,8 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
                    precision: str) -> Iterator[tuple[str, NDArray, NDArray]]:
     """Yield (name, image uint8 [H,W,3], probabilities float32 [n_labels,H,W]) of each image of a loader.
 
-    loader: batches of whole images, as `size_loader` makes them. scales, flip, fusion: see `probabilities`.
+    loader: batches of whole images, as `size_loader` makes them.
+    scales, flip, fusion: see `class_probabilities`.
     precision: `fp32`, `bf16` or `auto`, see `training.use_bf16`. The network computes on its own device.
     """
     device = next(network.parameters()).device
@@ -102,7 +103,7 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
     for batch in loader:
         images = batch.images.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
-            likelihoods = probabilities(network, images, scales, flip, fusion).cpu().numpy()
+            likelihoods = class_probabilities(network, images, scales, flip, fusion).cpu().numpy()
         pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield from zip(batch.names, pixels, likelihoods)
         progress.update(len(batch.names))

@@ -29,13 +29,13 @@ def build_segmenter(design: dict, n_labels: int, weights: str | Path = "none") -
     InputError names weights that do not fit.
     """
     if design["network"] == "mask2former":
-        network = mask2former.build(n_labels, str(weights), design.get("model"))
+        network = mask2former.build_mask2former(n_labels, str(weights), design.get("model"))
         return network, {"network": "mask2former", "model": network.model.config.to_dict()}
     stored = load_weights(weights) if Path(weights).is_file() else {}
     from_deeplab_pytorch = deeplab.is_deeplab_pytorch(stored)
     design = {**design, "caffe": from_deeplab_pytorch or design.get("caffe", False)}
     with input_errors():
-        network = deeplab.build(deeplab.Design(**design), n_labels)
+        network = deeplab.build_deeplab(deeplab.Design(**design), n_labels)
     if from_deeplab_pytorch:
         load_deeplab_pytorch(network, stored, weights)
     elif str(weights) != "none":

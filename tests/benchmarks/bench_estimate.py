@@ -120,7 +120,7 @@ def stages(dataset: str) -> dict[str, tuple[float, float]]:
     affinity = build_affinity("irn", irn["backbone"], "none")[0].to("meta")
     design = deeplab.Design(seg["network"], seg["backbone"], seg["output_stride"],
                             multi_scale=seg["multi_scale"])
-    segmenter = deeplab.build(design, classes + 1).to("meta")
+    segmenter = deeplab.build_deeplab(design, classes + 1).to("meta")
     regions = images(1, [clip.input_resolution] * 2).requires_grad_()
     guided = (operations(lambda: generator(crop), True)
               + 2 * present * operations(lambda: clip.encode_image(regions), True))

@@ -31,7 +31,7 @@ from clipwsss.datasets.transforms import train_transform
 from clipwsss.networks import deeplab
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.run import Run
-from clipwsss.segment.predict import probabilities
+from clipwsss.segment.predict import class_probabilities
 from clipwsss.training import Training, fit, joined_loss
 
 SIZE = (250, 334)
@@ -57,7 +57,7 @@ def compare_steps(root: Path, crop: int, batch_size: int, rounds: int) -> None:
     """Median seconds of a pass of the training loop and of as many bare steps."""
     data = build_dataset("folder", root, "train").with_transform(train_transform(crop, None, (0.5, 1.5)))
     loader = make_loader(data, batch_size, 2, drop_last=True)
-    network = deeplab.build(DESIGN, 3)
+    network = deeplab.build_deeplab(DESIGN, 3)
     resident = next(iter(loader))
     groups = network.parameter_groups(1e-4, 5e-4)
     times: dict[str, list[float]] = {"loop": [], "bare": []}
@@ -83,10 +83,10 @@ def compare_steps(root: Path, crop: int, batch_size: int, rounds: int) -> None:
 
 def peak(scales: list[float]) -> None:
     """Print this process's growth of peak memory in MB while it tests one image."""
-    network = deeplab.build(DESIGN, 3).eval()
-    probabilities(network, torch.rand(1, 3, 65, 65), (1.0,))
+    network = deeplab.build_deeplab(DESIGN, 3).eval()
+    class_probabilities(network, torch.rand(1, 3, 65, 65), (1.0,))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    probabilities(network, torch.rand(1, 3, *SIZE), scales, flip=True)
+    class_probabilities(network, torch.rand(1, 3, *SIZE), scales, flip=True)
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
