@@ -68,7 +68,10 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def chosen_folders(args: argparse.Namespace, dataset: TagDataset) -> tuple[list[Path], list[Path]]:
-    """The folders of --cams and of --masks; without both, the stages' outputs with images of the split."""
+    """The folders of --cams and of --masks; without both, the stages' outputs with images of the split.
+
+    InputError: no stage has written any, or the folder of a stage is empty.
+    """
     if args.cams or args.masks:
         return args.cams or [], args.masks or []
     cams = [args.runs / args.dataset / "train_cam" / "cams",

@@ -5,7 +5,7 @@ The same command continues an interrupted run.
 import argparse
 import json
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, cons
                                     irn_walk, label_map, psa_walk)
 from clipwsss.report import metrics
 from clipwsss.report.page import write_report
-from clipwsss.report.scoring import THRESHOLDS, class_figures, miou_curve
+from clipwsss.report.scoring import THRESHOLDS, MaskScore, class_figures, miou_curve
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
 
@@ -63,6 +63,9 @@ DECIDERS = {
         scores[1:].numpy(), read_segments(args.segments, name, pixels.shape[:2]), args.segment_power)),
 }
 
+# `walk_maps` with all but its last two arguments given: (pixels, CAM file) of an image -> its maps.
+ImageWalk = Callable[[np.ndarray, CamFile], Tensor]
+
 
 def background_rule(text: str) -> float | str:
     """Parse --threshold: a number below 1, auto or alpha."""
@@ -88,8 +91,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="exponent of PSA's background map (1 - max CAM)^alpha, for --threshold alpha")
     add("--radius", type=whole(2, 64), default=5,
         help="the walk steps between cells of its grid that are closer than this")
-    add("--beta", type=real(0), default=10.0, help="exponent of the affinities in the walk")
-    add("--exp-times", type=whole(0, 30), default=8, metavar="N", help="the walk takes 2**N steps")
+    add("--beta", type=real(0.001), default=10.0, help="exponent of the affinities in the walk")
+    add("--exp-times", type=whole(0, 20), default=8, metavar="N", help="the walk takes 2**N steps")
     add("--color-stride", type=whole(1, 64), default=4,
         help="side in pixels of a cell of the color walk's grid")
     add("--segments", type=Path, help="folder of class-agnostic segments (PNG label maps or SAM's JSON) from "
@@ -189,9 +192,16 @@ def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams
 
 
 def new_affinity_network(args: argparse.Namespace, walk: str) -> tuple[nn.Module, str]:
-    """An untrained affinity network of the walk and its backbone; InputError for crops too small for it."""
+    """An untrained affinity network of the walk and its backbone.
+
+    InputError: weights that are missing or do not fit, or crops that are too small for the network.
+    """
+    weights = start_weights(args)
+    if args.weights == "generator" and not weights.is_file():
+        raise InputError(f"--weights generator: {weights}: no such file; run train_prompt.py first, or give "
+                         "imagenet, none or a file")
     seed_everything(args.seed)
-    network, backbone = build_affinity(walk, args.backbone, start_weights(args))
+    network, backbone = build_affinity(walk, args.backbone, weights)
     smallest = smallest_crop(walk, backbone, args.train_radius)
     if args.crop_size < smallest:
         raise InputError(f"--crop-size {args.crop_size}: {walk} with --train-radius {args.train_radius} "
@@ -199,10 +209,9 @@ def new_affinity_network(args: argparse.Namespace, walk: str) -> tuple[nn.Module
     return network, backbone
 
 
-def walk_maps(args: argparse.Namespace, network: nn.Module | None, device: torch.device, pixels: np.ndarray,
-              file: CamFile) -> Tensor:
+def walk_maps(args: argparse.Namespace, walk: str, network: nn.Module | None, device: torch.device,
+              pixels: np.ndarray, file: CamFile) -> Tensor:
     """Maps of one image after the walk of --refine: [k, H, W], or [1 + k, H, W] with PSA's background map."""
-    walk, _ = split_stages(args.refine, args.segments)
     if walk in WALKS_FROM_STORED_SIZE:
         maps = torch.from_numpy(file.cam)
     else:
@@ -215,15 +224,14 @@ def walk_maps(args: argparse.Namespace, network: nn.Module | None, device: torch
     return WALKS[walk](args, network, maps, image)
 
 
-def refine_image(args: argparse.Namespace, network: nn.Module | None, device: torch.device, name: str,
+def refine_image(args: argparse.Namespace, walk_image: ImageWalk, deciders: list[str], name: str,
                  pixels: np.ndarray, file: CamFile, threshold: float | str) -> np.ndarray:
     """Label map uint8 [H, W] of one image: CAM file -> walk -> background score -> deciders -> label map.
 
     threshold: score of the background, or "alpha" for PSA's background map, which has walked with the maps.
     """
-    _, deciders = split_stages(args.refine, args.segments)
     with torch.inference_mode():
-        scores = walk_maps(args, network, device, pixels, file)
+        scores = walk_image(pixels, file)
         if threshold != "alpha":
             scores = constant_background(scores, threshold)
         labels = scores.argmax(0)
@@ -244,26 +252,25 @@ def unrefined_image(args: argparse.Namespace, file: CamFile, size: tuple[int, in
         return label_map(scores.argmax(0), file.keys)
 
 
-def threshold_tables(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
-                     device: torch.device, index: int) -> tuple[np.ndarray, np.ndarray]:
+def threshold_tables(dataset: TagDataset, cams: Path, walk_image: ImageWalk,
+                     index: int) -> tuple[np.ndarray, np.ndarray]:
     """Confusions [T, n, n] of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
     pixels, file = read_inputs(dataset, cams, index)
     truth = dataset.load_mask(index)
     n = len(dataset.classes) + 1
     with torch.inference_mode():
-        walked = walk_maps(args, network, device, pixels, file).numpy()
+        maps = walk_image(pixels, file).numpy()
     unrefined = cam_maps(file, pixels.shape[:2]).numpy()
-    return (metrics.threshold_confusions(walked, file.keys, truth, THRESHOLDS, n),
+    return (metrics.threshold_confusions(maps, file.keys, truth, THRESHOLDS, n),
             metrics.threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
 
 
 def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path,
-                    network: nn.Module | None, device: torch.device, scored: Container[str],
-                    jobs: ImageJobs) -> tuple[float, float]:
+                    walk_image: ImageWalk, scored: Container[str], jobs: ImageJobs) -> tuple[float, float]:
     """Background thresholds of highest mIoU on the `scored` images: after the walk, and of the CAMs alone.
 
     They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
-    the paper's threshold.
+    the paper's threshold. InputError: no masked image has a usable CAM file, or thresholds.json is damaged.
     """
     stored = run.out / "thresholds.json"
     if not broadcast(stored.exists()):
@@ -272,7 +279,7 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
         if not masked:
             print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
-        work = partial(threshold_tables, args, dataset, cams, network, device)
+        work = partial(threshold_tables, dataset, cams, walk_image)
         tables = jobs.total("thresholds", work, masked)
         if tables is None:
             raise InputError(f"--threshold auto: no image of {args.split} with a mask has a usable CAM file")
@@ -280,21 +287,19 @@ def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cam
         write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
         barrier()
     with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
-        walked, unrefined = json.loads(stored.read_text())
-        print(f"--threshold auto: {walked['threshold']:.2f} for the maps after the walk (mIoU "
-              f"{walked['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
-        return walked["threshold"], unrefined["threshold"]
+        refined, unrefined = json.loads(stored.read_text())
+        print(f"--threshold auto: {refined['threshold']:.2f} for the maps after the walk (mIoU "
+              f"{refined['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
+        return refined["threshold"], unrefined["threshold"]
 
 
-def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path, network: nn.Module | None,
-                      device: torch.device, thresholds: tuple[float | str, float | str],
-                      scored: Container[str], index: int) -> tuple:
+def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk_image: ImageWalk,
+                      deciders: list[str], thresholds: tuple[float | str, float | str],
+                      scored: Container[str], index: int) -> MaskScore:
     """Write one image's pseudo mask unless it exists, and compare it with the mask of the CAMs alone.
 
-    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Returns counts that are added
-    up over the images: (images, pixels, pixels on which the two masks differ, images with a true mask,
-    confusion of the pseudo mask, confusion of the mask of the CAMs). The last two are 0 for images that are
-    not `scored`.
+    thresholds: of the refined maps and of the CAMs alone, numbers or "alpha". Only masks of images that are
+    `scored` are also compared with the true mask.
     """
     name = dataset.names[index]
     pixels, file = read_inputs(dataset, cams, index)
@@ -303,32 +308,32 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
     if path.exists():
         mask = read_mask(path)
     else:
-        mask = refine_image(args, network, device, name, pixels, file, thresholds[0])
+        mask = refine_image(args, walk_image, deciders, name, pixels, file, thresholds[0])
         write_mask(path, mask, dataset.palette)
     changed = int((mask != unrefined).sum())
     truth = dataset.load_mask(index) if name in scored else None
     if truth is None:
-        return 1, mask.size, changed, 0, 0, 0
+        return MaskScore(1, mask.size, changed, with_truth=0, refined=0, unrefined=0)
     n = len(dataset.classes) + 1
-    return 1, mask.size, changed, 1, metrics.confusion(mask, truth, n), metrics.confusion(unrefined, truth, n)
+    return MaskScore(1, mask.size, changed, with_truth=1, refined=metrics.confusion(mask, truth, n),
+                     unrefined=metrics.confusion(unrefined, truth, n))
 
 
-def report_scores(run: Run, totals: list, names: list[str]) -> None:
+def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
     """Print the mIoU before and after refinement and the share of changed pixels; write result.json.
 
-    totals: the sums of what `write_pseudo_mask` returns; names: of the classes, the background first.
+    total: the sum of the scores of all images; names: of the classes, the background first.
     """
-    images, pixels, changed, with_truth, refined_table, unrefined_table = totals
-    share = 100 * changed / pixels
-    figures = {"images": images, "changed": share}
-    print(f"{images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
-    if with_truth:
-        refined = metrics.scores(refined_table)
-        unrefined = metrics.scores(unrefined_table)
-        figures.update(class_figures(refined_table, names))
+    share = 100 * total.changed / total.pixels
+    figures = {"images": total.images, "changed": share}
+    print(f"{total.images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
+    if total.with_truth:
+        refined = metrics.scores(total.refined)
+        unrefined = metrics.scores(total.unrefined)
+        figures.update(class_figures(total.refined, names))
         figures["cam_miou"] = float(unrefined["miou"])
         print(f"mIoU {refined['miou']:.2f} (CAMs alone {unrefined['miou']:.2f}) over {refined['classes']} "
-              f"classes that occur, {with_truth} images with masks")
+              f"classes that occur, {total.with_truth} images with masks")
     else:
         print("there are no masks, so no mIoU is computed")
     run.result(**figures)
@@ -337,7 +342,7 @@ def report_scores(run: Run, totals: list, names: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
     device = pick_device(args.device)
-    walk, _ = split_stages(args.refine, args.segments)
+    walk, deciders = split_stages(args.refine, args.segments)
     dataset = open_dataset(args)
     cams = args.cams or args.runs / args.dataset / "train_prompt" / "cams"
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
@@ -366,16 +371,17 @@ def main(argv: list[str] | None = None) -> int:
         network = train_affinity(args, run, dataset, cams, walk, network.to(device), untrained_backbone, jobs)
         network = network.cpu()  # processes that write masks get a copy and move it to the device
 
+    walk_image = partial(walk_maps, args, walk, network, device)
     thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
     if args.threshold == "auto":
-        thresholds = best_thresholds(args, run, dataset, cams, network, device, scored, jobs)
+        thresholds = best_thresholds(args, run, dataset, cams, walk_image, scored, jobs)
 
     # For every image: CAM file -> walk -> background score -> deciders -> label map (`refine_image`).
-    work = partial(write_pseudo_mask, args, dataset, cams, network, device, thresholds, scored)
+    work = partial(write_pseudo_mask, args, dataset, cams, walk_image, deciders, thresholds, scored)
     totals = jobs.total("pseudo masks", work, range(len(dataset)))
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
-    report_scores(run, totals, ["background", *dataset.classes])
+    report_scores(run, MaskScore(*totals), ["background", *dataset.classes])
     if args.layout and rank() == 0:
         write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout)
     write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")

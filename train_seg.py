@@ -107,7 +107,10 @@ def masks_folder(args: argparse.Namespace) -> Path:
 
 
 def training_data(args: argparse.Namespace) -> TagDataset:
-    """The images of --split with the masks to learn from."""
+    """The images of --split with the masks to learn from.
+
+    InputError: images or masks are missing or bad, or --masks truth for a split without masks.
+    """
     dataset = open_dataset(args)
     masks = masks_folder(args)
     if str(masks) != "truth":
@@ -163,7 +166,11 @@ def predict(args: argparse.Namespace, network: nn.Module, dataset: TagDataset, f
 
 
 def use_trained(args: argparse.Namespace, device: torch.device) -> None:
-    """--predict and --export: use the segmenter of --checkpoint, or of the run in --out."""
+    """--predict and --export: use the segmenter of --checkpoint, or of the run in --out.
+
+    InputError: no such segmenter, images that are missing or bad, results that exist already, or --export of
+    a mask2former.
+    """
     path = args.checkpoint or args.out / "segmenter.pt"
     network, design, classes, palette = load_segmenter(path)
     network.to(device, memory_format=torch.channels_last)

@@ -53,6 +53,7 @@ DEMO_STAGES = (
 
 
 def get_parser() -> Parser:
+    """The command's flags."""
     parser = Parser(prog="python -m clipwsss.demo", description=__doc__)
     add = parser.add_argument
     add("--runs", type=Path, default=Path("runs/demo"), help="folder for everything that the demo writes")

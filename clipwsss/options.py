@@ -146,7 +146,10 @@ def open_dataset(args: argparse.Namespace, split: str | None = None) -> TagDatas
 
 
 def open_scored(args: argparse.Namespace, dataset: TagDataset) -> TagDataset:
-    """The data set of --score-split, or `dataset` where that is the same split."""
+    """The data set of --score-split, or `dataset` where that is the same split.
+
+    InputError where --score-split has an image that is not in `dataset`.
+    """
     if args.score_split in (None, args.split):
         return dataset
     scored = open_dataset(args, args.score_split)

@@ -1,5 +1,6 @@
 """make_pseudo.py from CAM files to masks: hand-made worlds, real CAMs, interrupted runs, bad files."""
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from clipwsss.refine.random_walk import propagate
 from clipwsss.refine.stages import color_walk, constant_background, irn_walk, label_map
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
-from make_pseudo import best_thresholds, get_parser, refine_image, split_stages
+from make_pseudo import best_thresholds, get_parser, refine_image, split_stages, walk_maps
 
 CPU = torch.device("cpu")
 TINY = ["--backbone", "resnet_tiny", "--weights", "none", "--crop-size", "64", "--train-radius", "5",
@@ -77,7 +78,9 @@ def report_of(out):
 def refined(file, pixels, *arguments):
     """The label map of one image "x" with these flags of the script."""
     args = get_parser().parse_args([str(argument) for argument in arguments])
-    return refine_image(args, None, CPU, "x", pixels, file, args.threshold)
+    walk, deciders = split_stages(args.refine, args.segments)
+    walk_image = partial(walk_maps, args, walk, None, CPU)
+    return refine_image(args, walk_image, deciders, "x", pixels, file, args.threshold)
 
 
 @pytest.mark.smoke
@@ -142,7 +145,8 @@ def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
         run_folder = tmp_path / f"of{len(scored)}"
         run_folder.mkdir()
         run_of = SimpleNamespace(out=run_folder)
-        best_thresholds(args, run_of, dataset, tmp_path / "data/cams", None, CPU, scored, jobs)
+        walk_image = partial(walk_maps, args, "none", None, CPU)
+        best_thresholds(args, run_of, dataset, tmp_path / "data/cams", walk_image, scored, jobs)
         chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
     file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))
     table = threshold_confusions(resize_cam(file, truth.shape), file.keys, truth, THRESHOLDS, 3)
@@ -249,12 +253,19 @@ def test_missing_inputs_are_named(tmp_path, capsys, monkeypatch):
             (["--cams", "nowhere"], "nowhere: no such folder"),
             (["--refine", "none", "--segments", "gone"], "gone: no such folder"),
             (["--refine", "none", "--segments", "segments"], "segments/im0.png (or .json): no segments"),
-            (["--refine", "irn", "--affinity-checkpoint", "gone.pt"], "gone.pt: no such")):
+            (["--refine", "irn", "--affinity-checkpoint", "gone.pt"], "gone.pt: no such"),
+            (["--refine", "irn", "--weights", "generator"],
+             "--weights generator: runs/folder/train_prompt/generator.pt: no such file; run train_prompt.py"),
+            (["--refine", "psa", "--weights", "gone.pt"], "--weights gone.pt: no such weights file; use imagenet")):
         assert run(*world, "--out", tmp_path / "out", *arguments) == 2, arguments
         assert message in capsys.readouterr().err, arguments
 
 
-def test_threshold_is_a_number_auto_or_alpha():
+def test_flags_of_the_walk_and_the_threshold_have_a_range():
+    for flag, value, message in (("--beta", "0", "is not a number of at least 0.001"),
+                                 ("--exp-times", "21", "is not a whole number from 0 to 20")):
+        with pytest.raises(InputError, match=f"{flag}: '{value}' {message}"):
+            make_pseudo.main([flag, value])
     for value in ("1.5", "best", "-0.1"):
         with pytest.raises(InputError, match=f"--threshold: '{value}' is not a number from 0 to 0.999"):
             make_pseudo.main(["--threshold", value])

@@ -1,7 +1,7 @@
 """The kinds of CAM generators and their files.
 
-Another kind is a file beside resnet_generator.py, with a MapGenerator and its functions, and one row of
-GENERATORS.
+Another kind is a file beside resnet_generator.py with a MapGenerator and its functions, one row of
+GENERATORS, and in presets.py its rows of TRAIN_CAM and TRAIN_PROMPT.
 """
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

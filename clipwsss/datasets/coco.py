@@ -203,7 +203,10 @@ def parse_region(segmentation: list | dict, size: Size) -> Region:
 
 
 def parse_polygon(polygon: list, size: Size) -> np.ndarray:
-    """The corners [n, 2] as x, y in pixels of one polygon [x0, y0, x1, ...] of an image (H, W)."""
+    """The corners [n, 2] as x, y in pixels of one polygon [x0, y0, x1, ...] of an image (H, W).
+
+    ValueError or TypeError: not a list of numbers, fewer than three points, or a point far outside the image.
+    """
     flat = np.asarray(polygon, np.float64)
     if flat.ndim != 1 or len(flat) < 6 or len(flat) % 2 or not (np.abs(flat) <= OUTREACH * max(size)).all():
         raise ValueError("a polygon is a list of at least three points x, y in its image")
@@ -211,7 +214,10 @@ def parse_polygon(polygon: list, size: Size) -> np.ndarray:
 
 
 def parse_counts(counts: list, size: Size) -> np.ndarray:
-    """Plain run lengths [n] of an image (H, W)."""
+    """Plain run lengths [n] of an image (H, W).
+
+    ValueError: not a list of whole numbers of at least 0 that add up to the image's pixels.
+    """
     runs = np.asarray(counts)
     pixels = size[0] * size[1]
     if runs.ndim != 1 or runs.dtype.kind != "i" or (runs < 0).any() or runs.sum() != pixels:
@@ -220,7 +226,11 @@ def parse_counts(counts: list, size: Size) -> np.ndarray:
 
 
 def decompress_counts(text: str, size: Size) -> np.ndarray:
-    """The run lengths [n] of an image (H, W) from COCO's compressed text."""
+    """The run lengths [n] of an image (H, W) from COCO's compressed text.
+
+    ValueError: a damaged text, or run lengths that do not add up to the image's pixels. ModuleNotFoundError:
+    pycocotools is missing.
+    """
     coco = pycocotools_mask()
     if not COMPRESSED.fullmatch(text):
         raise ValueError("compressed run lengths end inside a number or have a wrong character")

@@ -61,7 +61,10 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[str]]:
-    """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes."""
+    """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes.
+
+    InputError: several tables, a table without a good row, or no table though images lie in no folder.
+    """
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels"]
     if len(tables) > 1:
         raise InputError(f"{tables[0]} and {tables[1].name}: both exist; keep one of them")
@@ -74,7 +77,10 @@ def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[s
 
 
 def read_classes_of(root: Path, rows: Sequence[TagRow]) -> dict[str, list[str]]:
-    """`read_classes` of classes.txt in `root`; the error for a missing file lists the table's classes."""
+    """`read_classes` of classes.txt in `root`; InputError for a bad file, or for a missing one.
+
+    The error for a missing file lists the classes of the table.
+    """
     path = root / "classes.txt"
     if not path.is_file():
         names = sorted(set().union(*(row.labels for row in rows)))

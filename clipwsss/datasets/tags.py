@@ -80,7 +80,10 @@ def row_of(fields: object, where: str) -> TagRow:
 
 
 def split_labels(labels: object) -> list[str]:
-    """The names in a column `labels`: a list, or a text that separates them by `;` or `,`."""
+    """The names in a column `labels`: a list, or a text that separates them by `;` or `,`.
+
+    ValueError: neither a text nor a list of texts.
+    """
     if isinstance(labels, str):
         return re.split("[;,]", labels)
     if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
@@ -89,7 +92,7 @@ def split_labels(labels: object) -> list[str]:
 
 
 def marked_classes(fields: dict[str, object]) -> list[str]:
-    """The classes whose columns hold 1."""
+    """The classes whose columns hold 1; ValueError where a column holds neither 1 nor 0."""
     labels = []
     for name, value in fields.items():
         mark = str(value).strip().lower()

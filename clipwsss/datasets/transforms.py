@@ -62,16 +62,19 @@ def square_transform(side: int) -> Transform:
 
 
 def _area_pair(steps: v2.Compose, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    """The `steps` of `area_transform` on one image; the mask is dropped."""
     return steps(tv_tensors.Image(image)).as_subclass(Tensor), None
 
 
 def _square_pair(side: int, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    """One image (PIL RGB) as float32 [3, side, side] in [0, 1]; the mask is dropped."""
     image = functional.resize(tv_tensors.Image(image), [side, side], antialias=True)
     return functional.to_dtype(image.as_subclass(Tensor), torch.float32, scale=True), None
 
 
 def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, ...] | None,
                 flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+    """One image and its mask, transformed as `train_transform` says; it explains the arguments and result."""
     parts = [tv_tensors.Image(image)]  # uint8 until the last step, which is cheapest
     if mask is not None:
         parts.append(tv_tensors.Mask(mask))

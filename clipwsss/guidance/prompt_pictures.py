@@ -66,6 +66,7 @@ def draw(images: Sequence[Image.Image], names: Sequence[str], titles: Sequence[s
 
 
 def get_parser() -> Parser:
+    """The command's flags."""
     parser = clip_parser("prompt_pictures", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--image", type=Path, nargs="+", default=[], metavar="FILE",

@@ -99,6 +99,7 @@ def clip_parser(module: str, description: str) -> Parser:
 
 
 def get_parser() -> Parser:
+    """The command's flags."""
     parser = clip_parser("propose", __doc__.splitlines()[0])
     add = parser.add_argument
     add("--classes", type=Path, required=True,

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import load_backbone, load_weights, load_weights_into, read_network, save_network
+from ..files import (load_backbone, load_weights, load_weights_into, read_network, save_network,
+                     start_file)
 from ..networks import resnet
 from .labels import pair_terms, pair_views, shrink_labels
 from .random_walk import pair_offsets, pair_slices, straight_path
@@ -208,10 +209,11 @@ def build_affinity(kind: str, backbone: str = "resnet50",
 
     IRN's backbone has output stride 16 without dilation, as released; PSA's has 8 with dilation.
     weights: "imagenet", "none", the file of a torchvision state dict, or the file of a generator of train_cam
-    or train_prompt, which names its own backbone. InputError where the weights do not fit.
+    or train_prompt, which names its own backbone. InputError where the weights are missing or do not fit.
     """
     if str(weights) not in ("imagenet", "none"):
-        backbone = load_weights(weights).get("config", {}).get("backbone", backbone)
+        path = start_file(weights, backbone, resnet.RESNET_WEIGHTS)
+        backbone = load_weights(path).get("config", {}).get("backbone", backbone)
     if backbone not in resnet.RESNETS:
         raise InputError(f"--weights {weights}: the backbone is {backbone}, but an affinity network needs a "
                          "ResNet; give imagenet, none or another file")

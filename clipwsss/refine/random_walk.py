@@ -26,7 +26,8 @@ Array = np.ndarray | torch.Tensor
 def pair_offsets(radius: int) -> tuple[tuple[int, int], ...]:
     """Offsets (dy, dx) to the partners of a pixel that are closer than `radius`, each pair once.
 
-    Affinity maps are in this order: ((0, 1), (1, -1), (1, 0), (1, 1)) for a radius of 2.
+    Affinity maps are in this order: ((0, 1), (1, -1), (1, 0), (1, 1)) for a radius of 2. ValueError for a
+    radius that is not an integer of at least 2.
     """
     if not isinstance(radius, int) or radius < 2:
         raise ValueError(f"radius: need an integer of at least 2, got {radius!r}")
@@ -81,7 +82,8 @@ def color_affinity(image: Array, radius: int = 5, sigma: float = 0.07,
     It is exp(-mean over the channels of |I_i - I_j| / (sigma * s_ij)), where s_ij is the mean of the standard
     deviations in the neighbourhoods of i and j: the kernel of PAMR (Araslanov & Roth, CVPR 2020) made
     symmetric. image: [3, H, W], uint8 or float of any scale; it is averaged down to `size` (h, w) if given.
-    Returns float32 [n, h, w] as `boundary_affinity` does, for a walk with beta = 1.
+    Returns float32 [n, h, w] as `boundary_affinity` does, for a walk with beta = 1. ValueError names an
+    argument of a wrong shape or range, or with NaN.
     """
     pixels = _as_tensor(image, "image")
     if pixels.ndim != 3 or len(pixels) != 3:
@@ -132,7 +134,8 @@ def propagate_affinity(cams: Array, affinities: Array, offsets: Offsets, exp_tim
 
     cams: [K, h, w] or [B, K, h, w]. affinities: [n, h, w] or [B, n, h, w], at least 0; entry (y, x) of map i
     is that of the pair (y, x), (y + dy, x + dx) with (dy, dx) = offsets[i], and is ignored where the partner
-    lies outside. A pixel has affinity 1 to itself. The defaults are PSA's. Returns and raises as `propagate`.
+    lies outside. A pixel has affinity 1 to itself. The defaults are PSA's. Returns what `propagate` returns.
+    ValueError names an argument of a wrong shape or range, or with NaN, and offsets that hold a pair twice.
     """
     maps = _as_tensor(cams, "cams")
     weights = _as_tensor(affinities, "affinities")

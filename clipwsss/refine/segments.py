@@ -74,6 +74,7 @@ def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[
 
 
 def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
+    """The segments of a PNG label map of this size (H, W), by rising value; InputError for a bad file."""
     try:
         with Image.open(path) as file:
             labels = np.array(file)
@@ -88,6 +89,7 @@ def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
 
 
 def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
+    """The segments of a JSON file of regions for an image of this size (H, W); InputError for a bad file."""
     try:
         regions = json.loads(path.read_text())
         if isinstance(regions, dict):

@@ -3,6 +3,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,22 @@ THRESHOLDS = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
 CAM_THRESHOLD = 0.25  # the background threshold of CAMs where no masks are there to choose one
 
 ImageScore = tuple[str, float, float]  # an image's name, its mIoU and its pixel accuracy, in percent
+
+
+class MaskScore(NamedTuple):
+    """The score of one image's pseudo mask, or, field by field, the sum of the scores of several images.
+
+    images, pixels: numbers of images and of their pixels. changed: number of pixels on which the pseudo mask
+    differs from the mask of the CAMs alone. with_truth: number of images that were compared with a true mask.
+    refined, unrefined: confusions int64 [n,n] of the pseudo mask and of the mask of the CAMs alone with the
+    true mask; 0 where there is none.
+    """
+    images: int
+    pixels: int
+    changed: int
+    with_truth: int
+    refined: NDArray | int
+    unrefined: NDArray | int
 
 
 # ---- label maps of folders
@@ -67,6 +84,10 @@ def score_label_maps(dataset: TagDataset, folder: Path, jobs: ImageJobs,
 
 def _score_label_map(dataset: TagDataset, folder: Path, threshold: float | None,
                      index: int) -> tuple[NDArray, tuple[ImageScore]]:
+    """One image's confusion int64 [n,n] and its score, in a tuple so that sums join the scores of images.
+
+    threshold: as in `read_labels`. InputError names a missing or bad file.
+    """
     name = dataset.names[index]
     truth = dataset.load_mask(index)
     with input_errors(f"{folder / name}: "):
@@ -89,6 +110,7 @@ def score_cams(dataset: TagDataset, folder: Path, jobs: ImageJobs,
 
 def _score_cam(dataset: TagDataset, folder: Path, thresholds: Sequence[float],
                index: int) -> tuple[NDArray, int]:
+    """`cam_confusions` of one image and 1, the number of images, so that sums count the images."""
     return cam_confusions(dataset, folder, thresholds, index), 1
 
 

@@ -13,6 +13,7 @@ from .world import WorldSettings, draw_world
 
 
 def get_parser() -> Parser:
+    """The command's flags."""
     parser = Parser(prog="python -m clipwsss.toy", description=__doc__.splitlines()[0])
     add = parser.add_argument
     task = parser.add_mutually_exclusive_group(required=True)
