@@ -50,14 +50,15 @@ from .run import FREE_ON_RESUME, digest
 from .flags import Parser, real, whole
 from .guidance.choices import read_choices, report, toy_truth
 from .report.charts import markdown
-from .toy.scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
-from .toy.world import RECIPE, WorldSettings, draw_world
+from .toy.scenes import CO_OCCURRENCE, LARGEST_OBJECT, SMALLEST_OBJECT, TINIEST
+from .toy.world import N_TRAIN, RECIPE, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-TABLES = Path(__file__).parent / "assets" / "tables.json"
+ABLATION_TABLES = Path(__file__).parent / "assets" / "tables.json"
 THROUGH = ("train_prompt", "make_pseudo", "train_seg")
 # These settings say where and on what a run is made. `method` only chooses the defaults of other settings.
 NOT_OF_THE_ROW = FREE_ON_RESUME | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
+SCRIPTS_AT_ONCE = 4  # scripts that answer --dry-run at the same time; each of them loads PyTorch
 INTERRUPTED = (130, -2)  # exit status of a script that Ctrl-C ended
 
 
@@ -81,8 +82,8 @@ BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    tables = json.loads(TABLES.read_text())
+    """The command\'s flags."""
+    tables = json.loads(ABLATION_TABLES.read_text())
     titles = "\n".join(f"  {name:<11} {table['title']}" for name, table in tables.items())
     parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
                     epilog=f"tables:\n{titles}")
@@ -93,11 +94,11 @@ def get_parser() -> argparse.ArgumentParser:
     add("--data-root", type=Path,
         help="folder of the data set; toy: without it, a world is drawn for each seed")
     add("--runs", type=Path, default=Path("runs"), help="all runs are written below RUNS/DATASET/ablate")
-    add("--images", type=whole(1), default=WorldSettings().n_train,
+    add("--images", type=whole(1), default=N_TRAIN,
         help="toy: number of training images in each drawn world")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="toy: probability that a class is drawn on its own background")
-    add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
+    add("--smallest", type=real(TINIEST, LARGEST_OBJECT), default=SMALLEST_OBJECT,
         help="toy: half-size of the smallest object as a fraction of the image's side")
     add("--seeds", type=whole(1), default=3, help="number of seeds; each row is run once with each seed")
     add("--first-seed", type=whole(0), default=0, help="the first seed; the others follow it")
@@ -181,7 +182,8 @@ def row_settings(dataset: str, row: AblationRow) -> dict[str, object]:
 def settings_by_row(dataset: str, rows: Sequence[AblationRow]) -> dict[str, dict[str, object]]:
     """The settings of every row by its name. Rows with the same script and flags are asked for once."""
     different = {(row.stage, row.flags): row for row in rows}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # because a script takes seconds to start
+    workers = min(SCRIPTS_AT_ONCE, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:  # because a script takes seconds to start
         answers = pool.map(lambda row: row_settings(dataset, row), different.values())
         settings = dict(zip(different, answers))
     return {row.name: settings[row.stage, row.flags] for row in rows}
@@ -269,10 +271,16 @@ def run_seed(rows: Sequence[AblationRow], folders: dict[str, Path], dataset: str
     return miou
 
 
-def world_changes(world: WorldSettings) -> list[str]:
-    """The settings of a drawn world that are not the usual ones, such as "co_occurrence 0.9"."""
-    usual = WorldSettings()._asdict()
-    return [f"{name} {value:g}" for name, value in world._asdict().items() if value != usual[name]]
+def world_changes(n_train: int, co_occurrence: float, smallest: float) -> list[str]:
+    """The arguments of `draw_world` that are not the usual ones, such as ["co_occurrence 0.9"]."""
+    changed = []
+    if n_train != N_TRAIN:
+        changed.append(f"n_train {n_train}")
+    if co_occurrence != CO_OCCURRENCE:
+        changed.append(f"co_occurrence {co_occurrence:g}")
+    if smallest != SMALLEST_OBJECT:
+        changed.append(f"smallest {smallest:g}")
+    return changed
 
 
 def chosen_words(name: str, runs: Sequence[Path], worlds: Sequence[Path | None], picture: Path) -> str:
@@ -319,10 +327,9 @@ def heading(args: argparse.Namespace, title: str, changed: Sequence[str]) -> str
 
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
-    world = WorldSettings(args.images, args.co_occurrence, args.smallest)
-    changed = world_changes(world)
+    changed = world_changes(args.images, args.co_occurrence, args.smallest)
     check_arguments(args, changed)
-    table = json.loads(TABLES.read_text())[args.table]
+    table = json.loads(ABLATION_TABLES.read_text())[args.table]
     table_rows = read_rows(table, args.dataset, args.flags or ())
     for name in args.only or ():
         if name not in table_rows:
@@ -344,7 +351,8 @@ def main(argv: list[str] | None = None) -> int:
     for seed in seeds:
         data[seed] = args.data_root or base / f"seed{seed}" / "data"
         if args.data_root is None and not (data[seed] / RECIPE).exists():
-            draw_world(data[seed], seed, **world._asdict())
+            draw_world(data[seed], seed, args.images, co_occurrence=args.co_occurrence,
+                       smallest=args.smallest)
         folders[seed] = run_folders(rows, settings, base / f"seed{seed}", args.data_root)
         results[seed] = run_seed(rows, folders[seed], args.dataset, data[seed], seed)
     miou = {row.name: np.array([results[seed][row.name] for seed in seeds]) for row in shown}

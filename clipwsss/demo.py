@@ -22,10 +22,10 @@ from .errors import InputError, run_script
 from .flags import Parser, whole
 from .pictures import contact_sheet, heat, overlay, save, with_legend
 from .report.page import compare
-from .toy.world import RECIPE
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-SHOWN = 6  # images in the contact sheet
+SHEET_IMAGES = 6  # images in the contact sheet
+MARK = "written_by_clipwsss_demo.txt"  # this file marks a folder that the demo made
 
 
 class DemoStage(NamedTuple):
@@ -56,7 +56,9 @@ def get_parser() -> Parser:
     """The command's flags."""
     parser = Parser(prog="python -m clipwsss.demo", description=__doc__)
     add = parser.add_argument
-    add("--runs", type=Path, default=Path("runs/demo"), help="folder for everything that the demo writes")
+    add("--runs", type=Path, default=Path("runs/demo"),
+        help="folder for everything that the demo writes: a new one, or that of an earlier demo, of which "
+        "RUNS/toy is then deleted")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world and of all training")
     add("--quick", action="store_true",
         help="draw fewer images and train for fewer epochs: a check that all stages run")
@@ -84,7 +86,7 @@ def commands(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[lis
         seg_epochs = ["--epochs", 2]
         guided += ["--epochs", 1]
         semples_epochs = ["--match-epochs", 1, "--prompt-epochs", 1]
-    images = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHOWN)]
+    images = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHEET_IMAGES)]
 
     def script(name: str, *flags: object) -> list[str]:
         return [os.path.relpath(SCRIPTS / name), *map(str, flags)]
@@ -110,12 +112,28 @@ def commands(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[lis
     return steps
 
 
+def start_folder(runs: Path) -> None:
+    """Make the demo's folder and mark it, or delete the folder "toy" of an earlier demo in it.
+
+    InputError where `runs` exists without the mark: what lies in it is the user's. Whatever a user has put
+    beside "toy" in a marked folder stays too.
+    """
+    mark = runs / MARK
+    if not mark.is_file():
+        if runs.exists():
+            raise InputError(f"--runs {runs}: exists and was not made by the demo; name a new folder")
+        runs.mkdir(parents=True)
+        mark.write_text("clipwsss.demo made this folder. A later demo here first deletes its folder toy.\n")
+    if (runs / "toy").exists():
+        shutil.rmtree(runs / "toy")
+
+
 def run_command(command: Sequence[str]) -> None:
     """Print a command line and run it; InputError where it fails."""
     print(f"\n$ python {shlex.join(command)}", flush=True)
     code = subprocess.run([sys.executable, *command]).returncode
     if code:
-        raise InputError(f"{command[0]} stopped with exit status {code}, see above")
+        raise InputError(f"`python {shlex.join(command)}` stopped with exit status {code}, see above")
 
 
 def run_result(runs: Path, run: str) -> dict:
@@ -157,7 +175,7 @@ def draw_contact_sheet(runs: Path) -> Path:
     folder = runs / "toy"
     dataset = build_dataset("toy", folder / "data", "train")
     rows = []
-    for index, name in enumerate(dataset.names[:SHOWN]):
+    for index, name in enumerate(dataset.names[:SHEET_IMAGES]):
         image = dataset.load_image(index)
         row = [image]
         for stage in ("train_cam", "train_prompt"):
@@ -178,10 +196,7 @@ def draw_contact_sheet(runs: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     begin = time.perf_counter()
-    if args.runs.exists():
-        if not (args.runs / "toy" / "data" / RECIPE).exists():
-            raise InputError(f"--runs {args.runs}: exists and is not an earlier demo; name a new folder")
-        shutil.rmtree(args.runs)
+    start_folder(args.runs)
     for command in commands(args.runs, args.seed, args.quick, args.retrain_clip):
         run_command(command)
     page = args.runs / "report.html"

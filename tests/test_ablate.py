@@ -21,7 +21,7 @@ from clipwsss.errors import InputError, run_script
 from clipwsss.report import charts
 from clipwsss.toy.world import draw_world
 
-TABLES = json.loads(ablate.TABLES.read_text())
+TABLES = json.loads(ablate.ABLATION_TABLES.read_text())
 MAIN = "matching", "CLIMS", "POLE words"
 REAL_RUN = subprocess.run
 LOCK = threading.Lock()  # standard output is one for all threads

@@ -19,7 +19,7 @@ from clipwsss.toy.world import draw_world
 def test_a_command_is_printed_and_a_failure_ends_the_demo(capfd):
     demo.run_command(["-c", "print(1)"])
     assert capfd.readouterr().out.splitlines() == ["", "$ python -c 'print(1)'", "1"]
-    with pytest.raises(InputError, match="^-c stopped with exit status 3, see above$"):
+    with pytest.raises(InputError, match="^`python -c 'raise SystemExit.3.'` stopped with exit status 3, see above$"):
         demo.run_command(["-c", "raise SystemExit(3)"])
 
 
@@ -70,17 +70,40 @@ def test_the_worst_class_is_explained_by_the_confusions(finished):
     assert "predicted as another class: nothing else. " in told
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists and is not an earlier demo"):
+def test_a_folder_without_the_demos_mark_is_left_alone(tmp_path):
+    """Even where it holds a toy world, which every script with --dataset toy draws there."""
+    for name in ("voc12/train_cam/generator.pt", "toy/data/toy.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    message = f"^--runs {tmp_path}: exists and was not made by the demo; name a new folder$"
+    with pytest.raises(InputError, match=message):
         demo.main(["--runs", str(tmp_path)])
-    assert (tmp_path / "thesis.txt").exists()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_demo_deletes_its_own_toy_runs_alone(tmp_path, monkeypatch):
+    """In a folder that it marked before anything else: here each command finds the mark and no earlier run."""
+    runs = tmp_path / "new" / "runs"
+    found = []
+
+    def stop(command):
+        found.append(sorted(path.name for path in runs.iterdir()))
+        (runs / "toy" / "train_cam").mkdir(parents=True)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(demo, "run_command", stop)
+    for _ in range(2):
+        with pytest.raises(InputError, match="stopped"):
+            demo.main(["--runs", str(runs)])
+        (runs / "voc12").mkdir(exist_ok=True)
+    assert found == [[demo.MARK], ["voc12", demo.MARK]]
 
 
 def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
     folder = tmp_path / "toy"
     draw_world(folder / "data", 0, 2, 1)
-    monkeypatch.setattr(demo, "SHOWN", 2)
+    monkeypatch.setattr(demo, "SHEET_IMAGES", 2)
     for name in ("train_00000", "train_00001"):
         for stage in ("train_cam", "train_prompt"):
             write_cam(folder / stage / "cams", name, np.array([0]), np.ones((1, 24, 24)))

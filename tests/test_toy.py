@@ -1,5 +1,6 @@
 """The toy world's files: reproducible, whole, and true about what was drawn."""
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         toy.draw_world(tmp_path / "world", n_train=5, n_val=5)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_its_own_abandoned_drawings_are_removed(tmp_path):
+    old = [".data.drawing.123", ".data.backup", ".data.2024", ".data.drawing.12a", ".other.drawing.123"]
+    for name in (*old, ".data.drawing.456"):  # the last is of a process that may still draw
+        (tmp_path / name / "JPEGImages").mkdir(parents=True)
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
+    toy.draw_world(tmp_path / "data", n_train=1, n_val=1)
+    assert {path.name for path in tmp_path.iterdir()} == {*old[1:], ".data.drawing.456", "data"}
 
 
 def test_co_occurrence_is_the_share_of_classes_on_their_own_background():

@@ -23,12 +23,12 @@ def spread(values: Iterable[float], sign: str = "") -> str:
     return text
 
 
-def markdown(rows: Sequence, values: dict[str, NDArray], papers: Sequence[tuple[str, str]] = ()) -> str:
+def markdown(rows: Sequence, values: dict[str, NDArray]) -> str:
     """A Markdown table of rows: mean ± standard deviation, each seed, paired differences, published figure.
 
     rows: each has a `name`, `against` (the names of the rows it is compared with) and `paper` (published
     figures, of which the first is the row's own). values: mIoU [seeds] of each row by its name, NaN where a
-    run failed. papers: names and figures of published rows that have no run; they end the table.
+    run failed.
     """
     lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |",
              "|---|---|---|---|---|"]
@@ -39,8 +39,6 @@ def markdown(rows: Sequence, values: dict[str, NDArray], papers: Sequence[tuple[
                                 if other in values and other != row.name)
         published = row.paper[0] if row.paper else ""
         lines.append(f"| {row.name} | {spread(own)} | {seeds} | {differences} | {published} |")
-    for name, figure in papers:
-        lines.append(f"| {name} | | | | {figure} |")
     return "\n".join(lines) + "\n"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from ..errors import run_script
 from ..flags import Parser, real, whole
 from .clip import CLIP_WEIGHTS, draw_scenes, load_toy_clip, save_toy_clip, train_clip, zero_shot
-from .scenes import CO_OCCURRENCE, LARGEST, SMALLEST, TINIEST
-from .world import WorldSettings, draw_world
+from .scenes import CO_OCCURRENCE, LARGEST_OBJECT, SMALLEST_OBJECT, TINIEST
+from .world import N_TRAIN, N_VAL, draw_world
 
 
 def get_parser() -> Parser:
@@ -20,13 +20,13 @@ def get_parser() -> Parser:
     task.add_argument("--draw", type=Path, metavar="DIR", help="draw a toy world into the new folder DIR")
     task.add_argument("--train-clip", action="store_true", help="train the toy CLIP from scratch")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of the toy world or of the CLIP's training")
-    add("--n-train", type=whole(1), default=WorldSettings().n_train, help="--draw: number of training images")
-    add("--n-val", type=whole(1), default=200, help="--draw: number of held-out images")
+    add("--n-train", type=whole(1), default=N_TRAIN, help="--draw: number of training images")
+    add("--n-val", type=whole(1), default=N_VAL, help="--draw: number of held-out images")
     add("--co-occurrence", type=real(0, 1), default=CO_OCCURRENCE,
         help="--draw: probability that a class is drawn on its own background")
-    add("--smallest", type=real(TINIEST, LARGEST), default=SMALLEST,
+    add("--smallest", type=real(TINIEST, LARGEST_OBJECT), default=SMALLEST_OBJECT,
         help="--draw: half-size of the smallest object as a fraction of the image's side; at most that of "
-        f"the largest object, {LARGEST}")
+        f"the largest object, {LARGEST_OBJECT}")
     add("--out", type=Path, default=CLIP_WEIGHTS, help="--train-clip: file for the trained CLIP")
     add("--steps", type=whole(1), default=600, help="--train-clip: number of training steps")
     return parser

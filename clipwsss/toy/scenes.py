@@ -25,8 +25,8 @@ FIXED_COLOURS = {"black": (35, 35, 40), "glass": (205, 225, 240), "steel": (180,
                  "grey": (120, 120, 120), "paper": (235, 230, 215), "horn": (170, 140, 80)}
 
 # Half-sizes of objects as fractions of the image's side.
-SMALLEST = 0.24
-LARGEST = 0.42
+SMALLEST_OBJECT = 0.24
+LARGEST_OBJECT = 0.42
 TINIEST = 0.05  # the least value that `smallest` may be set to
 CO_OCCURRENCE = 0.75  # probability of a class's own background; in a trial, 0.95 left CAMs at 14 mIoU
 STREAMS = {"train": 0, "val": 1, "clip": 2, "clip_val": 3}  # each draws textures and objects of its own
@@ -49,7 +49,7 @@ class Scene(NamedTuple):
 
 @cache
 def shapes() -> dict[str, list]:
-    """The parts of each sub-type in drawing order: [colour, brightness, form, numbers], see `outline`.
+    """The parts of each sub-type in drawing order: [colour, brightness, form, numbers], see `part_corners`.
 
     The colour "main" has the sub-type's hue and "second" has any hue. x points right and y down; both lie in
     about -1..1.
@@ -57,7 +57,7 @@ def shapes() -> dict[str, list]:
     return json.loads((Path(__file__).parents[1] / "assets" / "shapes.json").read_text())
 
 
-def outline(form: str, numbers: list[float], rng: np.random.Generator) -> np.ndarray:
+def part_corners(form: str, numbers: list[float], rng: np.random.Generator) -> np.ndarray:
     """The corners [n, 2] of a part.
 
     polygon: x and y of each corner. box: left, top, right, bottom. disc, fleece and tuft: x and y of the
@@ -107,7 +107,7 @@ def coloured_parts(subtype: str, rng: np.random.Generator) -> list[tuple[np.ndar
             colours["face"] = light
     parts = []
     for name, brightness, form, numbers in shapes()[subtype]:
-        corners = outline(form, numbers, rng)
+        corners = part_corners(form, numbers, rng)
         colour = np.clip(np.multiply(colours[name], brightness), 0, 255).astype(int)
         parts.append((corners, tuple(colour.tolist())))
     return parts
@@ -164,12 +164,12 @@ class ScenePainter:
     """An endless stream of random scenes, which depends on the arguments alone.
 
     co_occurrence: probability that a class is drawn on its own background. smallest: half-size of the
-    smallest object as a fraction of the image's side; that of the largest is LARGEST. Both concern
+    smallest object as a fraction of the image's side; that of the largest is LARGEST_OBJECT. Both concern
     `tagged_scene`.
     """
 
     def __init__(self, seed: int, stream: str, size: int, co_occurrence: float = CO_OCCURRENCE,
-                 smallest: float = SMALLEST):
+                 smallest: float = SMALLEST_OBJECT):
         self.source = (seed, STREAMS[stream])
         self.size = size
         self.co_occurrence = co_occurrence
@@ -196,7 +196,7 @@ class ScenePainter:
         for number in range(n_objects):
             region = number % n_classes
             objects.append((str(rng.choice(SUBTYPES[present[region]])), region))
-        return self.paint(objects, backgrounds, (self.smallest, LARGEST))
+        return self.paint_scene(objects, backgrounds, (self.smallest, LARGEST_OBJECT))
 
     def free_scene(self) -> Scene:
         """At most two objects. Their sub-types and the backgrounds are independent of each other."""
@@ -205,10 +205,10 @@ class ScenePainter:
         objects = []
         for _ in range(rng.choice([0, 1, 2], p=[.12, .6, .28])):
             objects.append((str(rng.choice(ALL_SUBTYPES)), int(rng.integers(len(backgrounds)))))
-        return self.paint(objects, backgrounds, (.26, .5))
+        return self.paint_scene(objects, backgrounds, (.26, .5))
 
-    def paint(self, objects: list[tuple[str, int]], backgrounds: list[str],
-              radii: tuple[float, float]) -> Scene:
+    def paint_scene(self, objects: list[tuple[str, int]], backgrounds: list[str],
+                    radii: tuple[float, float]) -> Scene:
         """Draw objects on backgrounds.
 
         objects: sub-type and the index of the background that it stands on. radii: the range of the objects'

@@ -4,10 +4,10 @@ Its classes mostly occur on their own backgrounds, so that a classifier of tags 
 """
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,43 +15,36 @@ from PIL import Image
 from ..errors import InputError
 from ..pictures import colored, voc_palette
 from ..progress import Progress
-from .scenes import (CLASSES, CO_OCCURRENCE, LARGEST, SMALLEST, SUBTYPES, TINIEST, Scene,
+from .scenes import (CLASSES, CO_OCCURRENCE, LARGEST_OBJECT, SMALLEST_OBJECT, SUBTYPES, TINIEST, Scene,
                      ScenePainter)
 
 TOY_IMAGE_SIZE = 96
+N_TRAIN = 800  # training images in the usual world
+N_VAL = 200  # its held-out images
 ABANDONED = 3600  # seconds after which a half-drawn world is taken to be of a process that died
 RECIPE = "toy.json"  # this file marks a folder as a toy world and holds the arguments it was drawn with
 CLASS_OF = {subtype: name for name, subtypes in SUBTYPES.items() for subtype in subtypes}
 
 
-class WorldSettings(NamedTuple):
-    """Arguments of `draw_world` that make worlds of one seed differ."""
-    n_train: int = 800
-    co_occurrence: float = CO_OCCURRENCE
-    smallest: float = SMALLEST
-
-
-def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n_train, n_val: int = 200,
-               co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST) -> None:
+def draw_world(root: Path | str, seed: int = 0, n_train: int = N_TRAIN, n_val: int = N_VAL,
+               co_occurrence: float = CO_OCCURRENCE, smallest: float = SMALLEST_OBJECT) -> None:
     """Draw the world of a seed into a new folder `root`, in VOC2012's layout: the whole world or nothing.
 
     Annotations name the class and the sub-type of each object. co_occurrence: probability that a class is
     drawn on its own background. smallest: half-size of the smallest object as a fraction of the image's side,
-    at most LARGEST. The first images of a larger world are those of a smaller world of the same seed.
+    at most LARGEST_OBJECT. The first images of a larger world are those of a smaller world of the same seed.
     InputError where `root` is not empty or a number is out of range.
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise InputError(f"{root}: already exists; draw into a new folder, or name one that has a {RECIPE}")
     counts_are_right = n_train >= 1 and n_val >= 1 and seed >= 0
-    if not (counts_are_right and 0 <= co_occurrence <= 1 and TINIEST <= smallest <= LARGEST):
+    if not (counts_are_right and 0 <= co_occurrence <= 1 and TINIEST <= smallest <= LARGEST_OBJECT):
         raise InputError("a toy world needs at least 1 image in each split, a seed >= 0, a co-occurrence in "
-                         f"[0, 1] and a smallest half-size in [{TINIEST}, {LARGEST}], not "
+                         f"[0, 1] and a smallest half-size in [{TINIEST}, {LARGEST_OBJECT}], not "
                          f"{n_train}, {n_val}, seed {seed}, {co_occurrence} and {smallest}")
-    for old in root.absolute().parent.glob(f".{root.name}.*"):
-        if time.time() - old.stat().st_mtime > ABANDONED:
-            shutil.rmtree(old)
-    partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
+    _remove_abandoned(root.absolute())
+    partial = root.absolute().with_name(f".{root.absolute().name}.drawing.{os.getpid()}")
     try:
         for folder in ("JPEGImages", "SegmentationClassAug", "Annotations", "ImageSets/Segmentation"):
             (partial / folder).mkdir(parents=True)
@@ -74,6 +67,18 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = WorldSettings().n
         progress.close()
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove the half-drawn worlds that processes which died have left beside `root`.
+
+    For a world "data" their names are ".data.drawing." and the digits of a process. No other folder may go: a
+    ".data.backup" or a ".data.2024" is the user's.
+    """
+    half_drawn = re.compile(rf"\.{re.escape(root.name)}\.drawing\.[0-9]+")
+    for folder in root.parent.glob(".*.drawing.*"):
+        if half_drawn.fullmatch(folder.name) and time.time() - folder.stat().st_mtime > ABANDONED:
+            shutil.rmtree(folder)
 
 
 def _write_scene(root: Path, name: str, scene: Scene) -> None:
