@@ -82,7 +82,7 @@ BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The command\'s flags."""
+    """The command's flags."""
     tables = json.loads(ABLATION_TABLES.read_text())
     titles = "\n".join(f"  {name:<11} {table['title']}" for name, table in tables.items())
     parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
