@@ -2,6 +2,7 @@
 
 Checkpoints hold tensors and plain values; no code that one may hold is run.
 """
+import argparse
 import errno
 import hashlib
 import http.client
@@ -12,14 +13,32 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .distributed import rank
 from .errors import InputError, one_line
 
+
+# What published checkpoints hold beside tensors and Python's own values, and under which name: the best mIoU
+# of WeakTr's and SemPLeS' generators is a NumPy number, DeiT's scripts store their arguments. Making these
+# objects runs no code of the file. A path of another system is read as a name only. numpy.core is the name of
+# numpy._core before NumPy 2, and pathlib._local that of pathlib's classes in Python 3.13.
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+PUBLISHED_VALUES = [
+    (NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")},
+    argparse.Namespace,
+    (PurePosixPath, "pathlib.PosixPath"),
+    (PurePosixPath, "pathlib._local.PosixPath"),
+    (PureWindowsPath, "pathlib.WindowsPath"),
+    (PureWindowsPath, "pathlib._local.WindowsPath"),
+]
 
 TEMPORARY_FILES = (".*.partial.*", "*/.*.partial.*")  # of `atomic_path`, in a folder and the folders in it
 
@@ -58,7 +77,7 @@ def write_json(value: object, path: Path | str) -> None:
 
 
 def load_weights(path: Path | str) -> dict:
-    """A checkpoint's dictionary of tensors and plain values; no code in it is run.
+    """A checkpoint's dictionary of tensors, plain values and PUBLISHED_VALUES; no code in it is run.
 
     The prefix `module.`, which nn.DataParallel puts before names, is removed from the names of the dictionary
     and of the state dict that it may hold as "state_dict" or "model". InputError: the file is missing,
@@ -67,7 +86,8 @@ def load_weights(path: Path | str) -> dict:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        with warnings.catch_warnings(action="ignore"):  # the error below tells what the warnings would
+        # The error below tells what the warnings would.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(PUBLISHED_VALUES):
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: not a readable checkpoint of tensors (no file of torch, or one that holds "

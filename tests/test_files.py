@@ -1,6 +1,10 @@
 """Files appear whole or not at all; checkpoints come back, and a wrong one is one clear line."""
+import argparse
 import json
+import pathlib
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +51,39 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
     torch.save({"state_dict": {3: torch.zeros(2)}}, tmp_path / "number.pt")
     with pytest.raises(InputError, match="number.pt: not a checkpoint; 3 is not a tensor's name"):
         load_weights(tmp_path / "number.pt")
+
+
+def other_names(path, target, names):
+    """Copy a checkpoint and replace names of modules in its pickle, as another version of NumPy writes them."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
+        for item in source.namelist():
+            content = source.read(item)
+            if item.endswith("data.pkl"):
+                for old, new in names.items():
+                    assert old in content
+                    content = content.replace(old, new)
+            copy.writestr(item, content)
+
+
+def test_values_of_published_checkpoints_load_and_code_beside_them_does_not(tmp_path):
+    # WeakTr's main.py and SemPLeS' store the best mIoU as NumPy computed it; DeiT's main.py its arguments.
+    stored = {"model": {"head.bias": torch.ones(2)}, "epoch": 59, "miou": np.float64(65.9), "steps": np.int64(7),
+              "train_stats": {"loss": np.float32(0.5)}, "seen": np.bool_(True),
+              "args": argparse.Namespace(lr=5e-4, output_dir=pathlib.Path("runs") / "a", data=None)}
+    torch.save(stored, tmp_path / "a.pth")
+    other_names(tmp_path / "a.pth", tmp_path / "numpy1.pth", {b"numpy._core": b"numpy.core"})
+    posix = type(pathlib.Path()).__module__.encode() + b"\n" + type(pathlib.Path()).__name__.encode()
+    other_names(tmp_path / "a.pth", tmp_path / "python313.pth", {posix: b"pathlib._local\nPosixPath"})
+    other_names(tmp_path / "a.pth", tmp_path / "windows.pth", {posix: b"pathlib\nWindowsPath"})
+    for name in ("a", "numpy1", "python313", "windows"):
+        loaded = load_weights(tmp_path / f"{name}.pth")
+        assert torch.equal(loaded["model"]["head.bias"], torch.ones(2)) and loaded["miou"] == 65.9, name
+        assert loaded["steps"] == 7 and loaded["train_stats"] == {"loss": 0.5} and loaded["seen"], name
+        assert loaded["args"].lr == 5e-4 and loaded["args"].output_dir.parts == ("runs", "a"), name
+    for value in (Code(), Code, np.zeros(2), [print]):
+        torch.save(stored | {"args": argparse.Namespace(hook=value)}, tmp_path / "code.pth")
+        with pytest.raises(InputError, match="code.pth: not a readable checkpoint"):
+            load_weights(tmp_path / "code.pth")
 
 
 def test_the_prefix_module_is_removed(tmp_path):

@@ -1,4 +1,5 @@
 """WeakTr against a plain reference, what learns, checkpoints of the releases, bad files."""
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -145,7 +146,9 @@ def test_a_part_that_is_not_there_is_named():
 
 def test_checkpoints_of_the_releases_and_our_own_files_load(tmp_path):
     generator, images = make("avg"), torch.rand(1, 3, 32, 32)
-    torch.save({"model": generator.state_dict(), "epoch": 3}, tmp_path / "checkpoint_best_mIoU.pth")
+    # All fields that the releases' main.py writes; their mIoU is NumPy's number.
+    torch.save({"model": generator.state_dict(), "epoch": 3, "miou": np.float64(65.9)},
+               tmp_path / "checkpoint_best_mIoU.pth")
     loaded = load_generator(tmp_path / "checkpoint_best_mIoU.pth", CLASSES, pooling="avg").eval()
     assert loaded.spec == SPEC and loaded.config["pooling"] == "avg"
     with torch.no_grad():
