@@ -1,4 +1,5 @@
 """Shared fixtures: the package on the path, finished runs, and the optional sample of real VOC images."""
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+# The tests' networks are tiny: more threads only wait for each other. This also holds for scripts that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
