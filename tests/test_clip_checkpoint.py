@@ -188,3 +188,37 @@ def test_the_release_has_nine_files_whose_urls_hold_their_sha256():
     for url, sha256 in clip.CLIP_RELEASE.values():
         assert re.fullmatch(r"[0-9a-f]{64}", sha256)
         assert re.fullmatch(rf"https://openaipublic\.azureedge\.net/clip/models/{sha256}/[\w-]+\.pt", url)
+
+
+def test_rn50_weights_load_by_name(tmp_path, monkeypatch):
+    """The whole RN50 from a cache folder: same features as the open_clip model whose weights these are."""
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        theirs = open_clip.CLIP(**open_clip.get_model_config("RN50-quickgelu"))
+    theirs = theirs.to_empty(device="cpu").eval()
+    noise = 0.02 * torch.randn(2 ** 25 + 1).half()  # larger than the largest tensor
+    state = theirs.state_dict()
+    for name, value in state.items():
+        if value.is_floating_point():
+            state[name] = noise[-value.numel():].view(value.shape).clone()
+        if name.endswith("running_var"):
+            state[name].fill_(0.1)
+        if name.endswith("num_batches_tracked"):
+            value.zero_()
+    theirs.load_state_dict(state)
+    path = tmp_path / "RN50.pt"
+    torch.save(state, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(clip.CLIP_RELEASE, "RN50", (path.as_uri(), sha256))
+    ours = load_clip("RN50", CPU, tmp_path)
+    path.unlink()
+    tokens = clip.tokenize(["a dog", "a photo of a cat"])
+    theirs.attn_mask = ours.positional_embedding.new_full((77, 77), float("-inf")).triu(1)
+    with torch.no_grad():
+        expected = theirs.encode_text(tokens)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(ours.encode_text(tokens), expected, atol=1e-4, rtol=1e-4)
+        pixels = torch.randn(1, 3, 224, 224)
+        torch.testing.assert_close(ours.encode_image(pixels, normalised=True), theirs.encode_image(pixels),
+                                   atol=1e-4, rtol=1e-4)
