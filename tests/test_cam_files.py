@@ -274,3 +274,11 @@ def test_resizing_follows_irns_grid():
     high_res = maps((10, 18))
     assert resize_cam(CamFile(KEYS, cam, high_res), (10, 18)) is high_res
     assert resize_cam(CamFile(KEYS, cam, high_res), (20, 36)).shape == (2, 20, 36)
+
+
+def test_maps_of_any_stride_fit_their_image():
+    for size in ((375, 500), (500, 333), (96, 96), (281, 7)):
+        for stride in (1, 4, 16):
+            for shape in ([-(-side // stride) for side in size], [max(1, round(side / stride)) for side in size]):
+                file = CamFile(np.array([0]), np.zeros((1, *shape), np.float32), None)
+                assert check_cam(file, "x", size, 1) is file, (size, stride, shape)

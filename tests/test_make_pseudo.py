@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 import make_pseudo
-from clipwsss.cams.cam_files import CamFile, check_cam, read_cam, resize_cam, write_cam
+from clipwsss.cams.cam_files import CamFile, read_cam, resize_cam, write_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette
 from clipwsss.errors import InputError, run_script
 from clipwsss.report.metrics import scores, threshold_confusions
-from clipwsss.refine.random_walk import propagate
-from clipwsss.refine.stages import color_walk, constant_background, irn_walk, label_map
+from clipwsss.refine.stages import color_walk
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
 from make_pseudo import best_thresholds, get_parser, refine_image, split_stages, walk_maps
@@ -333,27 +332,6 @@ def test_psa_trains_and_its_background_walks_along(tmp_path):
     assert len(masks_in(out)) == 4 and np.isfinite(report_of(out)["miou"])
 
 
-def test_irn_walk_equals_the_published_steps():
-    """The release's make_sem_seg_labels, step by step, on a stand-in network."""
-    generator = torch.Generator().manual_seed(0)
-    boundary = torch.rand(12, 17, generator=generator) ** 3
-
-    class Network(torch.nn.Module):
-        def boundaries(self, image, pad_to):
-            assert image.shape == (3, 45, 66) and image.max() <= 1 and pad_to == 80
-            return boundary
-
-    file = CamFile(np.array([1, 4]), torch.rand(2, 12, 17, generator=generator).numpy(), None)
-    image = torch.zeros(3, 45, 66, dtype=torch.uint8)
-    found = irn_walk(torch.from_numpy(file.cam), image, Network(), pad_to=80).numpy()
-    walked = propagate(torch.from_numpy(file.cam), boundary, radius=5, beta=10, exp_times=8)
-    plain = F.interpolate(walked[None], scale_factor=4, mode="bilinear", align_corners=False)[0, :, :45, :66]
-    assert np.abs(found - (plain / plain.max()).numpy()).max() < 1e-6
-    labels = np.concatenate([np.full((1, 45, 66), 0.25), found]).argmax(0)
-    mask = label_map(constant_background(torch.from_numpy(found), 0.25).argmax(0), file.keys)
-    assert np.array_equal(mask, np.array([0, 2, 5])[labels])
-
-
 COLOR_WALK = ("--refine", "color", "--beta", 1, "--exp-times", 6)
 
 
@@ -378,14 +356,6 @@ def test_empty_maps_stay_background():
         for threshold in (0.25, "alpha"):
             mask = refined(file, pixels, *stages, "--threshold", threshold)
             assert mask.shape == (20, 24) and (mask == 0).all(), (stages, threshold)
-
-
-def test_maps_of_any_stride_fit_their_image():
-    for size in ((375, 500), (500, 333), (96, 96), (281, 7)):
-        for stride in (1, 4, 16):
-            for shape in ([-(-side // stride) for side in size], [max(1, round(side / stride)) for side in size]):
-                file = CamFile(np.array([0]), np.zeros((1, *shape), np.float32), None)
-                assert check_cam(file, "x", size, 1) is file, (size, stride, shape)
 
 
 def test_masks_are_painted_from_segments(tmp_path):
