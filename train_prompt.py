@@ -337,7 +337,8 @@ def main(argv: list[str] | None = None) -> int:
         class_text = learn_class_prompt(args, run, prompt_loader, class_vectors, clip, see)
     # SemPLeS stage a: the generator learns to match the class prompts, and nothing is suppressed.
     if generator is not None:
-        start = copy.deepcopy(generator.state_dict())
+        if args.restart:
+            start = copy.deepcopy(generator.state_dict())
         if device.type == "cuda" and use_bf16(args.precision, device):
             clip.visual.bfloat16()  # it is frozen, and autocast would cast it in every step
         if args.match_epochs:
