@@ -3,9 +3,8 @@
 The same command continues an interrupted run.
 """
 import argparse
-import json
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 
@@ -13,34 +12,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipwsss.cams.cam_files import CamFile, check_cam, list_cams, read_cam
+from clipwsss.cams.cam_files import CamFile
+from clipwsss.cams.mask_inputs import missing_inputs, read_inputs
 from clipwsss.datasets import TagDataset
-from clipwsss.datasets.base import files_of, read_mask
+from clipwsss.datasets.base import read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.exports import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import barrier, broadcast, rank
-from clipwsss.errors import InputError, input_errors, run_script
-from clipwsss.files import write_json
-from clipwsss.flags import Ascending, real, whole
-from clipwsss.networks.resnet import RESNETS
+from clipwsss.distributed import broadcast, rank
+from clipwsss.errors import InputError, run_script
+from clipwsss.flags import real, whole
 from clipwsss.options import (open_dataset, parse, open_scored, script_parser, start_run,
                               training_flags, training_settings, start_weights)
 from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
                                       smallest_crop)
+from clipwsss.refine.affinity_flags import affinity_flags
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.segments import paint, read_segments
 from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, constant_background, crf_labels,
                                     irn_walk, label_map, psa_walk)
 from clipwsss.report import metrics
 from clipwsss.report.page import write_report
-from clipwsss.report.scoring import THRESHOLDS, MaskScore, class_figures, miou_curve
+from clipwsss.report.scoring import MaskScore, class_figures
+from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
-
-PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 
 # The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
 # and the image (uint8 [3, H, W]). They return the maps at the image's size.
@@ -62,9 +60,6 @@ DECIDERS = {
     "segments": lambda args, name, pixels, scores, labels: torch.from_numpy(paint(
         scores[1:].numpy(), read_segments(args.segments, name, pixels.shape[:2]), args.segment_power)),
 }
-
-# `walk_maps` with all but its last two arguments given: (pixels, CAM file) of an image -> its maps.
-ImageWalk = Callable[[np.ndarray, CamFile], Tensor]
 
 
 def background_rule(text: str) -> float | str:
@@ -103,21 +98,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
     add("--layout", choices=tuple(LAYOUTS), help="also copy images and masks to OUT/voc in VOC's "
         "layout, or to OUT/mmseg in that of mmsegmentation")
-    add = parser.add_argument_group("affinity network (irn, psa)").add_argument
-    add("--affinity-checkpoint", type=Path,
-        help="affinity.pt of another run, used instead of training a network (for irn also IRN's "
-        "res50_irn.pth)")
-    add("--confident", type=real(0), nargs=2, default=(0.30, 0.05), metavar=("FG", "BG"),
-        help="training labels; irn: two scores of the background; pixels are surely a class where a CAM "
-        "exceeds FG, and surely background where none exceeds BG (CLIMS: 0.3 0.1); psa: two exponents of "
-        "its background map for the same purpose")
-    add("--backbone", choices=RESNETS, default="resnet50", help="backbone of the affinity network")
-    add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
-        "(the generator.pt of train_prompt.py), or a file of torchvision or of a generator")
-    add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
-        help="range of the random factor by which training images are scaled")
-    add("--train-radius", type=whole(2, 64), default=10,
-        help="training uses pairs of cells of the network's grid that are closer than this")
+    affinity_flags(parser)
     training_flags(parser, resumes=False)
     return parser
 
@@ -140,29 +121,6 @@ def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[st
             raise InputError(f"{asked}: --segments cannot be combined with crf")
         deciders = ["segments"]
     return walk, deciders
-
-
-def read_inputs(dataset: TagDataset, cams: Path, index: int) -> tuple[np.ndarray, CamFile]:
-    """The pixels uint8 [H, W, 3] of one image and its CAM file, which is checked against the data set."""
-    name = dataset.names[index]
-    file = check_cam(read_cam(cams, name), cams / name, dataset.sizes[index], len(dataset.classes),
-                     dataset.entries[index].tags or ())
-    return np.asarray(dataset.load_image(index)), file
-
-
-def missing_inputs(dataset: TagDataset, cams: Path, segments: Path | None) -> dict[int, str]:
-    """Images without a CAM file, or without segments where these are asked for: {number: error line}."""
-    with_cams = set(list_cams(cams))
-    with_segments = None
-    if segments is not None:
-        with_segments = {path.stem for path in files_of(segments, (".png", ".json"))}
-    problems = {}
-    for index, name in enumerate(dataset.names):
-        if name not in with_cams:
-            problems[index] = f"{cams}/{name}.npz (or .npy): no CAM file for this image"
-        elif with_segments is not None and name not in with_segments:
-            problems[index] = f"{segments}/{name}.png (or .json): no segments for this image"
-    return problems
 
 
 def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk: str, folder: Path,
@@ -252,47 +210,6 @@ def unrefined_image(args: argparse.Namespace, file: CamFile, size: tuple[int, in
         return label_map(scores.argmax(0), file.keys)
 
 
-def threshold_tables(dataset: TagDataset, cams: Path, walk_image: ImageWalk,
-                     index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Confusions [T, n, n] of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
-    pixels, file = read_inputs(dataset, cams, index)
-    truth = dataset.load_mask(index)
-    n = len(dataset.classes) + 1
-    with torch.inference_mode():
-        maps = walk_image(pixels, file).numpy()
-    unrefined = cam_maps(file, pixels.shape[:2]).numpy()
-    return (metrics.threshold_confusions(maps, file.keys, truth, THRESHOLDS, n),
-            metrics.threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
-
-
-def best_thresholds(args: argparse.Namespace, run: Run, dataset: TagDataset, cams: Path,
-                    walk_image: ImageWalk, scored: Container[str], jobs: ImageJobs) -> tuple[float, float]:
-    """Background thresholds of highest mIoU on the `scored` images: after the walk, and of the CAMs alone.
-
-    They are kept in thresholds.json, so that a run that goes on does not search again. Without masks both are
-    the paper's threshold. InputError: no masked image has a usable CAM file, or thresholds.json is damaged.
-    """
-    stored = run.out / "thresholds.json"
-    if not broadcast(stored.exists()):
-        masked = [index for index, name in enumerate(dataset.names)
-                  if name in scored and dataset.masked[index]]
-        if not masked:
-            print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
-            return PAPER_THRESHOLD, PAPER_THRESHOLD
-        work = partial(threshold_tables, dataset, cams, walk_image)
-        tables = jobs.total("thresholds", work, masked)
-        if tables is None:
-            raise InputError(f"--threshold auto: no image of {args.split} with a mask has a usable CAM file")
-        names = ["background", *dataset.classes]
-        write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
-        barrier()
-    with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
-        refined, unrefined = json.loads(stored.read_text())
-        print(f"--threshold auto: {refined['threshold']:.2f} for the maps after the walk (mIoU "
-              f"{refined['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
-        return refined["threshold"], unrefined["threshold"]
-
-
 def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk_image: ImageWalk,
                       deciders: list[str], thresholds: tuple[float | str, float | str],
                       scored: Container[str], index: int) -> MaskScore:
@@ -374,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     walk_image = partial(walk_maps, args, walk, network, device)
     thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
     if args.threshold == "auto":
-        thresholds = best_thresholds(args, run, dataset, cams, walk_image, scored, jobs)
+        thresholds = best_thresholds(run.out, dataset, cams, walk_image, scored, jobs)
 
     # For every image: CAM file -> walk -> background score -> deciders -> label map (`refine_image`).
     work = partial(write_pseudo_mask, args, dataset, cams, walk_image, deciders, thresholds, scored)

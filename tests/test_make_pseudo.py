@@ -2,7 +2,6 @@
 import json
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.stages import color_walk
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
-from make_pseudo import best_thresholds, get_parser, refine_image, split_stages, walk_maps
+from clipwsss.report.thresholds import best_thresholds
+from make_pseudo import get_parser, refine_image, split_stages, walk_maps
 
 CPU = torch.device("cpu")
 TINY = ["--backbone", "resnet_tiny", "--weights", "none", "--crop-size", "64", "--train-radius", "5",
@@ -143,9 +143,8 @@ def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
     for scored in ({"im2"}, {"im0", "im1", "im2", "im3"}):
         run_folder = tmp_path / f"of{len(scored)}"
         run_folder.mkdir()
-        run_of = SimpleNamespace(out=run_folder)
         walk_image = partial(walk_maps, args, "none", None, CPU)
-        best_thresholds(args, run_of, dataset, tmp_path / "data/cams", walk_image, scored, jobs)
+        best_thresholds(run_folder, dataset, tmp_path / "data/cams", walk_image, scored, jobs)
         chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
     file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))
     table = threshold_confusions(resize_cam(file, truth.shape), file.keys, truth, THRESHOLDS, 3)

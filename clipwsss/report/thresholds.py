@@ -1,0 +1,65 @@
+"""The background thresholds of `make_pseudo.py --threshold auto`: those of highest mIoU."""
+import json
+from collections.abc import Callable, Container
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cams.cam_files import CamFile, resize_cam
+from ..cams.mask_inputs import read_inputs
+from ..datasets import TagDataset
+from ..datasets.jobs import ImageJobs
+from ..distributed import barrier, broadcast
+from ..errors import InputError, input_errors
+from ..files import write_json
+from .metrics import threshold_confusions
+from .scoring import THRESHOLDS, miou_curve
+
+PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
+
+# (pixels uint8 [H, W, 3], CAM file) of an image -> its maps after the walk.
+ImageWalk = Callable[[np.ndarray, CamFile], Tensor]
+
+
+def threshold_tables(dataset: TagDataset, cams: Path, walk_image: ImageWalk,
+                     index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Confusions [T, n, n] of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
+    pixels, file = read_inputs(dataset, cams, index)
+    truth = dataset.load_mask(index)
+    n = len(dataset.classes) + 1
+    with torch.inference_mode():
+        maps = walk_image(pixels, file).numpy()
+    unrefined = resize_cam(file, pixels.shape[:2])
+    return (threshold_confusions(maps, file.keys, truth, THRESHOLDS, n),
+            threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
+
+
+def best_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: ImageWalk,
+                    scored: Container[str], jobs: ImageJobs) -> tuple[float, float]:
+    """Background thresholds of highest mIoU on the `scored` images: after the walk, and of the CAMs alone.
+
+    They are kept in OUT/thresholds.json, so that a run that goes on does not search again. Without masks both
+    are the paper's threshold. InputError: no masked image has a usable CAM file, or the file is damaged.
+    """
+    stored = out / "thresholds.json"
+    if not broadcast(stored.exists()):
+        masked = [index for index, name in enumerate(dataset.names)
+                  if name in scored and dataset.masked[index]]
+        if not masked:
+            print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
+            return PAPER_THRESHOLD, PAPER_THRESHOLD
+        work = partial(threshold_tables, dataset, cams, walk_image)
+        tables = jobs.total("thresholds", work, masked)
+        if tables is None:
+            raise InputError("--threshold auto: no image with a mask has a usable CAM file")
+        names = ["background", *dataset.classes]
+        write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
+        barrier()
+    with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
+        refined, unrefined = json.loads(stored.read_text())
+        print(f"--threshold auto: {refined['threshold']:.2f} for the maps after the walk (mIoU "
+              f"{refined['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
+        return refined["threshold"], unrefined["threshold"]
