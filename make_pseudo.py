@@ -47,7 +47,7 @@ WALKS = {
     "color": lambda args, network, maps, image: color_walk(
         maps, image, args.radius, args.beta, args.exp_times, args.color_stride),
     "irn": lambda args, network, maps, image: irn_walk(
-        maps, image, network, args.radius, args.beta, args.exp_times, args.crop_size),
+        maps, image, network, args.radius, args.beta, args.exp_times, args.pad_to),
     "psa": lambda args, network, maps, image: psa_walk(
         maps, image, network, args.radius, args.beta, args.exp_times),
 }

@@ -69,7 +69,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
         add("--resume", action="store_true", help="continue an interrupted run exactly where it stopped")
     add = parser.add_argument_group("training").add_argument
     add("--crop-size", type=whole(16, 4096),
-        help="side of the training crops in pixels; make_pseudo.py also pads smaller images to it for irn")
+        help="side of the training crops in pixels")
     add("--brightness", type=real(0, 1), default=0.0,
         help="strength B of random brightness: pixel values in [0, 1] of a training image are multiplied by "
         "1 - B to 1 + B, and up to B / 4 is added or subtracted")

@@ -432,15 +432,16 @@ IRN = dict(
     backbone="resnet50", weights="imagenet",
     optimizer="sgd", lr=0.1, schedule="poly", weight_decay=1e-4,
     momentum=0.0,  # IRN's PolyOptimizer passes the weight decay in the place of the momentum
-    batch_size=32, epochs=3, crop_size=512, scales=[0.5, 1.5], train_radius=10)
+    batch_size=32, epochs=3, crop_size=512, scales=[0.5, 1.5], train_radius=10, pad_to=512)
 
 IRN_VOC = IRN | dict(
     block="IRN_VOC", source="CLIMS' release (VOC), run_sample.py, which POLE follows",
-    threshold=0.2, confident=[0.30, 0.10])
+    threshold=0.2, confident=[0.30, 0.10],
+    pad_to=0)  # net/resnet50_irn.py of CLIMS and POLE has the padding commented out
 
 IRN_COCO = IRN | dict(
     block="IRN_COCO", source="CLIMS' release (COCO), run_sample_coco.py",
-    threshold=0.25, confident=[0.35, 0.10])
+    threshold=0.25, confident=[0.35, 0.10], pad_to=0)
 
 PSA = dict(
     block="PSA", source="jiwoon-ahn/psa; its step of 0.1 without momentum is taken as 0.01 with 0.9",
@@ -466,7 +467,7 @@ TOY_IRN = dict(
     refine=["irn"], threshold=0.2, confident=[0.30, 0.05], radius=5, beta=10.0, exp_times=3,
     backbone="resnet_tiny", weights="generator",
     optimizer="sgd", lr=0.1, schedule="poly", weight_decay=1e-4, momentum=0.9,
-    batch_size=16, epochs=4, crop_size=96, scales=[0.5, 1.5], train_radius=5)
+    batch_size=16, epochs=4, crop_size=96, scales=[0.5, 1.5], train_radius=5, pad_to=96)
 
 TOY_PSA = dict(
     block="TOY_PSA", source="toy world, chosen on training images",

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.models import resnet50
+from torchvision.models import resnet18, resnet50
 
 from clipwsss.errors import InputError
 from clipwsss.networks import resnet
@@ -64,13 +64,14 @@ def published():
     return state | paths | {"disp_target": torch.zeros(1, 2, 152, 1)}
 
 
-def plain_irn(state, images):
+def plain_irn(state, images, network=resnet50):
     """The published network, written down once more: normalised images -> boundary logits."""
-    body = resnet50()
+    body = network()
     body.load_state_dict({name.removeprefix("resnet50."): value for name, value in state.items()
                           if name.startswith("resnet50.")}, strict=False)
     body.eval()
-    body.layer4[0].conv2.stride = body.layer4[0].downsample[0].stride = (1, 1)
+    for module in (body.layer4[0].conv1, body.layer4[0].conv2, body.layer4[0].downsample[0]):
+        module.stride = (1, 1)
 
     def head(name, features, groups, factor=1):
         features = F.conv2d(features, state[f"{name}.0.weight"])
@@ -99,16 +100,26 @@ def test_published_names_load_and_give_the_published_outputs(published, tmp_path
     assert (expected - found).abs().max() < 1e-4
 
 
-def test_boundaries_average_image_and_mirror_image_padded_as_published(published):
-    network = build_affinity("irn", "resnet50", "none")[0].eval()
-    network.load_state_dict(IRNet.from_published(published), strict=False)
-    image = torch.rand(3, 50, 75, generator=torch.Generator().manual_seed(2))
-    normal = (image - MEAN[0]) / STD[0]
-    both = F.pad(torch.stack([normal, normal.flip(-1)]), (0, 96 - 75, 0, 96 - 50))
-    with torch.no_grad():
-        logits = plain_irn(published, both)[..., :13, :19]
-    boundary = network.boundaries(image, 96)
-    assert (boundary - torch.sigmoid(logits[0, 0] / 2 + logits[1, 0].flip(-1) / 2)).abs().max() < 1e-4
+def test_boundaries_are_those_of_irn_padded_and_of_clims_and_pole_unpadded(published):
+    large = build_affinity("irn", "resnet50", "none")[0].eval()
+    large.load_state_dict(IRNet.from_published(published), strict=False)
+    torch.manual_seed(0)
+    small = build_affinity("irn", "resnet18", "none")[0].eval()  # VOC's sizes by fewer layers, for speed
+    its_state = {name.replace("backbone.", "resnet50."): value for name, value in small.state_dict().items()}
+    for network, state, body, (height, width), pad_to in (
+            (large, published, resnet50, (50, 75), 96), (large, published, resnet50, (17, 50), 0),
+            (small, its_state, resnet18, (375, 500), 0), (small, its_state, resnet18, (333, 500), 0)):
+        image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(2))
+        normal = (image - MEAN[0]) / STD[0]
+        both = torch.stack([normal, normal.flip(-1)])
+        if pad_to:
+            both = F.pad(both, (0, pad_to - width, 0, pad_to - height))
+        with torch.no_grad():
+            logits = plain_irn(state, both, body)[..., :(height - 1) // 4 + 1, :(width - 1) // 4 + 1]
+        boundary = network.boundaries(image, pad_to)
+        expected = torch.sigmoid(logits[0, 0] / 2 + logits[1, 0].flip(-1) / 2)
+        assert boundary.shape == expected.shape and expected.std() > 0.001, (height, width)
+        assert (boundary - expected).abs().max() < 1e-4, (height, width)
 
 
 def test_other_backbones_and_images_larger_than_the_padding():

@@ -58,12 +58,15 @@ class IRNet(nn.Module):
         """Boundary map [h, w] in [0, 1] of an image [3, H, W] in [0, 1].
 
         The logits of the image and of its mirror image are averaged. Both are padded with the mean colour to
-        a square of `pad_to` pixels, as in the release. A longer side is padded to a multiple of 16; the
-        release would cut it.
+        a square of `pad_to` pixels, as in IRN's release. A longer side is padded to a multiple of 16; the
+        release would cut it. With a `pad_to` of 0 nothing is padded, as in CLIMS' and POLE's releases.
         """
         height, width = image.shape[-2:]
-        padded_height = max(pad_to, math.ceil(height / IRN_MULTIPLE) * IRN_MULTIPLE)
-        padded_width = max(pad_to, math.ceil(width / IRN_MULTIPLE) * IRN_MULTIPLE)
+        padded_height = height
+        padded_width = width
+        if pad_to > 0:
+            padded_height = max(pad_to, math.ceil(height / IRN_MULTIPLE) * IRN_MULTIPLE)
+            padded_width = max(pad_to, math.ceil(width / IRN_MULTIPLE) * IRN_MULTIPLE)
         mean = self.backbone.mean
         both = torch.stack([image, image.flip(-1)])
         both = F.pad(both - mean, (0, padded_width - width, 0, padded_height - height)) + mean
@@ -96,8 +99,13 @@ class IRNet(nn.Module):
 
 
 def _enlarge(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Features on a finer grid: enlarged bilinearly by a whole factor and cut, as in IRN's release."""
-    factor = round(grid[0] / features.shape[-2])
+    """Features on a finer grid: enlarged bilinearly by a power of two and cut, as in IRN's release.
+
+    The strides of the stages are powers of two, and the sides of their maps are rounded up: 24 rows at a
+    quarter of a grid of 94 rows.
+    """
+    ratio = max(grid[0] / features.shape[-2], grid[1] / features.shape[-1])
+    factor = 2 ** math.ceil(math.log2(ratio))
     if factor > 1:
         features = F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
     return features[..., :grid[0], :grid[1]]

@@ -21,5 +21,8 @@ def affinity_flags(parser: argparse.ArgumentParser) -> None:
         "(the generator.pt of train_prompt.py), or a file of torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="range of the random factor by which training images are scaled")
+    add("--pad-to", type=whole(0, 4096), default=512, metavar="SIDE",
+        help="irn: the trained network sees images padded to squares of this side (IRN); 0 pads nothing "
+        "(CLIMS and POLE)")
     add("--train-radius", type=whole(2, 64), default=10,
         help="training uses pairs of cells of the network's grid that are closer than this")

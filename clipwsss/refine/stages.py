@@ -45,7 +45,8 @@ def irn_walk(maps: Tensor, image: Tensor, network: IRNet, radius: int = 5, beta:
     """IRN's random walk inside the boundaries that a trained network finds (Ahn, Cho & Kwak, CVPR 2019).
 
     Arguments and result are those of `color_walk`; the grid is the network's. The network is on the image's
-    device and sees the image padded to a square of `pad_to` pixels, as in the release.
+    device and sees the image padded to a square of `pad_to` pixels, as in IRN's release, or with a `pad_to`
+    of 0 as it is, as in CLIMS' and POLE's.
     """
     size = tuple(image.shape[1:])
     seeds = to_grid(maps, size, IRN_STRIDE).to(image.device)
