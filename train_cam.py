@@ -1,19 +1,26 @@
-"""Stage 1: train a multi-label classifier on image tags and write its class activation maps (CAMs)."""
+"""Stage 1: train a multi-label classifier on image tags and write its class activation maps (CAMs).
+
+--generator clip trains nothing and writes the maps that frozen CLIP itself makes of the tags.
+"""
 import argparse
 
 import torch
 import torch.nn.functional as F
 
-from clipwsss.cams.generator import KIND_OF_BACKBONE, build_generator, load_generator
+from clipwsss.cams.clip_maps import write_clip_maps
+from clipwsss.cams.generator import GENERATORS, KIND_OF_BACKBONE, build_generator, load_generator
 from clipwsss.cams.maps import MapGenerator, finished_cams, rescale, write_cams
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
-from clipwsss.errors import run_script
+from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network
 from clipwsss.flags import whole
 from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
+from clipwsss.guidance.method_flags import box_flag, clip_flags
+from clipwsss.guidance.regions import load_clip
+from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, start_run,
                               training_flags, training_settings)
@@ -26,7 +33,7 @@ from clipwsss.training import compile_networks, fit, pick_device, seed_everythin
 def get_parser() -> argparse.ArgumentParser:
     """The flags; presets.py has the values of each --generator and --dataset, and a flag replaces one."""
     parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
-                           ("backbone", "weights", "init", "cam_format"))
+                           ("backbone", "weights", "init", "cam_format", "generator", "clip"))
     add = parser.add_argument_group("classifier").add_argument
     add("--backbone", choices=tuple(KIND_OF_BACKBONE), default="resnet50", help="network of the classifier")
     add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none "
@@ -37,9 +44,29 @@ def get_parser() -> argparse.ArgumentParser:
         help="ratio of the image size to the size of a ResNet's maps: 32, 16 or 8 (resnet_tiny: 4)")
     add("--val-split", default="val",
         help="split on which the classifier's mAP is measured; an empty string measures none")
+    add = parser.add_argument_group("--generator clip").add_argument
+    clip_flags(add)
+    add("--template", default="a photo of {}.",
+        help="text of a class and of a background word, which {} stands for")
+    box_flag(add)
     training_flags(parser)
-    generator_flags(parser)
+    generator_flags(parser, (*GENERATORS, "clip"))
     return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """InputError for a flag of the command line that means nothing to this --generator."""
+    if args.generator == "clip":
+        ignored = ("backbone", "weights", "init", "epochs", "lr", "optimizer", "crop_size", "augment",
+                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile")
+        reason = "trains nothing and has one network, --clip"
+    else:
+        ignored = ("clip", "clip_cache", "template", "box")
+        reason = "does without CLIP"
+    for name in ignored:
+        if args.set_by.get(name) == COMMAND_LINE:
+            raise InputError(f"--{name.replace('_', '-')}: --generator {args.generator} {reason}; leave the "
+                             "flag out")
 
 
 def imagenet_or_none(classes: list[str], settings: dict) -> str:
@@ -69,8 +96,35 @@ def classifier_map(generator: MapGenerator, dataset: TagDataset, device: torch.d
     return average_precision(torch.cat(all_scores).numpy(), torch.cat(all_labels).numpy())
 
 
+def write_maps_of_clip(args: argparse.Namespace) -> int:
+    """--generator clip: write the maps that frozen CLIP makes of the tags; see clip_maps.py."""
+    device = pick_device(args.device)
+    dataset = open_dataset(args)
+    scored = open_scored(args, dataset)
+    clip = load_clip(args.clip, device, args.clip_cache)
+    names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
+    text = encode_words(clip, args.template, names)
+    backgrounds = encode_words(clip, args.template, listed)
+    run = start_run(args, dataset, clip=args.clip)
+    print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; CLIP's own "
+          f"maps against {len(listed)} background words; writing {run.out}")
+    cams = run.out / "cams"
+    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
+    whole_images = dataset.with_transform(whole_image, masks=False)
+    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
+    write_clip_maps(clip, loader, cams, lambda names, classes: text[classes], backgrounds, args.box,
+                    args.cam_format, args.test_precision)
+    print("classifier mAP: none, because --generator clip has no classifier")
+    run.result(**print_cam_curve(scored, cams))
+    write_report(run.out, "train_cam", scored, cams=cams)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
+    check_flags(args)
+    if args.generator == "clip":
+        return write_maps_of_clip(args)
     device = pick_device(args.device)
     dataset = open_dataset(args)
     if args.val_split:  # opened now, so that bad files are named before the training

@@ -1,5 +1,6 @@
 """The command line that train_cam.py and train_prompt.py share: the CAM generator, its crops and its CAMs."""
 import argparse
+from collections.abc import Sequence
 
 from torch.utils.data import DataLoader
 
@@ -13,12 +14,12 @@ from .flags import Ascending, real, whole
 from .training import PRECISIONS
 
 
-def generator_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the CAM generator, of its training crops and of its CAM files."""
+def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tuple(GENERATORS)) -> None:
+    """The flags of the CAM generator, of its training crops and of its CAM files; kinds: of --generator."""
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("generator").add_argument
-    add("--generator", choices=tuple(GENERATORS), default="resnet",
-        help="network that makes the CAMs: a ResNet, or WeakTr's vision transformer")
+    add("--generator", choices=kinds, default="resnet",
+        help="what makes the CAMs: a ResNet, WeakTr's vision transformer, or (in train_cam.py) CLIP itself")
     add("--freeze-stages", type=whole(0, 5), default=0,
         help="resnet: number of stages that are not trained; 1 is the stem (CLIMS), 3 are the stem, layer1 "
         "and layer2 (IRN)")

@@ -84,6 +84,22 @@ TOY_WEAKTR_CAM = dict(
     batch_size=16, epochs=24, crop_size=96, resize_long=[0, 0], brightness=0.2, precision="fp32", workers=0,
     scales=[1.0], cam_batch_size=50)
 
+# train_cam.py --generator clip: CLIP's own maps, nothing trained
+
+CLIP_CAM = dict(
+    block="CLIP_CAM", source="linyq2117/CLIP-ES, generate_cams_voc12.py",
+    clip="ViT-B/16", template="a clean origami {}.", box=0.4, test_precision="fp32")  # the release: float16
+
+CLIP_CAM_COCO = CLIP_CAM | dict(
+    block="CLIP_CAM_COCO", source="linyq2117/CLIP-ES, generate_cams_coco14.py", box=0.7)
+
+QUICK_CLIP_CAM = CLIP_CAM | dict(
+    block="QUICK_CLIP_CAM", source="as CLIP_CAM, which trains nothing", test_precision="auto")
+
+TOY_CLIP_CAM = dict(
+    block="TOY_CLIP_CAM", source="toy world: its CLIP is a ResNet, which has MaskCLIP's maps",
+    clip="toy", template="a photo of {}.", test_precision="fp32", workers=0, cam_batch_size=50)
+
 # ----------------------------------------------------------------------------------------------------
 # train_prompt.py on VOC 2012 and folders: prompts, and a generator tuned under CLIP
 
@@ -557,11 +573,11 @@ TOY_MASK2FORMER = dict(
 # Which block a command takes. Rows are (data, generator, method, walk of --refine, or network).
 
 TRAIN_CAM = {
-    ("voc12", "resnet"): IRN_CAM, ("voc12", "weaktr"): WEAKTR_CAM,
-    ("coco14", "resnet"): IRN_CAM, ("coco14", "weaktr"): WEAKTR_CAM_COCO,
-    ("folder", "resnet"): IRN_CAM, ("folder", "weaktr"): WEAKTR_CAM_FOLDER,
-    ("quick", "resnet"): QUICK_CAM, ("quick", "weaktr"): QUICK_WEAKTR_CAM,
-    ("toy", "resnet"): TOY_CAM, ("toy", "weaktr"): TOY_WEAKTR_CAM,
+    ("voc12", "resnet"): IRN_CAM, ("voc12", "weaktr"): WEAKTR_CAM, ("voc12", "clip"): CLIP_CAM,
+    ("coco14", "resnet"): IRN_CAM, ("coco14", "weaktr"): WEAKTR_CAM_COCO, ("coco14", "clip"): CLIP_CAM_COCO,
+    ("folder", "resnet"): IRN_CAM, ("folder", "weaktr"): WEAKTR_CAM_FOLDER, ("folder", "clip"): CLIP_CAM,
+    ("quick", "resnet"): QUICK_CAM, ("quick", "weaktr"): QUICK_WEAKTR_CAM, ("quick", "clip"): QUICK_CLIP_CAM,
+    ("toy", "resnet"): TOY_CAM, ("toy", "weaktr"): TOY_WEAKTR_CAM, ("toy", "clip"): TOY_CLIP_CAM,
 }
 
 VOC_METHODS = {

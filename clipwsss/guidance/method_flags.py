@@ -1,5 +1,6 @@
 """The flags of train_prompt.py that say what a method is: its prompts, its losses and its stages."""
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from ..datasets.transforms import AUGMENTS
@@ -60,9 +61,21 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--background-prompt list they are added to the list")
     add("--prompts-only", action="store_true",
         help="select or learn prompts from the CAMs of --cams and stop; no generator is read or trained")
+    clip_flags(add)
+
+
+def clip_flags(add: Callable[..., argparse.Action]) -> None:
+    """The flags of frozen CLIP itself; add: the add_argument of their group."""
     add("--clip", default="ViT-B/32", help="CLIP: a published name, a file, or `toy`")
     add("--clip-cache", type=Path, metavar="FOLDER",
         help="folder to which CLIP's weights are downloaded (default: torch hub's folder)")
+
+
+def box_flag(add: Callable[..., argparse.Action]) -> None:
+    """The flag of CLIP's own maps; add: the add_argument of its group."""
+    add("--box", type=real(0, 1), default=0.4,
+        help="CLIP's own maps of a ViT: brightness, over the map's maximum, of the parts from whose boxes a "
+        "map is carried along the attention (CLIP-ES)")
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:

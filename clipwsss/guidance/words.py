@@ -78,6 +78,26 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
                  [word for word in dict.fromkeys(listed) if word not in taken])
 
 
+def load_clip_words(dataset: str, classes: list[str],
+                    synonyms: dict[str, list[str]] | None = None) -> tuple[list[str], list[str]]:
+    """(class names, background words) for CLIP's own maps: those of CLIP-ES, or the toy world's.
+
+    Own data have their class names, and CLIP-ES' list without synonyms and without words of class names. This
+    rule gives CLIP-ES' list for COCO too, in which "keyboard" and the "sign" of "stop sign" are missing.
+    """
+    asset = ASSETS / f"prompts_{dataset}.json"
+    known = json.loads(asset.read_text()) if asset.exists() else {}
+    names = known.get("clip_names", {})
+    names = [names.get(name, name) for name in classes]
+    if dataset == "toy":
+        return names, known["background"]
+    listed = json.loads((ASSETS / "prompts_voc12.json").read_text())["clip_background"]
+    taken = {word.lower() for words in (synonyms or {}).values() for word in words}
+    for name in classes:
+        taken |= {name.lower(), *name.lower().replace("_", " ").split()}
+    return names, [word for word in listed if word not in taken]
+
+
 def read_words(path: Path) -> list[str]:
     """One word or phrase a line; InputError on a missing, unreadable or empty file."""
     words = [" ".join(line.split()) for line in read_text(path).splitlines() if line.strip()]

@@ -1,0 +1,202 @@
+"""CLIP's own maps of the classes that an image's tags name; nothing is trained.
+
+A ViT tower gives CLIP-ES' maps (Lin et al., "CLIP is Also an Efficient Segmenter", CVPR 2023): GradCAM at the
+last block, carried along the attention. A ResNet tower gives those of MaskCLIP (Zhou et al., ECCV 2022): the
+shares of the texts at every position.
+"""
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..clip import CLIP
+from ..distributed import barrier
+from ..errors import InputError
+from ..progress import Progress
+from ..training import use_bf16
+from .cam_files import CAM_STRIDE, write_cam
+from .maps import min_max
+
+PATCH_SCALES = (1.5, 2.0, 3.0)  # of a ResNet's input: its shorter side over CLIP's resolution
+ATTENTION_BLOCKS = 8  # the last ones, whose attention carries a ViT's maps
+EPSILON = 1e-7  # of CLIP-ES' scaling to [0, 1]
+
+
+def clip_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
+              box: float = 0.4) -> Tensor:
+    """CLIP's own maps [N,H,W] in [0,1] of N pairs of an image and one of its classes.
+
+    images [B,3,H,W] in [0,1]. image_index [N]: the pairs' images. text [N,D]: the pairs' normalised text
+    features. backgrounds: normalised text features [M,D] for all pairs, or [N,M,D], each pair's own; M may be
+    0. box: see `class_affinity`; a ResNet takes none. A map without contrast is 0. InputError: an image tower
+    that has no such maps.
+    """
+    height, width = images.shape[-2:]
+    if hasattr(clip.visual, "attnpool"):
+        return patch_maps(clip, images, image_index, text, backgrounds)
+    if not hasattr(clip.visual, "class_embedding"):
+        raise InputError("this CLIP's image tower is neither a ViT with a class token nor a ResNet with "
+                         "attention pooling, so that it has no maps of its own; use another --clip")
+    view = round_up(images, clip.visual.conv1.stride[0])
+    maps, attention = grad_cam(clip, clip.normalise(view), image_index, text, backgrounds)
+    refined = torch.zeros_like(maps)
+    for index in image_index.unique().tolist():
+        own = image_index == index
+        refined[own] = class_affinity(maps[own], attention[index], box)
+    return F.interpolate(min_max(refined, EPSILON)[:, None], (height, width), mode="bilinear")[:, 0]
+
+
+def class_shares(features: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
+                 scale: Tensor) -> Tensor:
+    """Shares [N,P] of N pairs' texts at P positions: a softmax over the image's texts and the backgrounds.
+
+    features [N,P,D]: normalised features of each pair's image; scale: of the cosines. For the rest see
+    `clip_maps`.
+    """
+    rivals = torch.einsum("npd,md->npm", features, text)
+    other_image = image_index[:, None] != image_index
+    rivals = rivals.masked_fill(other_image[:, None], -math.inf)
+    if backgrounds.ndim == 2:
+        backgrounds = backgrounds.expand(len(text), -1, -1)
+    behind = features @ backgrounds.transpose(1, 2)
+    shares = (scale * torch.cat([rivals, behind], dim=2)).softmax(dim=2)
+    return shares.diagonal(dim1=0, dim2=2).T
+
+
+@torch.no_grad()
+def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor) -> Tensor:
+    """A ResNet tower's maps; see `clip_maps`.
+
+    At each of PATCH_SCALES, the features of all positions go through the pool's value and output projections,
+    without its attention. The mirror image is added.
+    """
+    height, width = images.shape[-2:]
+    total = torch.zeros(len(text), height, width, device=images.device)
+    for scale in PATCH_SCALES:
+        factor = scale * clip.input_resolution / min(height, width)
+        size = [max(1, round(side * factor / 32)) * 32 for side in (height, width)]
+        view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        for mirrored in (False, True):
+            seen = view.flip(-1) if mirrored else view
+            patches = F.normalize(clip.encode_image(seen, patches=True).float(), dim=-1)
+            grid = patches.shape[1:3]
+            patches = patches.flatten(1, 2)[image_index]
+            shares = class_shares(patches, image_index, text, backgrounds, clip.logit_scale.exp())
+            shares = shares.unflatten(1, grid)
+            if mirrored:
+                shares = shares.flip(-1)
+            total += F.interpolate(shares[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    return min_max(total, EPSILON)
+
+
+def round_up(images: Tensor, patch: int) -> Tensor:
+    """Images [B,3,H,W] in [0,1] whose sides are rounded up to multiples of the patch, in steps of 1/255.
+
+    Bicubic resizing to 8 bits, as Pillow's, with which CLIP-ES reads images.
+    """
+    size = [math.ceil(side / patch) * patch for side in images.shape[-2:]]
+    if list(images.shape[-2:]) == size:
+        return images
+    resized = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+    return (resized * 255).round().clamp(0, 255) / 255
+
+
+def grad_cam(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor,
+             backgrounds: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP-ES' maps before they are refined, [N,h,w] in [0,1], and each image's attention [B,hw,hw].
+
+    images [B,3,H,W]: normalised, with sides that are multiples of the ViT's patch; for the rest see
+    `clip_maps`. A pair's score is its share in the softmax over the image's texts and the backgrounds, of the
+    mean of the patches' features. Its gradient at the last block's first norm, a mean over the patches,
+    weighs the channels of that norm. The attention is the mean over the heads of the last blocks.
+    """
+    tower = clip.visual
+    blocks = tower.transformer.resblocks
+    grid = [side // tower.conv1.stride[0] for side in images.shape[-2:]]
+    with torch.no_grad():
+        x = tower.embed(images.to(tower.conv1.weight.dtype))
+        attention = torch.zeros(len(x), x.shape[1], x.shape[1], device=x.device)
+        for number, block in enumerate(blocks[:-1], 1):
+            if number <= len(blocks) - ATTENTION_BLOCKS:
+                x = block(x)
+            else:
+                x, weights = block.with_weights(x)
+                attention += weights
+    last = blocks[-1]
+    maps = torch.empty(len(text), *grid, device=images.device)
+    for index in image_index.unique().tolist():
+        own = (image_index == index).nonzero()[:, 0]
+        with torch.enable_grad():
+            tokens = last.ln_1(x[index:index + 1]).detach().requires_grad_(True)
+            attended, weights = last.attn.with_weights(tokens)
+            feature = tower.ln_post(last.feed(x[index:index + 1] + attended))[:, 1:].mean(dim=1) @ tower.proj
+            feature = F.normalize(feature, dim=-1)[None].expand(len(own), -1, -1)
+            behind = backgrounds if backgrounds.ndim == 2 else backgrounds[own]
+            shares = class_shares(feature, image_index[own], text[own], behind, clip.logit_scale.exp())[:, 0]
+            for pair, share in zip(own.tolist(), shares):
+                gradient, = torch.autograd.grad(share, tokens, retain_graph=True)
+                channels = gradient[0, 1:].mean(dim=0)
+                maps[pair] = F.relu(tokens[0, 1:].detach() @ channels).reshape(grid)
+        attention[index] += weights[0].detach()
+    kept = min(ATTENTION_BLOCKS, len(blocks))
+    # The maps are tiny, so that EPSILON counts; the release scales them twice.
+    return min_max(min_max(maps, EPSILON), EPSILON), attention[:, 1:, 1:] / kept
+
+
+def class_affinity(maps: Tensor, attention: Tensor, box: float = 0.4) -> Tensor:
+    """Maps [k,h,w] of an image, each carried along the attention [hw,hw] from the boxes of its bright parts.
+
+    box: how bright a part is, over the map's maximum (0.4 on VOC, 0.7 on COCO). A box ends before the last
+    row and column, as in the release. Source: CLIP-ES' class-aware attention-based affinity.
+    """
+    balanced = attention
+    for _ in range(3):  # Sinkhorn: rows and columns that sum to 1
+        balanced = balanced / balanced.sum(dim=0, keepdim=True)
+        balanced = balanced / balanced.sum(dim=1, keepdim=True)
+    balanced = (balanced + balanced.T) / 2
+    height, width = maps.shape[-2:]
+    inside = torch.zeros_like(maps)
+    for index, one in enumerate(maps.cpu().numpy()):
+        level = (one * 255).astype(np.uint8)
+        parts, _ = ndimage.label(level > int(box * level.max()), np.ones((3, 3)))
+        for rows, columns in ndimage.find_objects(parts):
+            inside[index, rows.start:min(rows.stop, height - 1), columns.start:min(columns.stop, width - 1)] = 1
+    start = (maps * inside).flatten(1)
+    return (balanced @ (balanced @ start.T)).T.unflatten(1, (height, width))
+
+
+def save_maps(folder: Path, name: str, keys: Tensor, maps: Tensor, fmt: str) -> None:
+    """Write the CAM file of an image from maps [k,H,W] at its size; see `write_cam`."""
+    size = [math.ceil(side / CAM_STRIDE) for side in maps.shape[-2:]]
+    small = F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    write_cam(folder, name, keys, small, fmt, None if fmt == "npz" else maps)
+
+
+def write_clip_maps(clip: CLIP, loader: DataLoader, folder: Path,
+                    text_of: Callable[[Sequence[str], Tensor], Tensor], backgrounds: Tensor,
+                    box: float = 0.4, fmt: str = "npz", precision: str = "fp32") -> None:
+    """Write the CAM file of each image of a loader with CLIP's own maps of the classes that its tags name.
+
+    text_of(names, classes): text features [N,D] of N pairs of an image and a class [N]. backgrounds: [M,D]
+    for all classes, or [K,M,D]. For the rest see `clip_maps` and `write_cams`.
+    """
+    device = clip.text_projection.device
+    progress = Progress("CLIP's maps", sum(len(batch) for batch in loader.batch_sampler))
+    for batch in loader:
+        image_index, classes = batch.labels.to(device).nonzero(as_tuple=True)
+        text = text_of([batch.names[i] for i in image_index.tolist()], classes)
+        behind = backgrounds if backgrounds.ndim == 2 else backgrounds[classes]
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
+            maps = clip_maps(clip, batch.images.to(device, non_blocking=True), image_index, text, behind, box)
+        for index, name in enumerate(batch.names):
+            own = image_index == index
+            save_maps(folder, name, classes[own].cpu(), maps[own].cpu(), fmt)
+        progress.update(len(batch.names))
+    progress.close()
+    barrier()
