@@ -49,7 +49,12 @@ def clip_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, bac
     for index in image_index.unique().tolist():
         own = image_index == index
         refined[own] = class_affinity(maps[own], attention[index], box)
-    return F.interpolate(min_max(refined, EPSILON)[:, None], (height, width), mode="bilinear")[:, 0]
+    return enlarged(min_max(refined, EPSILON), (height, width))
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [N,h,w] at an image's size (H, W), bilinear."""
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def class_shares(features: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
@@ -91,7 +96,7 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
             shares = shares.unflatten(1, grid)
             if mirrored:
                 shares = shares.flip(-1)
-            total += F.interpolate(shares[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+            total += enlarged(shares, (height, width))
     return min_max(total, EPSILON)
 
 
@@ -166,7 +171,9 @@ def class_affinity(maps: Tensor, attention: Tensor, box: float = 0.4) -> Tensor:
         level = (one * 255).astype(np.uint8)
         parts, _ = ndimage.label(level > int(box * level.max()), np.ones((3, 3)))
         for rows, columns in ndimage.find_objects(parts):
-            inside[index, rows.start:min(rows.stop, height - 1), columns.start:min(columns.stop, width - 1)] = 1
+            bottom = min(rows.stop, height - 1)
+            right = min(columns.stop, width - 1)
+            inside[index, rows.start:bottom, columns.start:right] = 1
     start = (maps * inside).flatten(1)
     return (balanced @ (balanced @ start.T)).T.unflatten(1, (height, width))
 
