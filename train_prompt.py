@@ -127,6 +127,12 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     return dataset, scored, words, clip, generator, validation
 
 
+def start_adapters(clip: CLIP, kind: str) -> nn.ModuleList:
+    """POLE's adapters of image and text features (eqs. 7-8), which change nothing if `kind` is none."""
+    width = clip.text_projection.shape[1]
+    return nn.ModuleList([Adapter(width, kind), Adapter(width, kind)]).to(clip.text_projection.device)
+
+
 def start_class_prompt(args: argparse.Namespace, clip: CLIP,
                        words: Words) -> tuple[WordChoices | None, LearnedPrompt | None, Tensor | None]:
     """The class prompt before training: (POLE's choices, None, None), (None, vectors to learn, None) or
@@ -295,8 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     device = clip.text_projection.device
     loader, prompt_loader = make_loaders(args, dataset, clip, generator)
     seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
-    width = clip.text_projection.shape[1]
-    adapters = nn.ModuleList([Adapter(width, args.adapter), Adapter(width, args.adapter)]).to(device)
+    adapters = start_adapters(clip, args.adapter)
     choices, class_vectors, class_text = start_class_prompt(args, clip, words)
     background_vectors, background = start_background_prompt(args, clip, words)
     run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
@@ -305,19 +310,20 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 
+    @torch.no_grad()
     def see(batch: Batch) -> Regions:
         """The regions of a batch that prompts learn from; the generator is fixed."""
-        with torch.no_grad():
-            if generator is None:
-                return cam_file_regions(clip, args.cams, batch, device, resized=True)
-            return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON)
+        if generator is None:
+            return cam_file_regions(clip, args.cams, batch, device, resized=True, view=args.clip_view)
+        return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON,
+                                 args.clip_view)
 
     def guide(repelled: Tensor, training: Training) -> None:
         """Train the generator; repelled [K,M,D] are the texts that each class's foreground repels."""
         weights = {"fg": args.w_fg, "bg": args.w_bg, "suppress": args.w_suppress, "area": args.w_area}
 
         def loss(batch: Batch) -> dict[str, tuple]:
-            regions = generator_regions(generator, clip, batch, args.map_scale)
+            regions = generator_regions(generator, clip, batch, args.map_scale, view=args.clip_view)
             text = class_features(args, choices, class_vectors, class_text, clip, regions,
                                   loader.sampler.epoch)
             return guided_loss(regions, text, repelled[regions.classes], adapters, weights,

@@ -88,7 +88,8 @@ def test_blocks_are_literals_on_one_base_that_has_none():
 def test_the_block_of_a_command():
     for flags, stage, block in (
             (["--method", "pole"], "train_prompt", "POLE"),
-            (["--dataset", "folder", "--method", "pole"], "train_prompt", "POLE"),
+            (["--dataset", "folder", "--method", "pole"], "train_prompt", "POLE_FOLDER"),
+            (["--dataset", "folder", "--method", "both"], "train_prompt", "BOTH"),
             (["--method", "semples", "--generator", "weaktr"], "train_prompt", "SEMPLES_WEAKTR"),
             (["--dataset", "coco14", "--method", "semples"], "train_prompt", "SEMPLES_COCO"),
             (["--preset", "quick", "--method", "coop"], "train_prompt", "QUICK_COOP"),
@@ -112,12 +113,26 @@ def test_every_row_has_the_block_that_its_key_names():
     for data, methods in presets.TRAIN_PROMPT.items():
         for (generator, method), block in methods.items():
             name = method.upper() + ("_WEAKTR" if generator == "weaktr" else "")
+            if data == "folder" and method != "both":
+                name += "_FOLDER"
             assert block["block"] == data_names[data].format(name)
     for (data, network), block in presets.TRAIN_SEG.items():
         assert block["block"] == data_names[data].format(network.upper())
     for (data, generator), block in presets.TRAIN_CAM.items():
         assert ("WEAKTR" in block["block"]) == (generator == "weaktr")
         assert ("TOY" in block["block"]) == (data == "toy") and ("QUICK" in block["block"]) == (data == "quick")
+
+
+def test_what_clip_sees():
+    """As the releases show it where their figures come from, else as CLIP was trained; folders differ in nothing else."""
+    for data, methods in presets.TRAIN_PROMPT.items():
+        for (generator, method), block in methods.items():
+            as_released = data in ("voc12", "coco14") and method != "both"
+            assert block.get("clip_view", "clip") == ("release" if as_released else "clip"), block["block"]
+    for row, block in presets.TRAIN_PROMPT["folder"].items():
+        published = presets.TRAIN_PROMPT["voc12"][row]
+        differing = {name for name in block.keys() | published.keys() if block.get(name) != published.get(name)}
+        assert differing <= {"block", "source", "clip_view"}, (row, differing)
 
 
 def test_methods_of_one_frame_share_its_values():

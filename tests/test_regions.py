@@ -32,6 +32,32 @@ def test_regions_equal_a_plain_loop_on_non_square_images(tiny_clip):
     assert nothing is None and torch.allclose(alone, foreground, atol=1e-6)
 
 
+def test_the_releases_view_by_hand(tiny_clip):
+    """CLIMS' training: the network's normalised input and its P, both enlarged with aligned corners."""
+    images, probabilities, pairs = batch()
+    found = encode_regions(tiny_clip, images, pairs[0], probabilities[pairs], view="release")
+
+    def at_corners(plane):
+        """Row y of 16 lies at y (H - 1) / 15 of H rows, and so for columns: two neighbours are mixed."""
+        for axis in (0, 1):
+            plane = plane.movedim(axis, 0)
+            place = torch.arange(16) * (len(plane) - 1) / 15
+            low = place.floor().long().clamp(max=len(plane) - 2)
+            part = (place - low)[:, None]
+            plane = ((1 - part) * plane[low] + part * plane[low + 1]).movedim(0, axis)
+        return plane
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for row, (i, k) in enumerate(zip(*[index.tolist() for index in pairs])):
+        seen = torch.stack([at_corners((images[i, c] - mean[c]) / std[c]) for c in range(3)])
+        p = at_corners(probabilities[i, k])
+        for region, features in ((seen * p, found[0]), (seen * (1 - p), found[1])):
+            expected = F.normalize(tiny_clip.encode_image(region[None], normalised=True), dim=-1)[0]
+            assert torch.allclose(features[row], expected, atol=1e-5)
+    plain, _ = encode_regions(tiny_clip, images, pairs[0], probabilities[pairs])
+    assert (plain - found[0]).abs().max() > 1e-3
+
+
 def test_gradients_reach_the_maps_and_not_clip(tiny_clip):
     images, probabilities, pairs = batch()
     probabilities.requires_grad_()

@@ -36,7 +36,8 @@ NEUTRAL = ["--workers", "0", "--device", "cpu", "--precision", "fp32", "--bright
 # What the loops read from a method's settings and the script is therefore told.
 GUIDED = ("optimizer", "schedule", "weight_decay", "momentum", "head_ratio", "freeze_stages", "lr", "w_fg",
           "w_bg", "w_suppress", "w_area", "suppress_threshold", "suppress_reduction", "area_over",
-          "map_scale")
+          "map_scale", "clip_view")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,27 +144,38 @@ def text_features(clip, sentences):
     return F.normalize(clip.encode_text(tokenize(sentences)), dim=-1)
 
 
-def masked_views(clip, images, maps, labels, squash):
-    """X * P and X * (1 - P) at CLIP's size for every present class of every image, one after another."""
+def masked_views(clip, images, maps, labels, squash, view):
+    """X * P and X * (1 - P) at CLIP's size for every present class of every image, one after another.
+
+    view `release`: as in the releases the network's own input, normalised for ImageNet, is what is enlarged.
+    """
     side = clip.input_resolution
     views = {"fg": [], "bg": []}
+
+    def resize(x):
+        return F.interpolate(x, (side, side), mode="bilinear", align_corners=view == "release")
+
     for i, k in labels.nonzero().tolist():
-        view = F.interpolate(images[i:i + 1], (side, side), mode="bilinear", antialias=True)
-        view = (view - clip.pixel_mean) / clip.pixel_std
-        p = squash(maps[i:i + 1, k:k + 1], side)
-        views["fg"].append(view * p)
-        views["bg"].append(view * (1 - p))
+        if view == "release":
+            mean, std = torch.tensor(IMAGENET).view(2, 1, 3, 1, 1)
+            x = resize((images[i:i + 1] - mean) / std)
+        else:
+            x = F.interpolate(images[i:i + 1], (side, side), mode="bilinear", antialias=True)
+            x = (x - clip.pixel_mean) / clip.pixel_std
+        p = squash(maps[i:i + 1, k:k + 1], resize)
+        views["fg"].append(x * p)
+        views["bg"].append(x * (1 - p))
     features = F.normalize(clip.encode_image(torch.cat(views["fg"] + views["bg"]), normalised=True), dim=-1)
     return dict(zip(views, features.chunk(2)))
 
 
-def sigmoid_then_resize(m, side):
-    return F.interpolate(torch.sigmoid(m), (side, side), mode="bilinear")
+def sigmoid_then_resize(m, resize):
+    return resize(torch.sigmoid(m))
 
 
 def resize_then_minmax(epsilon):
-    def squash(m, side):
-        m = F.interpolate(F.relu(m), (side, side), mode="bilinear")
+    def squash(m, resize):
+        m = resize(F.relu(m))
         return (m - m.min()) / (m.max() - m.min() + epsilon)
     return squash
 
@@ -219,7 +231,7 @@ def guide(world, generator, settings, text, background, groups=(), adapters=(nn.
     groups = [(list(generator.backbone.parameters()), lr), ([generator.classifier.weight], 10 * lr), *groups]
     for step, batch in enumerate(batches(world)):
         maps = generator(batch.images)
-        seen = masked_views(clip, batch.images, maps, batch.labels, squash)
+        seen = masked_views(clip, batch.images, maps, batch.labels, squash, settings["clip_view"])
         image_side = {name: F.normalize(adapters[0](x), dim=-1) for name, x in seen.items()}
         pairs = [(batch.names[i], k) for i, k in batch.labels.nonzero().tolist()]
         text_side = F.normalize(adapters[1](text(pairs)), dim=-1)
@@ -264,6 +276,7 @@ def run_script(world, out, method, settings, *names):
 def test_clims_and_pole(world, tmp_path, method):
     settings = published(train_prompt, "train_prompt", "--method", method)
     settings["adapter_lr"] = settings["lr"]  # toy has another
+    assert settings["clip_view"] == "release"
     run_script(world, tmp_path, method, settings, "reselect_every", "adapter_lr")
 
     clip, words, generator = load_clip("toy", "cpu"), load_words("toy", CLASSES), fresh(world, stem=False)
@@ -297,7 +310,7 @@ def chosen_words(world, clip, words):
             maps, labels = torch.zeros(1, 6, 96, 96), torch.zeros(1, 6)
             maps[0, k], labels[0, k] = map_, 1
             seen = masked_views(clip, data[index].image[None], maps, labels,
-                                lambda m, side: F.interpolate(m, (side, side), mode="bilinear"))["fg"]
+                                lambda m, resize: resize(m), "clip")["fg"]  # as POLE's release chooses words
             texts = text_features(clip, [f"a photo of {word}." for word in words.candidates[k]])
             chosen[name, k] = words.candidates[k][int((texts @ seen[0]).argmax())]
     return chosen

@@ -41,7 +41,8 @@ def learn_backgrounds(world, clip, generator, settings, class_text):
         k = batch.labels.nonzero()[:, 1]
         with torch.no_grad():
             maps = generator(batch.images)
-            seen = masked_views(clip, batch.images, maps, batch.labels, resize_then_minmax(1e-4))
+            seen = masked_views(clip, batch.images, maps, batch.labels, resize_then_minmax(1e-4),
+                                settings["clip_view"])
         text = prompt_text(clip, vectors)[k]
         loss = -settings["w_prompt_image"] * cosine(seen["bg"], text).log().mean()
         loss = loss + settings["w_prompt_class"] * cosine(class_text[k], text).log().mean()
@@ -59,7 +60,7 @@ def match(world, clip, generator, settings, class_text, background=None):
     losses = []
     for batch in batches(world):
         k, maps = batch.labels.nonzero()[:, 1], generator(batch.images)
-        seen = masked_views(clip, batch.images, maps, batch.labels, resize_then_minmax(0.1))
+        seen = masked_views(clip, batch.images, maps, batch.labels, resize_then_minmax(0.1), settings["clip_view"])
         loss = -cosine(seen["fg"], class_text[k]).log().mean()
         loss = loss - settings["w_bg"] * (1 - cosine(seen["bg"], class_text[k])).log().mean()
         if background is not None:
@@ -79,8 +80,10 @@ def learned_vectors(out):
 def test_semples(world, tmp_path):
     settings = published(train_prompt, "train_prompt", "--method", "semples")
     assert settings["map_scale"] == "minmax" and settings["w_area"] == 0 and settings["restart"]
+    assert settings["clip_view"] == "release"
     names = ("optimizer", "schedule", "weight_decay", "head_ratio", "freeze_stages", "lr", "w_fg", "w_bg",
-             "w_suppress", "w_area", "suppress_threshold", "suppress_reduction", "map_scale", "restart",
+             "w_suppress", "w_area", "suppress_threshold", "suppress_reduction", "map_scale", "clip_view",
+             "restart",
              *PROMPTS)
     argv = [*start_of(world), "--method", "semples", "--out", str(tmp_path), "--epochs", str(STEPS),
             "--match-epochs", str(STEPS), "--match-lr", str(settings["lr"]), "--batch-size", str(N),
@@ -110,6 +113,7 @@ def test_both(world, tmp_path):
     """POLE's words, SemPLeS' maps, and its prompts, learned on the start's maps."""
     settings = published(train_prompt, "train_prompt", "--method", "both")
     assert settings["map_scale"] == "minmax" and settings["match_epochs"] == 0 and settings["w_area"] > 0
+    assert settings["clip_view"] == "clip"
     run_script(world, tmp_path, "both", {**settings, **TINY_PROMPTS}, "class_prompt", "background_prompt",
                "adapter", "match_epochs", "restart", "reselect_every", *PROMPTS, *TINY_PROMPTS)
 

@@ -42,17 +42,15 @@ class MapGenerator(nn.Module):
         """Optimiser groups: the backbone at `lr`, the new layers at `head_ratio` times it."""
         raise NotImplementedError
 
-    def probabilities(self, maps: Tensor, scale: str, epsilon: float = 0.1,
-                      size: tuple[int, int] | None = None) -> Tensor:
-        """P in [0,1] of maps [B,K,h,w], resized to `size` (H, W) where one is given.
+    def probabilities(self, maps: Tensor, scale: str, epsilon: float = 0.1) -> Tensor:
+        """P in [0,1] of maps [B,K,h,w].
 
-        scale: `sigmoid` (CLIMS and POLE), taken before resizing; or `minmax` (SemPLeS), taken after resizing
-        and of the maps' positive part, because the maps that SemPLeS' release scales are not negative.
+        scale: `sigmoid` (CLIMS and POLE); or `minmax` (SemPLeS), of the maps' positive part, because the maps
+        that SemPLeS' release scales are not negative.
         """
-        maps = torch.sigmoid(maps) if scale == "sigmoid" else F.relu(maps)
-        if size:
-            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
-        return maps if scale == "sigmoid" else min_max(maps, epsilon)
+        if scale == "sigmoid":
+            return torch.sigmoid(maps)
+        return min_max(F.relu(maps), epsilon)
 
     def learn_only(self, part: str) -> None:
         """Freeze all parameters except those of one of `parts`; InputError lists the parts that there are."""

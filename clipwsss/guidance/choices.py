@@ -108,7 +108,10 @@ class WordChoices:
 
 def select_words(clip: CLIP, dataset: TagDataset, cams: Path, choices: WordChoices, batch_size: int,
                  workers: int) -> None:
-    """Choose a word for each image and class of a data set by the regions of its CAM files (POLE eq. 6)."""
+    """Choose a word for each image and class of a data set by the regions of its CAM files (POLE eq. 6).
+
+    CLIP sees images as it was trained on, because POLE's release chooses words so, unlike in its training.
+    """
     device = clip.text_projection.device
     progress = Progress("selecting words", len(dataset))
     for batch in size_loader(dataset, batch_size, workers):

@@ -7,6 +7,7 @@ from ..datasets.transforms import AUGMENTS
 from ..flags import real, whole
 from .losses import ADAPTERS
 from .prompts import PROMPT_STARTS
+from .regions import CLIP_VIEWS
 
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 
@@ -84,6 +85,10 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
     add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
         help="how the generator's maps become P: by a sigmoid (CLIMS, POLE), or scaled by their minimum and "
         "maximum (SemPLeS)")
+    add("--clip-view", choices=CLIP_VIEWS, default="clip",
+        help="how CLIP sees X and P in training: as the releases of CLIMS, POLE and SemPLeS show them "
+        "(ImageNet's mean and deviation, aligned corners, no antialiasing), or as CLIP was trained (its own "
+        "mean and deviation, antialiasing)")
     add("--w-fg", type=real(0), default=1.0,
         help="weight of the foreground term, which attracts PX to the class prompt (alpha)")
     add("--w-bg", type=real(0), default=1.0,

@@ -6,13 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cams.maps import MapGenerator
+from ..cams.maps import MapGenerator, min_max
 from ..cams.cam_files import check_cam, read_cam, resize_cam
 from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
 from ..datasets import Batch
 from ..errors import InputError, input_errors
 from ..files import download, load_weights, misfit_errors
+from ..networks.resnet import IMAGENET_MEAN, IMAGENET_STD
 from ..toy.clip import load_toy_clip
+
+CLIP_VIEWS = ("release", "clip")  # see `clip_view`
 
 
 class Regions(NamedTuple):
@@ -59,22 +62,41 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
     return clip.requires_grad_(False).to(device)
 
 
-def encode_regions(clip: CLIP, images: Tensor, image_index: Tensor, masks: Tensor,
-                   with_background: bool = True) -> tuple[Tensor, Tensor | None]:
-    """Normalised features [N,D] of X * P and X * (1 - P) for N masks P [N,h,w] in [0,1].
+def clip_view(clip: CLIP, images: Tensor, view: str) -> Tensor:
+    """Images [B,3,H,W] in [0,1] as the input of CLIP's image tower: normalised, at its own resolution.
 
-    images [B,3,H,W] in [0,1]; image_index [N] is each mask's image. All go through CLIP at its own resolution
-    in one batch. P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS eq. 3,
-    POLE sec. 3.2, SemPLeS eq. 1). CLIMS' release differs: it normalises as for ImageNet, does not antialias
-    and aligns corners.
+    view: `clip` resizes with antialiasing and normalises by the mean and deviation of CLIP's training.
+    `release` does as the training code of CLIMS, POLE and SemPLeS: ImageNet's mean and deviation, corners
+    aligned, no antialiasing.
     """
     size = (clip.input_resolution, clip.input_resolution)
-    view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-    view = clip.normalise(view)[image_index]
-    mask = F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)
-    regions = view * mask
+    if view == "release":
+        mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
+        deviation = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+        return F.interpolate((images - mean) / deviation, size, mode="bilinear", align_corners=True)
+    return clip.normalise(F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True))
+
+
+def enlarge(clip: CLIP, maps: Tensor, view: str) -> Tensor:
+    """Maps [N,h,w] at the resolution of CLIP's input; the `release` view aligns their corners."""
+    size = (clip.input_resolution, clip.input_resolution)
+    corners = view == "release"
+    return F.interpolate(maps[:, None].float(), size, mode="bilinear", align_corners=corners)[:, 0]
+
+
+def encode_regions(clip: CLIP, images: Tensor, image_index: Tensor, masks: Tensor,
+                   with_background: bool = True, view: str = "clip") -> tuple[Tensor, Tensor | None]:
+    """Normalised features [N,D] of X * P and X * (1 - P) for N masks P [N,h,w] in [0,1].
+
+    images [B,3,H,W] in [0,1]; image_index [N] is each mask's image. view: see `clip_view`. All go through
+    CLIP in one batch. P multiplies the normalised image, so that a masked pixel has the mean colour (CLIMS
+    eq. 3, POLE sec. 3.2, SemPLeS eq. 1).
+    """
+    seen = clip_view(clip, images, view)[image_index]
+    mask = enlarge(clip, masks, view)[:, None]
+    regions = seen * mask
     if with_background:
-        regions = torch.cat([regions, view * (1 - mask)])
+        regions = torch.cat([regions, seen * (1 - mask)])
     features = F.normalize(clip.encode_image(regions, normalised=True).float(), dim=-1)
     if not with_background:
         return features, None
@@ -83,10 +105,11 @@ def encode_regions(clip: CLIP, images: Tensor, image_index: Tensor, masks: Tenso
 
 
 def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_scale: str,
-                      epsilon: float = 0.1) -> Regions:
+                      epsilon: float = 0.1, view: str = "clip") -> Regions:
     """The regions of a batch by the generator's present maps.
 
-    map_scale: how P comes from maps, "sigmoid" or "minmax"; epsilon is that of `minmax`.
+    map_scale: how P comes from maps, "sigmoid" or "minmax"; epsilon is that of `minmax`. view: see
+    `clip_view`.
     """
     maps = generator(batch.images.contiguous(memory_format=torch.channels_last))
     probabilities = generator.probabilities(maps, map_scale, epsilon)
@@ -94,19 +117,18 @@ def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_sca
     present = probabilities[image_index, classes]
     masks = present
     if map_scale == "minmax":  # SemPLeS' release scales the maps at the size that CLIP sees
-        size = (clip.input_resolution, clip.input_resolution)
-        masks = generator.probabilities(maps[image_index, classes][:, None], "minmax", epsilon, size)[:, 0]
-    foreground, background = encode_regions(clip, batch.images, image_index, masks)
+        masks = min_max(enlarge(clip, F.relu(maps[image_index, classes]), view), epsilon)
+    foreground, background = encode_regions(clip, batch.images, image_index, masks, view=view)
     names = [batch.names[i] for i in image_index.tolist()]
     return Regions(names, classes, probabilities, present, foreground, background)
 
 
 def cam_file_regions(clip: CLIP, cams: Path, batch: Batch, device: torch.device,
-                     with_background: bool = True, resized: bool = False) -> Regions:
+                     with_background: bool = True, resized: bool = False, view: str = "clip") -> Regions:
     """The regions of a batch of whole images by their CAM files, whatever made those.
 
     resized: the images do not have their stored size, so that the files' sizes are not compared with it.
-    InputError names a CAM file that is missing, damaged or of another image.
+    view: see `clip_view`. InputError names a CAM file that is missing, damaged or of another image.
     """
     size = tuple(batch.images.shape[-2:])
     maps = torch.zeros(*batch.labels.shape, *size)
@@ -120,6 +142,6 @@ def cam_file_regions(clip: CLIP, cams: Path, batch: Batch, device: torch.device,
     maps = maps.to(device)
     image_index, classes = batch.labels.to(device).nonzero(as_tuple=True)
     present = maps[image_index, classes]
-    foreground, background = encode_regions(clip, images, image_index, present, with_background)
+    foreground, background = encode_regions(clip, images, image_index, present, with_background, view)
     names = [batch.names[i] for i in image_index.tolist()]
     return Regions(names, classes, maps, present, foreground, background)
