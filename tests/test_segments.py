@@ -7,7 +7,7 @@ from PIL import Image
 
 from clipwsss.datasets.coco import encode_mask
 from clipwsss.errors import InputError
-from clipwsss.refine.segments import Segment, paint, write_segments
+from clipwsss.refine.segments import UNKNOWN, Segment, paint, write_segments
 from clipwsss.refine.segments import read_segments as read_levelled
 
 
@@ -24,7 +24,7 @@ def area(size, rows, columns):
 def test_written_regions_read_back_equal(tmp_path):
     rng = np.random.default_rng(0)
     segments = [rng.random((5, 7)) > 0.5, np.ones((5, 7), bool), np.zeros((5, 7), bool)]
-    write_segments(tmp_path, "x", segments)
+    write_segments(tmp_path, "x", map(Segment, segments))
     assert np.array_equal(read_segments(tmp_path, "x", (5, 7)), segments)
     assert json.loads((tmp_path / "x.json").read_text())[1]["segmentation"] == encode_mask(np.ones((5, 7), bool))
     assert [item.name for item in tmp_path.iterdir()] == ["x.json"]
@@ -96,12 +96,32 @@ def test_painting_by_hand_with_nested_segments():
     assert not paint(maps, []).any()
 
 
-def test_levels_are_read_or_counted(tmp_path):
+def test_levels_and_confidences_are_kept_or_counted(tmp_path):
     whole, part = np.zeros((6, 9), bool), np.zeros((6, 9), bool)
     whole[1:5, 1:8], part[2:4, 2:5] = True, True
-    write_segments(tmp_path, "a", [part, whole])
+    write_segments(tmp_path, "a", [Segment(part, UNKNOWN), Segment(whole, UNKNOWN)])
     assert [segment.level for segment in read_levelled(tmp_path, "a", (6, 9))] == [0, 1]
-    regions = json.loads((tmp_path / "a.json").read_text())
-    regions[0]["level"], regions[1]["level"] = 2, 0
-    (tmp_path / "b.json").write_text(json.dumps(regions))
-    assert [segment.level for segment in read_levelled(tmp_path, "b", (6, 9))] == [2, 0]
+    write_segments(tmp_path, "b", [Segment(part, 2, 0.87654), Segment(whole, 0, 0.5)])
+    assert [segment[1:] for segment in read_levelled(tmp_path, "b", (6, 9))] == [(2, 0.8765), (0, 0.5)]
+
+
+def test_a_dog_on_a_sofa_of_cushions_is_seen_with_levels_and_without(tmp_path):
+    """Levels without a limit would paint the sofa, which holds six segments, over the dog, which holds two."""
+    size = (40, 60)
+    dog = area(size, slice(10, 30), slice(20, 45))  # 500 pixels
+    wholes = [area(size, slice(2, 38), slice(2, 58)), dog]
+    parts = [area(size, slice(10, 30), slice(20, 30)), area(size, slice(10, 30), slice(30, 45))]  # of the dog
+    parts += [area(size, slice(30, 38), slice(left, left + 10)) for left in (2, 22, 42)]  # cushions
+    maps = np.zeros((2, *size), np.float32)
+    maps[0, 2:38, 2:58] = 0.9  # the sofa
+    maps[0][dog] = 0.0
+    maps[1][dog] = 1.0
+    levels = [*[Segment(mask, 2) for mask in wholes], *[Segment(mask, 1) for mask in parts]]
+    write_segments(tmp_path, "levels", levels)
+    write_segments(tmp_path, "none", [segment._replace(level=UNKNOWN) for segment in levels])
+    for name in ("levels", "none"):
+        segments = read_levelled(tmp_path, name, size)
+        assert [segment.level for segment in segments[:2]] == [2, 2]
+        painted = paint(maps, segments)
+        assert (painted[dog] == 2).sum() == 500, name
+        assert (painted[wholes[0] & ~dog] == 1).all(), name

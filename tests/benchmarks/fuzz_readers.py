@@ -38,7 +38,7 @@ from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words, read_words
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.refine.affinity import load_affinity
-from clipwsss.refine.segments import read_segments, write_segments
+from clipwsss.refine.segments import Segment, read_segments, write_segments
 from clipwsss.run import Run
 from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
 from clipwsss.toy.clip import CLIP_WEIGHTS, load_toy_clip
@@ -110,7 +110,7 @@ def readers() -> dict[str, Reader]:
         "xml": Reader("voc/Annotations/a.xml", [xml], lambda folder: build_dataset("voc12", folder / "voc", "train")),
         "coco": Reader("coco/annotations/instances_train2014.json", [json.dumps(annotations).encode()],
                        lambda folder: build_dataset("coco14", folder / "coco", "train").load_mask(0), True),
-        "segments json": Reader("x.json", [written(lambda path: write_segments(path.parent, "a", masks)), compressed],
+        "segments json": Reader("x.json", [written(lambda path: write_segments(path.parent, "a", map(Segment, masks))), compressed],
                                 lambda folder: read_segments(folder, "x", SIZE), True),
         "segments png": Reader("x.png", [written(lambda path: write_mask(path, mask, voc_palette()))],
                                lambda folder: read_segments(folder, "x", SIZE)),
