@@ -112,7 +112,7 @@ def test_command_lines_are_read_from_the_pages():
                  "make_pseudo.py --segments DIR", "python -m clipwsss.toy --train-clip",
                  "python -m clipwsss.datasets check mydata",
                  "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012 --network mask2former "
-                 "--masks runs/voc12/semples_masks/masks"):
+                 "--masks runs/voc12/sam/masks"):
         assert line in LINES
     assert len(LINES) >= 20
 
