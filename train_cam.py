@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
 
     seed_everything(args.seed)
     if args.init:
-        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
+        generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
+                                   **generator_settings(args))
     else:
         generator = build_generator(dataset.classes, weights=args.weights, **generator_settings(args))
     generator.to(device, memory_format=torch.channels_last)

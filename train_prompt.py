@@ -100,7 +100,8 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     generator = None
     if not args.prompts_only:
         args.init = args.init or baseline / "generator.pt"
-        generator = load_generator(args.init, dataset.classes, args.generator, **generator_settings(args))
+        generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
+                                   **generator_settings(args))
         if args.tune != "all":
             generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)

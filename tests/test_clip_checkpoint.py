@@ -42,10 +42,12 @@ def assert_same(loaded: clip.CLIP, model: clip.CLIP) -> None:
 
 @pytest.fixture
 def archive(tmp_path) -> Path:
-    """A TorchScript archive as OpenAI's: traced, half precision, with a size kept as a scalar tensor."""
+    """A TorchScript archive as OpenAI's: traced, half precision, with its three sizes kept as scalar tensors."""
     model = tiny_clip()
-    del model.input_resolution
-    model.register_buffer("input_resolution", torch.tensor(32))
+    for name, size in (("input_resolution", 32), ("context_length", 16), ("vocab_size", 300)):
+        if hasattr(model, name):
+            delattr(model, name)
+        model.register_buffer(name, torch.tensor(size))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated and notes every size that becomes a constant
         inputs = torch.rand(1, 3, 32, 32), torch.tensor([[5, 299, 0]])

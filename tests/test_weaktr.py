@@ -172,6 +172,28 @@ def test_checkpoints_of_the_releases_and_our_own_files_load(tmp_path):
         load_generator(tmp_path / "other.pth", CLASSES)
 
 
+def test_a_file_with_a_token_for_each_category_number_gives_the_classes_outputs(tmp_path):
+    """COCO's releases have 90 tokens; all take part in the attention, 80 are classes. Here 3 of 5."""
+    torch.manual_seed(1)
+    released = WeakTr(SPEC, {"backbone": "deit_toy", "pooling": "max", "classes": list("vwxyz")}, (4, 3)).eval()
+    with torch.no_grad():
+        for value in released.parameters():
+            value.normal_(std=0.4 if value.dim() > 1 else 0.1)
+    torch.save({"model": released.state_dict(), "epoch": 3, "miou": np.float64(42.6)}, tmp_path / "coco.pth")
+    generator = load_generator(tmp_path / "coco.pth", CLASSES, "weaktr", [1, 3, 4]).eval()
+    save_network(generator, "generator", generator.config, tmp_path / "generator.pt")
+    again = load_generator(tmp_path / "generator.pt", CLASSES).eval()
+    images = torch.rand(2, 3, 40, 64)
+    with torch.no_grad():
+        expected = reference(released.state_dict(), images, "max", n_classes=5)
+        for network in (generator, again):
+            for name, value, plain in zip(network.outputs(images)._fields, network.outputs(images), expected):
+                assert value.shape[1] == 3 and torch.allclose(value, plain[:, [0, 2, 3]], atol=1e-5), name
+    for numbers in ((), [1, 3, 6]):
+        with pytest.raises(InputError, match="coco.pth: made for 5 classes; this data has 3: a, b, c"):
+            load_generator(tmp_path / "coco.pth", CLASSES, "weaktr", numbers)
+
+
 def test_published_sizes():
     generator = build_generator(["x"] * 20, "deit_small", "none")
     shapes = {name: tuple(value.shape) for name, value in generator.state_dict().items()}

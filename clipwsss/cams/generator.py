@@ -24,8 +24,8 @@ class GeneratorKind(NamedTuple):
     backbones: the names of its backbones. options: the names of its own constructor arguments.
     build(classes, backbone, weights, **options) makes a generator that starts from `weights`.
     find_weights(stored) gives the weights of a release's file under our names, or None for another file.
-    rebuild(state, classes, backbone, **options) makes a generator whose sizes are those of a file's weights.
-    It is None for a kind whose sizes follow from the backbone.
+    rebuild(state, classes, backbone, category_ids=(), **options) makes a generator whose sizes are those of a
+    file's weights. It is None for a kind whose sizes follow from the backbone.
     """
     backbones: tuple[str, ...]
     options: tuple[str, ...]
@@ -55,12 +55,13 @@ def build_generator(classes: Sequence[str], backbone: str = "resnet50", weights:
 
 
 def load_generator(path: Path, classes: Sequence[str], expected_kind: str | None = None,
-                   **options: object) -> MapGenerator:
+                   category_ids: Sequence[int] = (), **options: object) -> MapGenerator:
     """The generator of one of our own files or of a release's file.
 
     Our own files are written by `save_network` with the kind "generator" and the generator's `config`.
-    expected_kind: the kind that the file must hold; None accepts every kind. options: `backbone` and the
-    options of the kind; a value that the file itself gives replaces the option. InputError: the file holds no
+    expected_kind: the kind that the file must hold; None accepts every kind. category_ids: COCO's numbers of
+    the classes, for a release's file that counts by them. options: `backbone` and the options of the kind; a
+    value that the file itself gives replaces the option. InputError: the file holds no
     generator, or one of another kind or of other classes, or its weights do not fit.
     """
     stored = load_weights(path)
@@ -88,7 +89,8 @@ def load_generator(path: Path, classes: Sequence[str], expected_kind: str | None
             options[name] = config[name]
     with input_errors(f"{path}: "):
         if GENERATORS[kind].rebuild:
-            generator = GENERATORS[kind].rebuild(state, classes, **options)
+            numbers = config.get("category_ids", category_ids)
+            generator = GENERATORS[kind].rebuild(state, classes, category_ids=numbers, **options)
         else:
             generator = GENERATORS[kind].build(classes, weights="none", **options)
     what = f"{generator.config['backbone']} generator of {len(classes)} classes"

@@ -55,8 +55,11 @@ class Fusion(nn.Module):
 
 
 class WeakTr(MapGenerator, vit.VisionTransformer):
-    """A transformer with one class token for each class, a 3x3 convolution on its patches, and the fusion.
+    """A transformer with class tokens, a 3x3 convolution on its patches, and the fusion.
 
+    There is one class token for each class, in their order, unless config has `category_ids`. Then there are
+    `n_tokens` of them, one for each of COCO's category numbers from 1 on, and `category_ids` are the numbers
+    of the classes. All tokens take part in the attention; outputs are those of the classes.
     No gradient flows through the attention and its features. The fine logits teach the fusion alone (WeakTr);
     the fine maps teach the convolution too (SemPLeS' release, which tunes both: the part `head`).
     """
@@ -64,8 +67,11 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
     parts = {"head": ("head.", FUSION), "fusion": (FUSION,)}
 
     def __init__(self, spec: vit.ViTSpec, config: dict, hidden: tuple[int, int], drop_path: float = 0.0):
-        super().__init__(spec, len(config["classes"]), drop_path)
+        n_classes = len(config["classes"])
+        super().__init__(spec, config.get("n_tokens", n_classes), drop_path)
         self.config = config
+        numbers = config.get("category_ids", range(1, n_classes + 1))
+        self.register_buffer("token_of_class", torch.tensor(numbers) - 1, persistent=False)
         self.input_multiple = spec.patch
         self.norm.requires_grad_(False)  # WeakTr does not use it
         self.head = nn.Conv2d(spec.width, self.n_tokens, 3, padding=1)
@@ -85,12 +91,13 @@ class WeakTr(MapGenerator, vit.VisionTransformer):
             tokens, attended = block(tokens)
             pooled.append(self.pool_by_head(attended.detach()))
         class_tokens, patches = tokens.split([self.n_tokens, tokens.shape[1] - self.n_tokens], dim=1)
-        coarse = self.head(patches.mT.unflatten(-1, grid)).float()
+        class_tokens = class_tokens[:, self.token_of_class]
+        coarse = self.head(patches.mT.unflatten(-1, grid))[:, self.token_of_class].float()
         # The fusion's order is that of the release: all blocks of the first head, then of the second, ...
         weights = self.adaptive_attention_fusion(torch.stack(pooled, dim=2).flatten(1, 2))
         weights = weights.unflatten(1, (self.spec.heads, -1))
         to_patches = self.fused_attention(entered, weights)[..., self.n_tokens:]
-        from_classes = to_patches[:, :self.n_tokens].unflatten(-1, grid)
+        from_classes = to_patches[:, self.token_of_class].unflatten(-1, grid)
         from_patches = to_patches[:, self.n_tokens:]
         coarse_maps = from_classes * F.relu(coarse.detach() if detach else coarse)
         maps = (from_patches @ coarse_maps.flatten(2).mT).mT.unflatten(-1, grid).float()
@@ -165,11 +172,14 @@ def build_weaktr(classes: Sequence[str], backbone: str = "deit_small", weights: 
 
 
 def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone: str = "deit_small",
-                   pooling: str = "max", reduction: int = 8, drop_path: float = 0.1) -> WeakTr:
+                   pooling: str = "max", reduction: int = 8, drop_path: float = 0.1,
+                   category_ids: Sequence[int] = ()) -> WeakTr:
     """A generator for the weights `state`, whose shapes give its sizes; it has random weights itself.
 
     `backbone` is only a name here, and `reduction` has no influence, because the shapes give the inner
-    width. ValueError: a tensor that tells the sizes is missing, or weights of another number of classes.
+    width. category_ids: COCO's numbers of the classes. The releases' files for COCO have a class token for
+    each number from 1 to 90, of which 80 are classes; such a file gives the classes' outputs.
+    ValueError: a tensor that tells the sizes is missing, or weights of another number of classes.
     """
     for name in (FUSION + "attn_feat_ffn.0.weight", FUSION + "attn_head_ffn.0.weight",
                  "patch_embed.proj.weight", "cls_token", "pos_embed"):
@@ -179,12 +189,16 @@ def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone
     feature_hidden = len(state[FUSION + "attn_feat_ffn.0.weight"])
     head_hidden, heads = state[FUSION + "attn_head_ffn.0.weight"].shape
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    n_classes = state["cls_token"].shape[1]
-    if n_classes != len(classes):
-        raise ValueError(f"made for {n_classes} classes; this data has {len(classes)}: {', '.join(classes)}")
-    grid = round((state["pos_embed"].shape[1] - n_classes) ** 0.5)
+    n_tokens = state["cls_token"].shape[1]
+    grid = round((state["pos_embed"].shape[1] - n_tokens) ** 0.5)
     spec = vit.ViTSpec(width, len(blocks), heads // len(blocks), patch, grid)
     config = {"backbone": backbone, "pooling": pooling, "classes": list(classes)}
+    if n_tokens != len(classes):
+        if n_tokens < max(category_ids, default=n_tokens + 1):
+            raise ValueError(f"made for {n_tokens} classes; this data has {len(classes)}: "
+                             f"{', '.join(classes)}")
+        config["n_tokens"] = n_tokens
+        config["category_ids"] = list(category_ids)
     return WeakTr(spec, config, (feature_hidden, head_hidden), drop_path)
 
 

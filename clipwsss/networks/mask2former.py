@@ -76,7 +76,8 @@ def build_mask2former(n_labels: int, weights: str, model: dict | None = None) ->
 
     weights: the name of a model on the hub, or a folder of save_pretrained, of a whole Mask2Former or of a
     Swin backbone alone (an ImageNet one: a Mask2Former trained on ADE20K or COCO has seen masks); a folder
-    that has a config.json alone (random weights); or none. InputError: weights that cannot be read.
+    that has a config.json alone (random weights); or none. Both forms of weights are read, safetensors and
+    pytorch_model.bin, from which no code is run. InputError: weights that cannot be read.
     ModuleNotFoundError says how to install the package.
     """
     try:
@@ -90,7 +91,9 @@ def build_mask2former(n_labels: int, weights: str, model: dict | None = None) ->
     if weights == "none":
         settings = Mask2FormerConfig.from_dict(model) if model else Mask2FormerConfig(num_labels=n_labels)
         return Mask2Former(Network(settings))
-    config_alone = (Path(weights) / "config.json").is_file() and not any(Path(weights).glob("*.safetensors"))
+    folder = Path(weights)
+    stored = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    config_alone = (folder / "config.json").is_file() and not stored
     try:
         settings = AutoConfig.from_pretrained(weights)
         if settings.model_type == "swin":
@@ -99,12 +102,13 @@ def build_mask2former(n_labels: int, weights: str, model: dict | None = None) ->
             network = Network(Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
             if not config_alone:
                 network.model.pixel_level_module.encoder = SwinBackbone.from_pretrained(
-                    weights, out_features=stages, use_safetensors=True)
+                    weights, out_features=stages, weights_only=True)
         elif config_alone:
             network = Network(Mask2FormerConfig.from_pretrained(weights, num_labels=n_labels))
         else:
             network = Network.from_pretrained(weights, num_labels=n_labels, ignore_mismatched_sizes=True,
-                                              use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--weights {weights}: {str(error).splitlines()[0][:160]}") from error
+                                              weights_only=True)
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(f"--weights {weights}: {reason}") from error
     return Mask2Former(network)
