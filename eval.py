@@ -53,7 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, nargs="+", metavar="DIR",
         help="folders of label maps NAME.png: pseudo masks or predictions")
     add("--thresholds", type=real(0, 1), nargs="+", default=THRESHOLDS, metavar="T",
-        help="background thresholds at which CAMs are scored; the one of highest mIoU is reported in detail")
+        help="background thresholds at which CAMs are scored; the one of highest mIoU is reported in detail "
+        "(default: 0.01 to 0.99 in steps of 0.01, of which every fifth is printed)")
     add = parser.add_argument_group("outputs").add_argument
     add("--report", type=Path, nargs="+", metavar="RUN",
         help="write OUT/report.html, which shows these finished runs side by side, and score nothing")

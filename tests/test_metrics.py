@@ -58,6 +58,8 @@ def test_bad_label_maps_are_refused():
         metrics.confusion(good.astype(np.int64), good, 5)
     with pytest.raises(ValueError, match=r"not all in 0..3"):
         metrics.threshold_confusions(np.zeros((1, 2, 3), np.float32), [4], good, [0.1], 5)
+    with pytest.raises(ValueError, match=r"keys .2, 2. are not all different"):
+        metrics.threshold_confusions(np.zeros((2, 2, 3), np.float32), [2, 2], good, [0.1], 5)
     with pytest.raises(ValueError, match="maps are 3x2, the truth 2x3"):
         metrics.threshold_confusions(np.zeros((1, 3, 2), np.float32), [0], good, [0.1], 5)
 
@@ -77,6 +79,18 @@ def test_threshold_sweep_equals_argmax_per_threshold():
             padded = np.pad(cams, ((1, 0), (0, 0), (0, 0)), constant_values=threshold)
             expected = plain_confusion(names[padded.argmax(0)], truth, 5)
             assert np.array_equal(table, expected), (keys, threshold)
+
+
+def test_an_image_of_many_classes_passes_on_the_counts_of_its_own():
+    cams = np.array([[[0.1, 0.4], [0.6, 0.2]], [[0.3, 0.2], [0.1, 0.9]]], np.float32)  # of classes 8 and 3
+    truth = np.array([[0, 9], [9, 255]], np.uint8)
+    true, predicted, counts = metrics.threshold_counts(cams, [8, 3], truth, [0.5, 0.35, 0.05], 81)
+    assert true.tolist() == [0, 9] and predicted.tolist() == [0, 9, 4]
+    # The pixels of value 0.3 (class 4), 0.4 (class 9) and 0.6 (class 9); the fourth is ignored.
+    assert counts.tolist() == [[[1, 0, 0], [1, 1, 0]], [[1, 0, 0], [0, 2, 0]], [[0, 0, 1], [0, 2, 0]]]
+    tables = np.ones((3, 81, 81), np.int64)
+    metrics.add_counts(tables, (true, predicted, counts))
+    assert np.array_equal(tables - 1, metrics.threshold_confusions(cams, [8, 3], truth, [0.5, 0.35, 0.05], 81))
 
 
 def test_long_and_short_runs_are_counted_alike():

@@ -91,8 +91,13 @@ def test_the_printed_figures_are_returned(folders, capsys):
     tables, _ = scoring.score_cams(data, cams, ImageJobs(data.names), scoring.THRESHOLDS)
     curve = scoring.miou_curve(tables, scoring.THRESHOLDS, ["background", *data.classes])
     best = scoring.print_cam_curve(data, cams)
+    printed = capsys.readouterr().out
+    assert [point["threshold"] for point in curve["curve"]] == [round(0.01 * step, 2) for step in range(1, 100)]
+    lines = [line.split() for line in printed.splitlines() if line.startswith(("threshold", "mIoU"))]
+    assert lines[0][1:] + lines[2][1:] == [f"{0.05 * step:.2f}" for step in range(1, 20)]
+    assert lines[1][1] == f"{curve['curve'][4]['miou']:.2f}"  # that of threshold 0.05
     assert best["miou"] == max(point["miou"] for point in curve["curve"])
-    assert f"best CAM mIoU {best['miou']:.2f} at threshold {best['threshold']:.2f}" in capsys.readouterr().out
+    assert f"best CAM mIoU {best['miou']:.2f} at threshold {best['threshold']:.2f}" in printed
     table, _ = scoring.score_label_maps(data, labels, ImageJobs(data.names))
     assert scoring.print_label_miou(data, labels, "masks")["miou"] == float(scores(table)["miou"])
     data.has_masks = False

@@ -1,6 +1,6 @@
 """Scores of CAMs and label maps against a data set's true masks: whole folders, and CAMs during training."""
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,10 @@ from ..datasets.loaders import size_loader
 from ..distributed import gather, shard
 from ..errors import InputError, input_errors
 from ..progress import Progress
-from .metrics import confusion, scores, threshold_confusions
+from .metrics import add_counts, confusion, scores, threshold_counts
 
-THRESHOLDS = tuple(np.round(np.arange(0.05, 1.0, 0.05), 2).tolist())
+THRESHOLDS = tuple(np.round(np.arange(0.01, 1.0, 0.01), 2).tolist())  # the step is that of the releases
+MOST_PRINTED = 20  # of a curve of more thresholds every fifth is printed
 CAM_THRESHOLD = 0.25  # the background threshold of CAMs where no masks are there to choose one
 
 ImageScore = tuple[str, float, float]  # an image's name, its mIoU and its pixel accuracy, in percent
@@ -77,8 +78,12 @@ def score_label_maps(dataset: TagDataset, folder: Path, jobs: ImageJobs,
     its image out.
     """
     names = list_label_maps(folder) if threshold is None else list_cams(folder)
+    masked = _masked_with_file(dataset, folder, names, jobs)
     work = partial(_score_label_map, dataset, folder, threshold)
-    table, image_scores = _sum_over_masks(dataset, folder, names, jobs, work)
+    total = jobs.total(f"scoring {folder}", work, masked)
+    if total is None:
+        raise _nothing_scored(folder, jobs)
+    table, image_scores = total
     return table, list(image_scores)
 
 
@@ -103,40 +108,50 @@ def score_cams(dataset: TagDataset, folder: Path, jobs: ImageJobs,
 
     InputError names a missing or bad file; jobs that skip bad files leave its image out.
     """
-    work = partial(_score_cam, dataset, folder, thresholds)
-    tables, images = _sum_over_masks(dataset, folder, list_cams(folder), jobs, work)
+    masked = _masked_with_file(dataset, folder, list_cams(folder), jobs)
+    tables = empty_tables(dataset, thresholds)
+    images = 0
+    for counts in jobs.run(f"scoring {folder}", partial(cam_counts, dataset, folder, thresholds), masked):
+        add_counts(tables, counts)
+        images += 1
+    tables = sum(gather(tables))
+    images = sum(gather(images))
+    if images == 0:
+        raise _nothing_scored(folder, jobs)
     return tables, images
 
 
-def _score_cam(dataset: TagDataset, folder: Path, thresholds: Sequence[float],
-               index: int) -> tuple[NDArray, int]:
-    """`cam_confusions` of one image and 1, the number of images, so that sums count the images."""
-    return cam_confusions(dataset, folder, thresholds, index), 1
+def empty_tables(dataset: TagDataset, thresholds: Sequence[float]) -> NDArray:
+    """Confusions int64 [T,n,n] of no pixel at T thresholds, to which `add_counts` adds those of images."""
+    n = len(dataset.classes) + 1
+    return np.zeros((len(thresholds), n, n), np.int64)
 
 
-def cam_confusions(dataset: TagDataset, folder: Path, thresholds: Sequence[float], index: int) -> NDArray:
-    """Confusions int64 [T,n,n] of one image's CAM file at T thresholds; InputError names a bad file."""
+def cam_counts(dataset: TagDataset, folder: Path, thresholds: Sequence[float],
+               index: int) -> tuple[NDArray, NDArray, NDArray]:
+    """The `threshold_counts` of one image's CAM file; InputError names a bad file."""
     name = dataset.names[index]
     truth = dataset.load_mask(index)
     with input_errors(f"{folder / name}: "):
         file = read_cam(folder, name)
         maps = resize_cam(file, truth.shape)
-        return threshold_confusions(maps, file.keys, truth, thresholds, len(dataset.classes) + 1)
+        return threshold_counts(maps, file.keys, truth, thresholds, len(dataset.classes) + 1)
 
 
-def _sum_over_masks(dataset: TagDataset, folder: Path, names: Iterable[str], jobs: ImageJobs,
-                    work: Callable[[int], tuple]) -> list:
-    """Sum, field by field, of `work(index)` over the images with a true mask; `names` have a file."""
+def _masked_with_file(dataset: TagDataset, folder: Path, names: Iterable[str], jobs: ImageJobs) -> list[int]:
+    """Numbers of the images with a true mask. Those without a file, which `names` have, are bad."""
     present = set(names)
     masked = [index for index in range(len(dataset)) if dataset.masked[index]]
     missing = {index: f"{folder}: no file for image {dataset.names[index]}" for index in masked
                if dataset.names[index] not in present and index not in jobs.failures}
     jobs.leave_out(missing)
-    total = jobs.total(f"scoring {folder}", work, masked)
-    if total is None:
-        no_mask = f"{folder}: no image of this split has a true mask to be compared with"
-        raise InputError(next(iter(jobs.failures.values()), no_mask))
-    return total
+    return masked
+
+
+def _nothing_scored(folder: Path, jobs: ImageJobs) -> InputError:
+    """Why no image was scored: the first failure, or that there are no true masks."""
+    no_mask = f"{folder}: no image of this split has a true mask to be compared with"
+    return InputError(next(iter(jobs.failures.values()), no_mask))
 
 
 # ---- figures of confusions
@@ -181,7 +196,12 @@ def class_figures(table: NDArray, names: Sequence[str]) -> dict:
 # ---- printed figures
 
 def print_curve(curve: Sequence[dict]) -> None:
-    """Print the points of `miou_curve`: the mIoU below each threshold, ten to a line."""
+    """Print points of `miou_curve`: the mIoU below each threshold, ten to a line.
+
+    Of more than MOST_PRINTED points every fifth is printed: of 0.01, 0.02, ... these are 0.05, 0.10, ...
+    """
+    if len(curve) > MOST_PRINTED:
+        curve = curve[4::5]
     for start in range(0, len(curve), 10):
         points = curve[start:start + 10]
         print("threshold " + " ".join(f"{point['threshold']:6.2f}" for point in points))
@@ -200,10 +220,10 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
     names = ["background", *dataset.classes]
     masked = [index for index in range(len(dataset)) if dataset.masked[index]]
     own_part = shard(masked)
-    tables = np.zeros((len(THRESHOLDS), len(names), len(names)), np.int64)
+    tables = empty_tables(dataset, THRESHOLDS)
     progress = Progress(f"scoring {cams}", len(own_part))
     for index in own_part:
-        tables += cam_confusions(dataset, cams, THRESHOLDS, index)
+        add_counts(tables, cam_counts(dataset, cams, THRESHOLDS, index))
         progress.update(1)
     progress.close()
     tables = sum(gather(tables))
@@ -243,7 +263,7 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
         raise ValueError("this split has no masks to score CAMs with")
     device = next(generator.parameters()).device
     n_labels = len(dataset.classes) + 1
-    tables = np.zeros((len(THRESHOLDS), n_labels, n_labels), np.int64)
+    tables = empty_tables(dataset, THRESHOLDS)
     generator.eval()
     for batch in size_loader(dataset, batch_size, workers):
         size = tuple(batch.images.shape[-2:])
@@ -252,7 +272,8 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
         for label, maps, mask in zip(batch.labels, cams, batch.masks):
             keys = label.nonzero()[:, 0]
             truth = mask.byte().numpy()
-            tables += threshold_confusions(maps[keys].numpy(), keys.numpy(), truth, THRESHOLDS, n_labels)
+            counts = threshold_counts(maps[keys].numpy(), keys.numpy(), truth, THRESHOLDS, n_labels)
+            add_counts(tables, counts)
     return float(scores(sum(gather(tables)))["miou"].max())
 
 

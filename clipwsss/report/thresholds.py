@@ -12,11 +12,11 @@ from ..cams.cam_files import CamFile, resize_cam
 from ..cams.mask_inputs import read_inputs
 from ..datasets import TagDataset
 from ..datasets.jobs import ImageJobs
-from ..distributed import barrier, broadcast
+from ..distributed import barrier, broadcast, gather
 from ..errors import InputError, input_errors
 from ..files import write_json
-from .metrics import threshold_confusions
-from .scoring import THRESHOLDS, miou_curve
+from .metrics import add_counts, threshold_counts
+from .scoring import THRESHOLDS, empty_tables, miou_curve
 
 PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 
@@ -24,17 +24,16 @@ PAPER_THRESHOLD = 0.25  # IRN's sem_seg_bg_thres
 ImageWalk = Callable[[np.ndarray, CamFile], Tensor]
 
 
-def threshold_tables(dataset: TagDataset, cams: Path, walk_image: ImageWalk,
-                     index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Confusions [T, n, n] of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
+def image_counts(dataset: TagDataset, cams: Path, walk_image: ImageWalk, index: int) -> tuple[tuple, tuple]:
+    """`threshold_counts` of one image at all THRESHOLDS: of the maps after the walk, and of the CAMs."""
     pixels, file = read_inputs(dataset, cams, index)
     truth = dataset.load_mask(index)
     n = len(dataset.classes) + 1
     with torch.inference_mode():
         maps = walk_image(pixels, file).numpy()
     unrefined = resize_cam(file, pixels.shape[:2])
-    return (threshold_confusions(maps, file.keys, truth, THRESHOLDS, n),
-            threshold_confusions(unrefined, file.keys, truth, THRESHOLDS, n))
+    return (threshold_counts(maps, file.keys, truth, THRESHOLDS, n),
+            threshold_counts(unrefined, file.keys, truth, THRESHOLDS, n))
 
 
 def best_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: ImageWalk,
@@ -51,12 +50,18 @@ def best_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: Imag
         if not masked:
             print(f"--threshold auto: there are no masks, so the paper's {PAPER_THRESHOLD} is used")
             return PAPER_THRESHOLD, PAPER_THRESHOLD
-        work = partial(threshold_tables, dataset, cams, walk_image)
-        tables = jobs.total("thresholds", work, masked)
-        if tables is None:
+        refined_tables = empty_tables(dataset, THRESHOLDS)
+        unrefined_tables = empty_tables(dataset, THRESHOLDS)
+        for counts in jobs.run("thresholds", partial(image_counts, dataset, cams, walk_image), masked):
+            add_counts(refined_tables, counts[0])
+            add_counts(unrefined_tables, counts[1])
+        refined_tables = sum(gather(refined_tables))
+        unrefined_tables = sum(gather(unrefined_tables))
+        if not refined_tables.any():
             raise InputError("--threshold auto: no image with a mask has a usable CAM file")
         names = ["background", *dataset.classes]
-        write_json([miou_curve(table, THRESHOLDS, names)["best"] for table in tables], stored)
+        both = [refined_tables, unrefined_tables]
+        write_json([miou_curve(tables, THRESHOLDS, names)["best"] for tables in both], stored)
         barrier()
     with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
         refined, unrefined = json.loads(stored.read_text())
