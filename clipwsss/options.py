@@ -30,8 +30,9 @@ def script_parser(description: str, example: str, essential: Sequence[str] = ())
     add("--preset", choices=("paper", "quick"), default="paper",
         help="defaults of the other flags: as published, or for a quick run on 2 CPU cores")
     add("--split", default="train", help="split of the data set that the script works on")
-    add("--crowds", choices=tuple(CROWDS), default="background",
-        help="coco14: whether crowd regions are background in the true masks (CLIMS' release) or ignored")
+    add("--crowds", choices=CROWDS, default="background",
+        help="coco14: crowd regions in the true masks are background (CLIMS' release), ignored, or of their "
+        "class, with the first annotation of a pixel on top of later ones (SemPLeS' release)")
     add("--max-pixels", type=whole(16), default=MOST_PIXELS,
         help="largest number of pixels of an image; a larger image is an error and is not decoded")
     add("--skip-bad", action="store_true",

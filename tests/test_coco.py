@@ -47,6 +47,12 @@ def test_coco_reads_tags_and_draws_masks(coco_root, capsys):
     data = build_dataset("coco14", coco_root, "val", crowds="ignore")
     expected[:, :6] = np.where(expected[:, :6] > 0, expected[:, :6], 255)  # columns 0..5, below everything
     assert np.array_equal(data.load_mask(1), expected) and data[1].mask.unique().tolist() == [0, 1, 2, 255]
+    data = build_dataset("coco14", coco_root, "val", crowds="class")
+    expected = np.zeros((10, 12), np.uint8)
+    expected[:, :6] = 1  # the crowd, below everything: it stands last in the file
+    expected[2:6, 2:8] = 2  # the first annotation, on top of the second, which lies in it
+    assert np.array_equal(data.load_mask(1), expected) and data.labels.tolist() == [[0, 1], [1, 1]]
+    assert np.unique(data.load_mask(0)).tolist() == [0, 2]  # nothing but a crowd
     save_mask(coco_root / "pseudo/COCO_val2014_000000000009.png", np.ones((10, 12)))
     other = data.with_masks(coco_root / "pseudo", skip_bad=True)
     assert other[0].mask.unique().tolist() == [1]

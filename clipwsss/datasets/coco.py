@@ -16,7 +16,7 @@ from ..errors import InputError, input_errors
 from .base import MOST_PIXELS, Entry, Size, TagDataset, split_error
 
 COCO_SPLITS = ("train", "val")
-CROWDS = {"background": 0, "ignore": 255}  # what --crowds makes of crowd regions -> their value in masks
+CROWDS = ("background", "ignore", "class")  # what --crowds makes of crowd regions in masks
 LISTS = {"categories": {"id", "name"},  # the lists of an annotation file and the fields of their items
          "images": {"id", "file_name", "height", "width"},
          "annotations": {"image_id", "category_id", "segmentation"}}
@@ -35,9 +35,8 @@ class CocoDataset(TagDataset):
     """COCO 2014 below `root`: annotations/instances_{train,val}2014.json, {train,val}2014/ (or in images/).
 
     Classes are the file's categories in the order of their ids. Tags are the classes of all annotations of an
-    image, of crowds too, as in CLIMS' release. In masks, crowds are drawn first, as `crowds` says (one of
-    CROWDS; CLIMS scores them as background), then the other annotations in the file's order, later ones on
-    top. Images without an annotation have no tag; they are left out and counted in `notes`.
+    image, of crowds too, as in CLIMS' release. `crowds`, one of CROWDS, says how masks are drawn, see
+    `drawing_order`. Images without an annotation have no tag; they are left out and counted in `notes`.
     """
 
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS,
@@ -56,7 +55,6 @@ class CocoDataset(TagDataset):
         self.classes = [category["name"] for category in categories]
         self.category_ids = [category["id"] for category in categories]
         self.image_ids = {Path(image["file_name"]).stem: image["id"] for image in content["images"]}
-        self.crowd_label = CROWDS[crowds]
         self.regions: dict[str, list[LabelledRegion]] = {}  # image name -> its regions in drawing order
         labels = {number: label for label, number in enumerate(self.category_ids, 1)}
         by_image, problems = group_by_image(content, path)
@@ -71,7 +69,7 @@ class CocoDataset(TagDataset):
                 problems.append(str(error))
                 continue
             if regions:
-                self.regions[name] = sorted(regions, key=lambda region: not region.crowd)
+                self.regions[name] = drawing_order(regions, crowds)
                 tags = tuple(sorted({region.label - 1 for region in regions}))
                 entries.append(Entry(name, folder / image["file_name"], tags, None, where, size))
         notes = []
@@ -88,9 +86,23 @@ class CocoDataset(TagDataset):
             return super().load_mask(index)
         size = self.sizes[index]
         mask = np.zeros(size, np.uint8)
-        for label, crowd, region in self.regions[self.names[index]]:
-            mask[draw_region(region, size)] = self.crowd_label if crowd else label
+        for label, _, region in self.regions[self.names[index]]:
+            mask[draw_region(region, size)] = label
         return mask
+
+
+def drawing_order(regions: list[LabelledRegion], crowds: str) -> list[LabelledRegion]:
+    """The regions of an image in the order in which its mask is drawn, later ones on top, with their values.
+
+    crowds: `background` or `ignore` draws crowds first, as 0 or 255, and then the others in the file's order.
+    CLIMS' release scores crowds as background. `class` draws crowds as their class and the file's first
+    region on top, as the masks are made that SemPLeS' release scores (its data/parse_coco.py).
+    """
+    if crowds == "class":
+        return regions[::-1]
+    value = 255 if crowds == "ignore" else 0
+    below = [region._replace(label=value) for region in regions if region.crowd]
+    return below + [region for region in regions if not region.crowd]
 
 
 def image_folder(root: Path, split: str) -> Path:
