@@ -1,6 +1,7 @@
 """Score CAMs, pseudo masks or predictions against true masks, compare folders and draw pictures."""
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from clipwsss.datasets import TagDataset
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.distributed import rank
 from clipwsss.errors import InputError, run_script
-from clipwsss.files import atomic_path, write_json
+from clipwsss.files import write_json, write_text
 from clipwsss.flags import file_to_write, real, whole
 from clipwsss.options import open_dataset, parse, run_flags, script_parser
 from clipwsss.pictures import contact_sheet, overlay, save
@@ -21,7 +22,8 @@ from clipwsss.report.charts import confusion_picture
 from clipwsss.report.metrics import scores
 from clipwsss.report.page import compare
 from clipwsss.report.scoring import (CAM_THRESHOLD, THRESHOLDS, ImageScore, by_class, list_label_maps,
-                                     miou_curve, print_curve, read_labels, score_cams, score_label_maps)
+                                     miou_curve, print_curve, read_labels, score_cams, score_label_maps,
+                                     worst_first)
 from clipwsss.run import refuse_overlap
 
 CELL = 320  # side in pixels of a picture of --pictures
@@ -142,7 +144,7 @@ def print_result(result: FolderScores, names: list[str]) -> None:
         if np.isfinite(figures["iou"][index]):
             line = "".join(f"{column[index]:11.2f}" for column in columns)
             print(f"{name:<{width}}{line.replace('nan', '  -')}")
-    print(f"{'mean':<{width}}" + "".join(f"{mean:11.2f}" for mean in means))
+    print(f"{'mean':<{width}}" + "".join(f"{mean:11.2f}" for mean in means).replace("nan", "  -"))
     print(f"pixel accuracy {result.report['accuracy']:.2f}")
 
 
@@ -169,11 +171,12 @@ def print_comparison(results: list[FolderScores], names: list[str]) -> None:
 def write_csv(path: Path, results: list[FolderScores]) -> None:
     """Write the scores of all folders' images, the lowest mIoU first."""
     rows = [(result.folder, *score) for result in results for score in result.image_scores]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["folder", "image", "miou", "accuracy"])
-        for folder, name, miou, accuracy in sorted(rows, key=lambda row: row[2]):
-            writer.writerow([folder, name, f"{miou:.2f}", f"{accuracy:.2f}"])
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["folder", "image", "miou", "accuracy"])
+    for folder, name, miou, accuracy in sorted(rows, key=lambda row: worst_first(row[2])):
+        writer.writerow([folder, name, f"{miou:.2f}", f"{accuracy:.2f}"])
+    write_text(table.getvalue(), path)
 
 
 def short_names(folders: list[Path]) -> list[str]:

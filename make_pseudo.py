@@ -35,7 +35,7 @@ from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, cons
                                     irn_walk, label_map, psa_walk)
 from clipwsss.report import metrics
 from clipwsss.report.page import write_report
-from clipwsss.report.scoring import MaskScore, class_figures
+from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
 from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
 from clipwsss.run import Run
 from clipwsss.training import fit, pick_device, seed_everything
@@ -244,7 +244,7 @@ def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
     share = 100 * total.changed / total.pixels
     figures = {"images": total.images, "changed": share}
     print(f"{total.images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
-    if total.with_truth:
+    if total.with_truth and total.refined.any():
         refined = metrics.scores(total.refined)
         unrefined = metrics.scores(total.unrefined)
         figures.update(class_figures(total.refined, names))
@@ -252,7 +252,7 @@ def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
         print(f"mIoU {refined['miou']:.2f} (CAMs alone {unrefined['miou']:.2f}) over {refined['classes']} "
               f"classes that occur, {total.with_truth} images with masks")
     else:
-        print("there are no masks, so no mIoU is computed")
+        print(NOTHING_SCORED if total.with_truth else "there are no masks, so no mIoU is computed")
     run.result(**figures)
 
 

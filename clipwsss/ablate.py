@@ -45,7 +45,7 @@ import numpy as np
 
 from .datasets import DATASETS
 from .errors import InputError, run_script
-from .files import atomic_path
+from .files import read_json, write_text
 from .run import FREE_ON_RESUME, digest
 from .flags import Parser, real, whole
 from .guidance.choices import read_choices, report, toy_truth
@@ -59,6 +59,7 @@ THROUGH = ("train_prompt", "make_pseudo", "train_seg")
 # These settings say where and on what a run is made. `method` only chooses the defaults of other settings.
 NOT_OF_THE_ROW = FREE_ON_RESUME | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}
 SCRIPTS_AT_ONCE = 4  # scripts that answer --dry-run at the same time; each of them loads PyTorch
+UTF8_OUTPUT = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # the environment of scripts whose output is read
 INTERRUPTED = (130, -2)  # exit status of a script that Ctrl-C ended
 
 
@@ -83,7 +84,7 @@ BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 def get_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    tables = json.loads(ABLATION_TABLES.read_text())
+    tables = read_json(ABLATION_TABLES)
     titles = "\n".join(f"  {name:<11} {table['title']}" for name, table in tables.items())
     parser = Parser(prog="python -m clipwsss.ablate", description=__doc__.splitlines()[0],
                     epilog=f"tables:\n{titles}")
@@ -171,7 +172,8 @@ def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> 
 def row_settings(dataset: str, row: AblationRow) -> dict[str, object]:
     """The row's settings that differ from the script's defaults, by --dry-run; InputError on a wrong flag."""
     command = [sys.executable, f"{SCRIPTS / row.stage}.py", "--dataset", dataset, *row.flags, "--dry-run"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace",
+                          env=UTF8_OUTPUT)
     if done.returncode:
         raise InputError(f"row {row.name!r}: {last_line(done.stderr, done.returncode)}")
     answer = json.loads(done.stdout)
@@ -229,7 +231,7 @@ def command_line(row: AblationRow, folders: dict[str, Path], dataset: str, data_
 def finished_miou(out: Path) -> float | None:
     """The mIoU in percent of a finished run, or None."""
     result = out / "result.json"
-    return json.loads(result.read_text()).get("miou") if result.exists() else None
+    return read_json(result).get("miou") if result.exists() else None
 
 
 def run_row(name: str, command: Sequence[str], out: Path, seed: int) -> float:
@@ -243,15 +245,18 @@ def run_row(name: str, command: Sequence[str], out: Path, seed: int) -> float:
     begin = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     log = out / "output.txt"
-    with open(log, "w") as output:
-        code = subprocess.run([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT).returncode
+    with open(log, "wb") as output:
+        code = subprocess.run([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT,
+                              env=UTF8_OUTPUT).returncode
     if code in INTERRUPTED:
         raise KeyboardInterrupt
     miou = finished_miou(out)
     if code == 0 and miou is not None:
         print(f"seed {seed}  {name:<40} {miou:6.2f}  {time.perf_counter() - begin:.0f} s", flush=True)
         return miou
-    reason = last_line(log.read_text(), code) if code else "there are no masks to score the CAMs with"
+    reason = "there are no masks to score the CAMs with"
+    if code:
+        reason = last_line(log.read_text(encoding="utf-8", errors="replace"), code)
     print(f"error: row {name!r}, seed {seed}: {reason} (see {log})", file=sys.stderr, flush=True)
     return float("nan")
 
@@ -329,7 +334,7 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     changed = world_changes(args.images, args.co_occurrence, args.smallest)
     check_arguments(args, changed)
-    table = json.loads(ABLATION_TABLES.read_text())[args.table]
+    table = read_json(ABLATION_TABLES)[args.table]
     table_rows = read_rows(table, args.dataset, args.flags or ())
     for name in args.only or ():
         if name not in table_rows:
@@ -364,8 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = [folders[seed][radar] for seed in seeds]
         worlds = [data[seed] if args.dataset == "toy" else None for seed in seeds]
         text += chosen_words(radar, runs, worlds, page.with_name(f"{page.stem}_names.png"))
-    with atomic_path(page) as temporary:
-        temporary.write_text(text)
+    write_text(text, page)
     print(f"\n{text}\nwritten to {page}")
     failed = sum(np.isnan(values).sum() for values in miou.values())
     if failed:

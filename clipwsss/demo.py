@@ -4,7 +4,6 @@ The demo draws a toy world, runs the five scripts on it one after another, and p
 the stage added to it, and what the stage does. The runs are CLIMS, POLE with its pseudo masks and segmenter,
 and SemPLeS.
 """
-import json
 import os
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from .cams.cam_files import read_cam, resize_cam
 from .datasets import build_dataset
 from .datasets.base import read_mask
 from .errors import InputError, run_script
+from .files import read_json, write_text
 from .flags import Parser, whole
 from .pictures import contact_sheet, heat, overlay, save, with_legend
 from .report.page import compare
@@ -123,7 +123,7 @@ def start_folder(runs: Path) -> None:
         if runs.exists():
             raise InputError(f"--runs {runs}: exists and was not made by the demo; name a new folder")
         runs.mkdir(parents=True)
-        mark.write_text("clipwsss.demo made this folder. A later demo here first deletes its folder toy.\n")
+        write_text("clipwsss.demo made this folder. A later demo here first deletes its folder toy.\n", mark)
     if (runs / "toy").exists():
         shutil.rmtree(runs / "toy")
 
@@ -138,7 +138,7 @@ def run_command(command: Sequence[str]) -> None:
 
 def run_result(runs: Path, run: str) -> dict:
     """The result.json that a run of the demo ended with."""
-    return json.loads((runs / "toy" / run / "result.json").read_text())
+    return read_json(runs / "toy" / run / "result.json")
 
 
 def stage_table(runs: Path) -> list[str]:

@@ -64,7 +64,7 @@ def nearest(value: object, valid: Iterable[object]) -> str:
 @contextmanager
 def quiet(warnings: bool = True) -> Iterator[None]:
     """Discard what the block prints to stdout, and without `warnings` also what it prints to stderr."""
-    with open(os.devnull, "w") as null, redirect_stdout(null):
+    with open(os.devnull, "w", encoding="utf-8", errors="replace") as null, redirect_stdout(null):
         with nullcontext() if warnings else redirect_stderr(null):
             yield
 
@@ -77,7 +77,11 @@ def run_script(main: Callable[[], int | None]) -> int:
     this package keeps its traceback.
     Where torchrun started several processes, `main` runs in each of them, the main process alone prints, and
     the first error ends them all. With --quiet on the command line it prints warnings and errors only.
+    What is printed never fails: a character that the terminal's encoding lacks is printed as its code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not where a notebook or a test has replaced it
+            stream.reconfigure(errors="backslashreplace")
     try:
         with processes():
             silent = rank() > 0 or "--quiet" in sys.argv

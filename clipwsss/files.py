@@ -1,15 +1,19 @@
-"""Files that are written whole or not at all, checkpoints, and published weights that networks start from.
+"""Files that are written whole or not at all, text and names, checkpoints, weights that networks start from.
 
-Checkpoints hold tensors and plain values; no code that one may hold is run.
+Text is UTF-8 whatever the locale is, and names are compared in one Unicode form. Checkpoints hold tensors and
+plain values; no code that one may hold is run.
 """
 import argparse
+import codecs
 import errno
 import hashlib
 import http.client
 import json
+import math
 import os
 import pickle
 import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,13 +72,95 @@ def save_atomic(value: object, path: Path | str) -> None:
             raise OSError(errno.ENOSPC, reason, path) from error
 
 
-def write_json(value: object, path: Path | str) -> None:
-    """Write indented JSON by the main process, whole or not at all."""
-    if rank() > 0:
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+# ---- text, JSON and names
 
+def read_text(path: Path | str) -> str:
+    """The content of a text file; InputError if it is missing or neither UTF-8 nor marked as UTF-16."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(2)
+        is_utf16 = begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a spreadsheet's "Unicode text"
+        return path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig")  # which drops a byte-order mark
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error}); save it with the encoding UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{path}: not readable as text ({one_line(error)})") from error
+
+
+def write_text(text: str, path: Path | str) -> None:
+    """Write UTF-8 text, whole or not at all; the ends of lines are written as they are."""
+    # A file's name that the locale could not decode is written as the bytes that it has on the disk.
+    with (atomic_path(path) as temporary,
+          open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file):
+        file.write(text)
+
+
+def read_json(path: Path | str) -> object:
+    """The value of a JSON file, with None in place of NaN and infinity; InputError names a bad file."""
+    text = read_text(path)
+    try:
+        return json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON text of plain values, NumPy's and torch's numbers among them; NaN and infinity become null."""
+    return json.dumps(_plain(value), indent=indent, default=str, allow_nan=False)
+
+
+def _plain(value: object) -> object:
+    """The value with Python's numbers in place of NumPy's and torch's, and None in place of NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic | Tensor):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(value: object, path: Path | str) -> None:
+    """Write indented JSON by the main process, whole or not at all; NaN becomes null."""
+    if rank() == 0:
+        write_text(to_json(value, indent=1) + "\n", path)
+
+
+def nfc(name: str) -> str:
+    """A name in the Unicode form in which names are compared: letters with their accents as one character.
+
+    macOS and some programs write accents as characters of their own; on the screen both look the same.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def utf8_name(name: str) -> str:
+    """The name of a file as UTF-8 tables spell it, where the locale reads names in another encoding."""
+    try:
+        return nfc(os.fsencode(name).decode("utf-8"))
+    except UnicodeError:
+        return nfc(name)
+
+
+def existing(path: Path) -> Path:
+    """The path of the file in the spelling that it has on the disk; the path itself if there is none.
+
+    Spellings differ in the Unicode form of the name and in the case of the suffix.
+    """
+    for suffix in (path.suffix, path.suffix.lower(), path.suffix.upper()):
+        for form in ("NFC", "NFD"):
+            spelled = path.with_name(unicodedata.normalize(form, path.stem) + suffix)
+            if spelled.exists():
+                return spelled
+    return path
+
+
+# ---- checkpoints
 
 def load_weights(path: Path | str) -> dict:
     """A checkpoint's dictionary of tensors, plain values and PUBLISHED_VALUES; no code in it is run.
@@ -151,6 +237,8 @@ def misfit_errors(path: Path | str, what: str) -> Iterator[None]:
         reason = message.partition(": ")[2] or message
         raise InputError(f"{path}: not the weights of a {what} ({reason[:160]})") from error
 
+
+# ---- weights that networks start from
 
 def download(url: str, sha256_prefix: str, folder: Path | str | None = None) -> Path:
     """The file of a URL in `folder` (default: torch hub's checkpoint folder), downloaded if it is missing.

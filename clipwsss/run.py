@@ -10,7 +10,8 @@ from typing import IO
 
 from .distributed import barrier, rank
 from .errors import InputError, input_errors
-from .files import TEMPORARY_FILES, load_weights, save_atomic, write_json
+from .files import (TEMPORARY_FILES, load_weights, read_json, save_atomic, to_json, write_json,
+                    write_text)
 
 try:
     import fcntl
@@ -46,7 +47,7 @@ class Run:
         self.resume = resume
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other: give one of them")
-        config = json.loads(json.dumps({**config, "inputs": inputs or {}}, default=str))
+        config = json.loads(to_json({**config, "inputs": inputs or {}}))
         wants_tensorboard = bool(config.get("tensorboard"))
         if wants_tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # needs the optional package tensorboard
@@ -103,8 +104,8 @@ class Run:
         """Append a line with these values to log.jsonl; with --tensorboard, write its numbers there too."""
         if rank() > 0:
             return
-        with open(self.out / "log.jsonl", "a") as file:
-            file.write(json.dumps(values, default=float) + "\n")
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(to_json(values) + "\n")
         if self.board:
             for name, value in values.items():
                 if isinstance(value, float):
@@ -116,7 +117,7 @@ class Run:
         path = self.out / "log.jsonl"
         if not path.exists():
             return
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = []
         for line in lines:
             try:
@@ -125,7 +126,7 @@ class Run:
             except (ValueError, TypeError, KeyError):  # an incomplete line
                 continue
         if kept != lines:
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_text("".join(f"{line}\n" for line in kept), path)
 
     def result(self, **figures: object) -> None:
         """Write the final scores of the stage to result.json and as the last line of the log."""
@@ -160,7 +161,7 @@ def read_settings(path: Path) -> dict:
     """The settings of an args.json, always with `inputs`. InputError where the file is damaged."""
     damaged = f"{path}: damaged; --overwrite starts anew"
     try:
-        settings = json.loads(path.read_text())
+        settings = read_json(path)
     except ValueError as error:
         raise InputError(f"{damaged} ({error})") from error
     if not isinstance(settings, dict):
@@ -197,7 +198,7 @@ def lock_folder(folder: Path) -> IO:
 
     InputError says which process on which machine has locked it, and since when.
     """
-    file = open(folder / ".lock", "a+")
+    file = open(folder / ".lock", "a+", encoding="utf-8")
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

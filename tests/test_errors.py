@@ -1,5 +1,8 @@
 """The error users see is one line and status 2; other modules' errors become it; --quiet leaves errors alone."""
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,14 @@ def test_quiet_discards_all_but_warnings_and_errors(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out.startswith("a line\n\rdraw  1/2 images") and "draw  1/1 images" in out
     assert err == "skipped: b.png\nerror: a.png: no such image\n"
+
+
+def test_what_is_printed_never_fails():
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from clipwsss.errors import quiet, run_script\n"
+            "def main():\n    print('caf\\u00e9 \\u732b \\udce9')\n    with quiet():\n        print('\\u732b \\udce9')\n"
+            "run_script(main)")
+    root = str(Path(__file__).resolve().parents[1])
+    for encoding, shown in (("ascii", b"caf\\xe9 \\u732b \\udce9"), ("gbk", "café 猫 ".encode("gbk") + b"\\udce9")):
+        environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0"}
+        done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, env=environment)
+        assert done.returncode == 0 and done.stdout.strip() == shown, (encoding, done.stderr)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from clipwsss.errors import InputError
-from clipwsss.files import (atomic_path, load_weights, load_weights_into, read_network, save_network,
-                            write_json)
+from clipwsss.files import (atomic_path, existing, load_weights, load_weights_into, nfc, read_json, read_network,
+                            read_text, save_network, to_json, utf8_name, write_json, write_text)
 
 
 class Code:
@@ -134,3 +134,39 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path):
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
         with pytest.raises(InputError, match="a.pt: not the weights of a Sequential "):
             load_weights_into(network(), state, tmp_path / "a.pt")
+
+
+def test_text_is_utf8_whatever_the_locale_is(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    write_text("naïve 猫\r\n\udce9\n", path)  # the last name is one that the locale could not decode
+    assert path.read_bytes() == "naïve 猫\r\n".encode() + b"\xe9\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # spreadsheets and editors write the latter two
+        path.write_bytes("猫\r\ncat\n".encode(encoding))
+        assert read_text(path) == "猫\ncat\n", encoding
+    path.write_bytes("小狗".encode("gbk"))
+    with pytest.raises(InputError, match=r"a.txt: not UTF-8 text \(.*\); save it with the encoding UTF-8$"):
+        read_text(path)
+    for wrong, told in ((tmp_path / "none", "none: no such file"), (tmp_path, "not readable as text")):
+        with pytest.raises(InputError, match=told):
+            read_text(wrong)
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(InputError, match="a.txt: not readable as JSON"):
+            read_json(path)
+
+
+def test_json_has_null_where_there_is_no_number(tmp_path):
+    figures = {"miou": float("nan"), "curve": (np.float32(0.5), np.float64("inf"), torch.tensor(float("nan")), np.int64(3))}
+    assert json.loads(to_json(figures)) == {"miou": None, "curve": [0.5, None, None, 3]}
+    write_json(figures, tmp_path / "a.json")
+    assert "NaN" not in (tmp_path / "a.json").read_text() and read_json(tmp_path / "a.json")["miou"] is None
+    (tmp_path / "a.json").write_text("[NaN, -Infinity, 1]")
+    assert read_json(tmp_path / "a.json") == [None, None, 1]
+
+
+def test_files_are_found_in_another_spelling(tmp_path):
+    composed, apart = "café.v2 x.png", "cafe\u0301.v2 x.png"
+    assert nfc(apart) == composed and utf8_name(apart) == composed
+    (tmp_path / apart.replace(".png", ".PNG")).touch()
+    assert existing(tmp_path / composed).name == apart.replace(".png", ".PNG")
+    assert existing(tmp_path / "none.png") == tmp_path / "none.png"

@@ -138,6 +138,29 @@ def test_steps_losses_and_networks_know_nothing_of_processes():
             assert "distributed" not in {target for target, _, _ in imports_of(path, ROOT, modules)}, name
 
 
+def encoding_faults(path):
+    """Places where text is read or written in the encoding of the locale."""
+    faults = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        mode = node.args[1] if len(node.args) > 1 else ast.Constant("r")
+        opens_text = name == "open" and owner == "" and "b" not in mode.value
+        is_text = opens_text or (isinstance(node.func, ast.Attribute) and name in ("read_text", "write_text"))
+        if is_text and "encoding" not in {word.arg for word in node.keywords}:
+            faults.append(f"{path.name}:{node.lineno}: {name} without an encoding")
+    return faults
+
+
+def test_all_text_has_an_encoding(tmp_path):
+    assert [fault for path in modules_of(ROOT).values() for fault in encoding_faults(path)] == []
+    (tmp_path / "a.py").write_text("open(a)\nopen(a, 'w')\np.read_text()\np.write_text(t)\nopen(a, 'rb')\n"
+                                   "open(a, encoding='utf-8')\nread_text(a)\nImage.open(a)\n")
+    assert [fault.split(":")[1] for fault in encoding_faults(tmp_path / "a.py")] == ["1", "2", "3", "4"]
+
+
 # The other leaves' own tests do the same.
 def test_leaves_lift_out(tmp_path):
     shutil.copy(ROOT / "clipwsss" / "report" / "metrics.py", tmp_path)

@@ -4,7 +4,6 @@ First the data set and the reading of its annotation files, then the regions tha
 stores a region as a list of polygons or as run lengths. Polygons and plain run lengths need numpy alone;
 compressed run lengths need the optional package pycocotools.
 """
-import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError, input_errors
+from ..files import existing, nfc, read_json
 from .base import MOST_PIXELS, Entry, Size, TagDataset, split_error
 
 COCO_SPLITS = ("train", "val")
@@ -115,10 +115,7 @@ def image_folder(root: Path, split: str) -> Path:
 
 def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
     """The content of an annotation file; InputError if it is damaged or lacks a list or field of `lists`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable annotation file ({error})") from error
+    content = read_json(path)
     for key, fields in lists.items():
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list):

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, write_json, write_text
 from .base import TagDataset, exif_orientation, read_mask
 from .coco import compress_mask, pycocotools_mask
 
@@ -37,7 +37,7 @@ def write_layout(layout: str, dataset: TagDataset, masks: Path, folder: Path) ->
             write_jpeg(dataset, index, images / f"{name}.jpg")
             shutil.copyfile(mask, labels / f"{name}.png")
             names.append(name)
-    (lists / "train.txt").write_text("\n".join(names) + "\n")
+    write_text("\n".join(names) + "\n", lists / "train.txt")
     classes = ["background", *dataset.classes]
     write_json({"classes": classes, "palette": dataset.palette[:len(classes)].tolist(),
                 "reduce_zero_label": False, "ignore_index": 255}, folder / "metainfo.json")

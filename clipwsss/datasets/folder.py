@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import read_text
 from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
-from .tags import TABLES, TagRow, read_tags, read_text
+from .tags import TABLES, TagRow, read_tags
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST_CLASSES = 254  # masks have 8 bits: 0 is the background and 255 is ignored

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import InputError, input_errors
+from ..files import read_text
 from .coco import LISTS, read_annotations
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # suffixes that a table of tags may have
@@ -143,13 +144,3 @@ def coco_records(path: Path) -> list[Record]:
             tags[item["image_id"]].append(names[item["category_id"]])
     return [(f"{path} (image {image['id']})", {"image": image["file_name"], "labels": tags[image["id"]]})
             for image in content["images"]]
-
-
-def read_text(path: Path) -> str:
-    """The content of a text file; InputError if it is missing or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as UTF-8 text ({error})") from error

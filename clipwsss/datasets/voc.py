@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import existing, nfc, read_text
 from ..toy.scenes import CLASSES
 from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
 
@@ -84,7 +85,7 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
         raise split_error(split, splits, root)
     path = files.get(split, files.get("val"))
     listed = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             listed.append((Path(line.split()[0]).stem, f"{path}:{number}"))
     if split not in files:  # train_aug, as no file lists it: every augmented mask but those of val

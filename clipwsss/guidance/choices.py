@@ -4,7 +4,6 @@ How often each class's own name was chosen, as a table and a radar picture (POLE
 
     python -m clipwsss.guidance.choices runs/voc12/train_prompt/prompts.json
 """
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..datasets import TagDataset, build_dataset
 from ..datasets.loaders import size_loader
 from ..distributed import gather
 from ..errors import InputError, input_errors, run_script
+from ..files import read_json
 from ..flags import Parser
 from ..pictures import save
 from ..progress import Progress
@@ -127,7 +127,7 @@ def read_choices(path: Path) -> dict:
     """A run's prompts.json: image -> class -> chosen word and similarities; InputError on another file."""
     with input_errors(f"{path}: not the prompts.json of a run with --class-prompt word: ",
                       OSError, ValueError, AttributeError, TypeError, KeyError):
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         entries = [entry for rows in table.values() for entry in rows.values()]
         if not entries or any(entry["word"] not in entry["similarity"] for entry in entries):
             raise ValueError("it holds no chosen words")
@@ -159,7 +159,7 @@ def toy_truth(root: Path, split: str) -> Truth:
 
 def released_shares(classes: Iterable[str]) -> dict[str, float]:
     """Shares of own names, in percent, in the choices that POLE's authors released; {} for other classes."""
-    shares = json.loads((ASSETS / "prompts_voc12.json").read_text())["released_own_share"]
+    shares = read_json(ASSETS / "prompts_voc12.json")["released_own_share"]
     return shares if set(classes) <= set(shares) else {}
 
 

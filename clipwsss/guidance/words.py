@@ -1,5 +1,4 @@
 """The words of a data set: class names, synonyms and background words for prompts, and their features."""
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clip import CLIP, tokenize
-from ..datasets.tags import read_text
 from ..errors import InputError, input_errors
+from ..files import nfc, read_json, read_text
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -57,11 +56,11 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     if asset.exists():
-        known = json.loads(asset.read_text())
+        known = read_json(asset)
         names = [known["names"][name] for name in classes]
         synonyms = known["synonyms"]
     else:
-        known = json.loads((ASSETS / "prompts_voc12.json").read_text())
+        known = read_json(ASSETS / "prompts_voc12.json")
         names = list(classes)
         synonyms = synonyms or {}
     if person and "person" in classes:
@@ -109,7 +108,7 @@ def read_words(path: Path) -> list[str]:
 def corpora(dataset: str) -> dict[str, dict[str, list[str]]]:
     """A data set's built-in lists of candidates by name, the default one first: name -> class -> words."""
     files = [*ASSETS.glob(f"prompts_{dataset}.json"), *sorted(ASSETS.glob(f"synonyms_{dataset}_*.json"))]
-    tables = [json.loads(path.read_text()) for path in files]
+    tables = [read_json(path) for path in files]
     return {table.get("corpus", "default"): table["synonyms"] for table in tables}
 
 
@@ -121,11 +120,11 @@ def _read_synonyms(path: Path, built_in: dict[str, dict], classes: list[str]) ->
         lists = ", ".join(built_in) or "none for this data set"
         raise InputError(f"--synonyms {path}: there is no such file and no built-in list of this name; the "
                          f"built-in lists are: {lists}")
-    with input_errors(f"{path}: not a readable JSON file: ", OSError, ValueError):
-        table = json.loads(read_text(path))
+    table = read_json(path)
     if not isinstance(table, dict) or not all(_is_word_list(row) for row in table.values()):
         raise InputError(f"{path}: expected an object of lists of words, "
                          f'such as {{"{classes[0]}": ["word", "word"]}}')
+    table = {nfc(name): row for name, row in table.items()}
     for name in table:
         if name not in classes:
             raise InputError(f"{path}: unknown class {name!r}; the classes are {', '.join(classes)}")

@@ -7,7 +7,6 @@ same command continues where it was interrupted. `torchrun --nproc_per_node=N -m
 shares the images among N GPUs.
 """
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..datasets.base import files_of
 from ..datasets.coco import decode_mask, encode_mask
 from ..datasets.jobs import ImageJobs
 from ..errors import InputError, run_script
-from ..files import atomic_path
+from ..files import existing, read_json, read_text, to_json, write_text
 from ..flags import Parser, whole
 from ..presets import SPLITS
 from ..run import refuse_overlap
@@ -82,8 +81,8 @@ def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[
     polygons), perhaps FMA-WSSS' "level" and SAM's "predicted_iou". Without levels, `nest` counts them.
     InputError names a bad file.
     """
-    png = Path(folder) / f"{name}.png"
-    regions = Path(folder) / f"{name}.json"
+    png = existing(Path(folder) / f"{name}.png")
+    regions = existing(Path(folder) / f"{name}.json")
     if png.is_file() and regions.is_file():
         raise InputError(f"{png} and {regions.name}: both exist; keep one of them")
     if png.is_file():
@@ -111,7 +110,7 @@ def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
 def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
     """The segments of a JSON file of regions for an image of this size (H, W); InputError for a bad file."""
     try:
-        regions = json.loads(path.read_text())
+        regions = read_json(path)
         if isinstance(regions, dict):
             regions = regions["annotations"]
     except (OSError, ValueError, KeyError) as error:
@@ -158,8 +157,7 @@ def write_segments(folder: Path | str, name: str, segments: Iterable[Segment]) -
         if segment.level != UNKNOWN:
             region["level"] = int(segment.level)
         regions.append(region)
-    with atomic_path(Path(folder) / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(regions))
+    write_text(to_json(regions), Path(folder) / f"{name}.json")
 
 
 def get_parser() -> Parser:
@@ -187,7 +185,7 @@ def refuse_other_files(folder: Path, settings: str) -> None:
     has_files = folder.is_dir() and bool(files_of(folder, (".png", ".json")))
     record = folder / MADE_WITH
     if record.is_file():
-        before = record.read_text().strip()
+        before = read_text(record).strip()
         if before != settings:
             raise InputError(f"--out {folder}: holds segments that were made with {before}, now it is "
                              f"{settings}; choose another folder")
@@ -215,8 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = f"--sam {args.sam} --points-per-side {args.points_per_side}"
     refuse_other_files(args.out, settings)
     model = load_sam(args.sam, device)
-    with atomic_path(args.out / MADE_WITH) as temporary:
-        temporary.write_text(settings + "\n")
+    write_text(settings + "\n", args.out / MADE_WITH)
     todo = [index for index, name in enumerate(dataset.names) if not (args.out / f"{name}.json").exists()]
     print(f"{len(dataset)} images, {len(dataset) - len(todo)} of them have their segments already")
     jobs = ImageJobs(dataset.names, skip_bad=args.skip_bad, device=device.type)

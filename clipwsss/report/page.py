@@ -21,10 +21,10 @@ from ..datasets import TagDataset
 from ..datasets.base import read_mask
 from ..distributed import rank
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import read_json, read_text, to_json, write_text
 from ..pictures import overlay
 from .metrics import confusion, scores
-from .scoring import CAM_THRESHOLD, list_label_maps, read_labels
+from .scoring import CAM_THRESHOLD, list_label_maps, read_labels, worst_first
 
 PAGE_TEMPLATE = Path(__file__).parents[1] / "assets" / "report.html"
 DATA_ELEMENT = re.compile(r'(<script type="application/json" id="data">)(.*?)(</script>)', re.DOTALL)
@@ -94,26 +94,20 @@ def compare(runs: Sequence[Path], path: Path, notes: Sequence[str] = ()) -> None
 
 def render(page: dict, path: Path) -> None:
     """Write a page {"runs": [...], "notes": [...]} as HTML; an interruption leaves no partial file."""
-    text = json.dumps(page, allow_nan=False).replace("<", "\\u003c")  # no text can end the script element
-    html = DATA_ELEMENT.sub(lambda parts: parts[1] + text + parts[3], PAGE_TEMPLATE.read_text())
-    with atomic_path(path) as temporary:
-        temporary.write_text(html)
+    text = to_json(page).replace("<", "\\u003c")  # no text can end the script element
+    html = DATA_ELEMENT.sub(lambda parts: parts[1] + text + parts[3], read_text(PAGE_TEMPLATE))
+    write_text(html, path)
 
 
 def read_report(path: Path) -> dict:
     """The page that `render` wrote; InputError where the file is missing or is no such page."""
     try:
-        return json.loads(DATA_ELEMENT.search(path.read_text())[2])
-    except (OSError, ValueError, TypeError) as error:
+        return json.loads(DATA_ELEMENT.search(read_text(path))[2])
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: no report; every script writes one when it has finished") from error
 
 
 # ---- what a run recorded
-
-def read_json(path: Path) -> dict:
-    """The JSON object of a file, with null in place of NaN and infinity, which browsers do not read."""
-    return json.loads(path.read_text(), parse_constant=lambda _: None)
-
 
 def command_of(stage: str, args: dict) -> str:
     """The command line that repeats a run: the flags that its user gave, without those of one start only."""
@@ -140,7 +134,7 @@ def curves_of(log: Path) -> dict[str, dict[str, list]]:
     An epoch that was logged twice, as one before an interruption may be, counts as it was logged last.
     """
     epochs: dict[str, dict[int, dict]] = {}
-    for line in log.read_text().splitlines():
+    for line in read_text(log).splitlines():
         row = json.loads(line, parse_constant=lambda _: None)
         if "epoch" in row:
             training = epochs.setdefault(row.pop("label"), {})
@@ -187,8 +181,8 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     """Examples of a run's CAMs and masks: the worst of a sample of the images, then the first images.
 
     The worst are those of lowest mIoU of their masks, or of their CAMs at a background threshold where there
-    are no masks. An image whose pixels are all ignored counts as 100 %. Where no image has a true mask, more
-    of the first images are shown instead.
+    are no masks. An image whose pixels are all ignored has no mIoU and comes last. Where no image has a true
+    mask, more of the first images are shown instead.
     """
     if masks:
         have_file = set(list_label_maps(masks))
@@ -203,10 +197,10 @@ def pictures_of(dataset: TagDataset, cams: Path | None, masks: Path | None, thre
     for index in with_truth[::step]:
         truth = dataset.load_mask(index)
         labels = read_labels(masks or cams, dataset.names[index], truth.shape, None if masks else threshold)
-        miou = float(scores(confusion(labels, truth, len(dataset.classes) + 1))["miou"])
-        mious[index] = miou if np.isfinite(miou) else 100.0
+        mious[index] = float(scores(confusion(labels, truth, len(dataset.classes) + 1))["miou"])
     first = present[:FIRST_IMAGES]
-    worst = sorted((index for index in mious if index not in first), key=mious.get)[:WORST_IMAGES]
+    others = [index for index in mious if index not in first]
+    worst = sorted(others, key=lambda index: worst_first(mious[index]))[:WORST_IMAGES]
     if not worst:
         first = present[:FIRST_IMAGES + WORST_IMAGES]
     return [example(dataset, index, cams, masks, mious.get(index)) for index in [*worst, *first]]

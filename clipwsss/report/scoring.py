@@ -24,6 +24,8 @@ THRESHOLDS = tuple(np.round(np.arange(0.01, 1.0, 0.01), 2).tolist())  # the step
 MOST_PRINTED = 20  # of a curve of more thresholds every fifth is printed
 CAM_THRESHOLD = 0.25  # the background threshold of CAMs where no masks are there to choose one
 
+NOTHING_SCORED = "the true masks ignore every pixel, so no mIoU is computed"
+
 ImageScore = tuple[str, float, float]  # an image's name, its mIoU and its pixel accuracy, in percent
 
 
@@ -193,6 +195,11 @@ def class_figures(table: NDArray, names: Sequence[str]) -> dict:
     return result
 
 
+def worst_first(figure: float) -> tuple[bool, float]:
+    """The key by which rows are sorted, the lowest figure first and rows without a figure (NaN) last."""
+    return bool(np.isnan(figure)), float(figure)
+
+
 # ---- printed figures
 
 def print_curve(curve: Sequence[dict]) -> None:
@@ -211,7 +218,7 @@ def print_curve(curve: Sequence[dict]) -> None:
 def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
     """Print the mIoU of a folder of CAM files at all THRESHOLDS, over the images that have a true mask.
 
-    Returns the best threshold with its mIoU and `class_figures`; {} for a data set without masks. Each
+    Returns the best threshold with its mIoU and `class_figures`; {} without a scored pixel. Each
     process scores its part of the images. InputError names a missing or bad file.
     """
     if not dataset.has_masks:
@@ -227,6 +234,9 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
         progress.update(1)
     progress.close()
     tables = sum(gather(tables))
+    if not tables.any():
+        print(NOTHING_SCORED)
+        return {}
     curve = miou_curve(tables, THRESHOLDS, names)
     print_curve(curve["curve"])
     threshold = curve["best"]["threshold"]
@@ -239,12 +249,15 @@ def print_cam_curve(dataset: TagDataset, cams: Path) -> dict:
 def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int = 0) -> dict:
     """Print the mIoU of a folder of label maps, named `what`, over the images that have a true mask.
 
-    Returns its `class_figures`; {} for a data set without masks.
+    Returns its `class_figures`; {} without a scored pixel.
     """
     if not dataset.has_masks:
         print(f"there are no masks, so no mIoU of the {what} is computed")
         return {}
     table, image_scores = score_label_maps(dataset, folder, ImageJobs(dataset.names, workers))
+    if not table.any():
+        print(NOTHING_SCORED)
+        return {}
     figures = scores(table)
     print(f"{what} mIoU {figures['miou']:.2f} ({len(image_scores)} images, {figures['classes']} classes "
           "occur)")

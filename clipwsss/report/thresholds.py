@@ -1,5 +1,4 @@
 """The background thresholds of `make_pseudo.py --threshold auto`: those of highest mIoU."""
-import json
 from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..datasets import TagDataset
 from ..datasets.jobs import ImageJobs
 from ..distributed import barrier, broadcast, gather
 from ..errors import InputError, input_errors
-from ..files import write_json
+from ..files import read_json, write_json
 from .metrics import add_counts, threshold_counts
 from .scoring import THRESHOLDS, empty_tables, miou_curve
 
@@ -58,13 +57,14 @@ def best_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: Imag
         refined_tables = sum(gather(refined_tables))
         unrefined_tables = sum(gather(unrefined_tables))
         if not refined_tables.any():
-            raise InputError("--threshold auto: no image with a mask has a usable CAM file")
+            raise InputError("--threshold auto: no image with a mask has a usable CAM file, or the masks "
+                             "ignore every pixel")
         names = ["background", *dataset.classes]
         both = [refined_tables, unrefined_tables]
         write_json([miou_curve(tables, THRESHOLDS, names)["best"] for tables in both], stored)
         barrier()
     with input_errors(f"{stored}: damaged, delete it to search again: ", ValueError, TypeError, KeyError):
-        refined, unrefined = json.loads(stored.read_text())
+        refined, unrefined = read_json(stored)
         print(f"--threshold auto: {refined['threshold']:.2f} for the maps after the walk (mIoU "
               f"{refined['miou']:.2f}), {unrefined['threshold']:.2f} for the CAMs alone")
         return refined["threshold"], unrefined["threshold"]

@@ -3,7 +3,6 @@
 Six classes have three sub-types each. Every scene carries the truth about each of its pixels.
 """
 import colorsys
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from ..files import read_json
 
 # The first sub-type of a class is its prototype.
 SUBTYPES = {"boat": ["ship", "sailboat", "canoe"], "train": ["locomotive", "tram", "wagon"],
@@ -54,7 +55,7 @@ def shapes() -> dict[str, list]:
     The colour "main" has the sub-type's hue and "second" has any hue. x points right and y down; both lie in
     about -1..1.
     """
-    return json.loads((Path(__file__).parents[1] / "assets" / "shapes.json").read_text())
+    return read_json(Path(__file__).parents[1] / "assets" / "shapes.json")
 
 
 def part_corners(form: str, numbers: list[float], rng: np.random.Generator) -> np.ndarray:

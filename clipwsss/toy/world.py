@@ -2,7 +2,6 @@
 
 Its classes mostly occur on their own backgrounds, so that a classifier of tags learns the backgrounds too.
 """
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..files import to_json, write_text
 from ..pictures import colored, voc_palette
 from ..progress import Progress
 from .scenes import (CLASSES, CO_OCCURRENCE, LARGEST_OBJECT, SMALLEST_OBJECT, SUBTYPES, TINIEST, Scene,
@@ -55,10 +55,10 @@ def draw_world(root: Path | str, seed: int = 0, n_train: int = N_TRAIN, n_val: i
             for name in names:
                 _write_scene(partial, name, painter.tagged_scene())
                 progress.update(1)
-            (partial / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
+            write_text("\n".join(names) + "\n", partial / "ImageSets" / "Segmentation" / f"{split}.txt")
         recipe = {"seed": seed, "n_train": n_train, "n_val": n_val, "co_occurrence": co_occurrence,
                   "smallest": smallest}
-        (partial / RECIPE).write_text(json.dumps(recipe) + "\n")
+        write_text(to_json(recipe) + "\n", partial / RECIPE)
         try:
             os.replace(partial, root)
         except OSError as error:
@@ -92,4 +92,4 @@ def _write_scene(root: Path, name: str, scene: Scene) -> None:
             lines.append(f"  <object><name>{CLASS_OF[subtype]}</name><subtype>{subtype}</subtype></object>\n")
     Image.fromarray(scene.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95, subsampling=0)
     colored(mask, voc_palette()).save(root / "SegmentationClassAug" / f"{name}.png")
-    (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>\n{''.join(lines)}</annotation>\n")
+    write_text(f"<annotation>\n{''.join(lines)}</annotation>\n", root / "Annotations" / f"{name}.xml")
