@@ -85,7 +85,7 @@ def read_text(path: Path | str) -> str:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); save it with the encoding UTF-8") from error
+        raise InputError(f"{path}: not readable as UTF-8 text ({error}); save it with that encoding") from error
     except OSError as error:
         raise InputError(f"{path}: not readable as text ({one_line(error)})") from error
 
@@ -104,7 +104,7 @@ def read_json(path: Path | str) -> object:
     try:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+        raise InputError(f"{path}: not a readable JSON file ({error})") from error
 
 
 def to_json(value: object, indent: int | None = None) -> str:

@@ -88,7 +88,7 @@ def test_missing_coco_parts(coco_root):
     fails("instances_train2014.json: no such file", "coco14", coco_root, "train")
     fails("--split test: .* has val", "coco14", coco_root, "test")
     (coco_root / "annotations/instances_val2014.json").write_text("{")
-    fails("instances_val2014.json: not a readable annotation file", "coco14", coco_root, "val")
+    fails("instances_val2014.json: not a readable JSON file", "coco14", coco_root, "val")
 
 
 def test_plain_run_lengths_by_hand():

@@ -144,14 +144,14 @@ def test_text_is_utf8_whatever_the_locale_is(tmp_path):
         path.write_bytes("猫\r\ncat\n".encode(encoding))
         assert read_text(path) == "猫\ncat\n", encoding
     path.write_bytes("小狗".encode("gbk"))
-    with pytest.raises(InputError, match=r"a.txt: not UTF-8 text \(.*\); save it with the encoding UTF-8$"):
+    with pytest.raises(InputError, match=r"a.txt: not readable as UTF-8 text \(.*\); save it with that encoding$"):
         read_text(path)
     for wrong, told in ((tmp_path / "none", "none: no such file"), (tmp_path, "not readable as text")):
         with pytest.raises(InputError, match=told):
             read_text(wrong)
     for text in ("{", "[" * 100_000):
         path.write_text(text)
-        with pytest.raises(InputError, match="a.txt: not readable as JSON"):
+        with pytest.raises(InputError, match="a.txt: not a readable JSON file"):
             read_json(path)
 
 

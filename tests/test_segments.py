@@ -65,7 +65,7 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "text.json").write_text("{")
     (tmp_path / "list.json").write_text('[{"area": 3}]')
     (tmp_path / "runs.json").write_text('[{"segmentation": {"size": [2, 2], "counts": [1, 2]}}]')
-    for name, what in (("cut", "not a readable label map"), ("text", "not a readable list of segments"),
+    for name, what in (("cut", "not a readable label map"), ("text", "not a readable JSON file"),
                        ("list", "region 1 is no segment"), ("runs", "region 1 is no segment")):
         with pytest.raises(InputError, match=rf"{name}\.(png|json): {what}"):
             read_segments(tmp_path, name, (2, 2))

@@ -109,12 +109,11 @@ def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
 
 def _read_json(path: Path, size: tuple[int, int]) -> list[Segment]:
     """The segments of a JSON file of regions for an image of this size (H, W); InputError for a bad file."""
-    try:
-        regions = read_json(path)
-        if isinstance(regions, dict):
-            regions = regions["annotations"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: not a readable list of segments ({error})") from error
+    regions = read_json(path)
+    if isinstance(regions, dict):
+        regions = regions.get("annotations")
+    if not isinstance(regions, list):
+        raise InputError(f"{path}: not a list of segments")
     segments = []
     try:
         for region in regions:
