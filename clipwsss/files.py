@@ -85,7 +85,8 @@ def read_text(path: Path | str) -> str:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeError as error:
-        raise InputError(f"{path}: not readable as UTF-8 text ({error}); save it with that encoding") from error
+        reason = f"not readable as UTF-8 text ({error}); save it with that encoding"
+        raise InputError(f"{path}: {reason}") from error
     except OSError as error:
         raise InputError(f"{path}: not readable as text ({one_line(error)})") from error
 
