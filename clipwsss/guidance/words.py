@@ -85,12 +85,12 @@ def load_clip_words(dataset: str, classes: list[str],
     rule gives CLIP-ES' list for COCO too, in which "keyboard" and the "sign" of "stop sign" are missing.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
-    known = json.loads(asset.read_text()) if asset.exists() else {}
+    known = read_json(asset) if asset.exists() else {}
     names = known.get("clip_names", {})
     names = [names.get(name, name) for name in classes]
     if dataset == "toy":
         return names, known["background"]
-    listed = json.loads((ASSETS / "prompts_voc12.json").read_text())["clip_background"]
+    listed = read_json(ASSETS / "prompts_voc12.json")["clip_background"]
     taken = {word.lower() for words in (synonyms or {}).values() for word in words}
     for name in classes:
         taken |= {name.lower(), *name.lower().replace("_", " ").split()}
