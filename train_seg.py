@@ -1,6 +1,7 @@
 """Stage 4: train a segmenter on pseudo masks and predict a split, or use a trained one on your own images."""
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser,
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
-from clipwsss.segment.predict import (FUSIONS, Photos, image_files, predict_images, refuse_taken_names,
-                                      write_label_maps)
-from clipwsss.segment.segmenter import (SEGMENTERS, build_segmenter, export_network, load_segmenter,
+from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_files, photos_at_once,
+                                     refuse_taken_names)
+from clipwsss.segment.predict import FUSIONS, predict_images, reduced_images, write_label_maps
+from clipwsss.segment.segmenter import (SEGMENTERS, TEST_SETTINGS, Segmenter, build_segmenter, export_network,
                                         save_segmenter)
 from clipwsss.training import PRECISIONS, compile_networks, fit, pick_device, seed_everything
 
@@ -44,8 +46,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--network", choices=SEGMENTERS, default="deeplabv2",
         help="network of the segmenter; mask2former needs the optional package transformers")
     add("--weights", default="imagenet",
-        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py), or a file of "
-        "torchvision or deeplab-pytorch; for mask2former none, or the name or folder of a transformers model")
+        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py), a "
+        "segmenter.pt, or a file of torchvision or deeplab-pytorch; for mask2former none, a segmenter.pt, or "
+        "the name or folder of a transformers model")
     add("--backbone", choices=RESNETS, default="resnet101", help="ResNet of DeepLab")
     add("--output-stride", type=whole(1, 64), default=8,
         help="ratio of the image size to the size of DeepLab's feature maps")
@@ -72,9 +75,18 @@ def get_parser() -> argparse.ArgumentParser:
     add("--head-ratio", type=real(0, 1e4), default=10.0,
         help="learning rate of the new layers divided by that of the backbone (twice this for the biases of "
         "DeepLabV2's ASPP)")
+    prediction_flags(parser)
+    training_flags(parser)
+    return parser
+
+
+def prediction_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of prediction, of a split and of photographs, and of files in the formats of others."""
     add = parser.add_argument_group("prediction").add_argument
+    switch = argparse.BooleanOptionalAction
     add("--predict-split", default="val", help="split to predict and score; an empty string predicts none")
-    add("--checkpoint", type=Path, help="use this trained segmenter instead of training one")
+    add("--checkpoint", type=Path,
+        help="use this trained segmenter, and its test settings, instead of training one")
     add("--crf", action=switch, default=True, help="refine predictions by a dense CRF")
     add("--test-scales", type=real(0.1, 8), nargs="+", default=(1.0, 0.75, 0.5),
         help="scales at which images are predicted")
@@ -83,22 +95,28 @@ def get_parser() -> argparse.ArgumentParser:
         "their logits at the size of the first scale's logits, as in the published tests of DeepLabV2")
     add("--test-flip", action=switch, default=False,
         help="average predictions with those of the mirrored images")
+    add("--max-side", type=whole(0), metavar="PIXELS",
+        help="images with a longer side are reduced to it before they are predicted, and the result is "
+        "enlarged to their size; 0: no limit (default: for --predict the median longer side of the images "
+        "that the segmenter was trained on, for --predict-split no limit)")
     add("--test-batch-size", type=whole(1, 65536), default=1,
-        help="largest number of images, all of the same size, that are predicted together")
+        help="largest number of images, all of the same size, that are predicted together; for --predict the "
+        "default is up to 8, as their size allows")
     add("--test-precision", choices=PRECISIONS, default="auto",
         help="number format in inference; auto takes bf16 where the device supports it natively")
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
-        help="train nothing: segment these images and folders of images with the segmenter of "
-        "--checkpoint, or of OUT, and write label maps and overlays to the folder `predicted` beside it")
+        help="train nothing: segment these images and folders of images with the segmenter of --checkpoint, "
+        "or of OUT, and write results to the folder `predicted` beside it, in subfolders as the images are")
+    add("--predict-format", choices=FORMATS, nargs="+", default=["png"], metavar="FORMAT",
+        help="what --predict writes: png (label maps NAME.png and overlays), coco (instances.json), yolo "
+        "(labels/NAME.txt and data.yaml), probabilities (NAME.npz); label maps are written in any case")
     add("--submit", type=file_to_write(".tgz", ".tar.gz", ".json"), metavar="FILE",
         help="write the predictions of the split in the format of the VOC server (.tgz) or as COCO results "
         "(.json)")
     add("--export", type=file_to_write(".pt2", ".onnx"), metavar="FILE",
         help="train nothing: write the segmenter of --checkpoint, or of OUT, as a torch.export program "
         "(.pt2) or as ONNX (.onnx)")
-    training_flags(parser)
-    return parser
 
 
 def masks_folder(args: argparse.Namespace) -> Path:
@@ -122,12 +140,12 @@ def training_data(args: argparse.Namespace) -> TagDataset:
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
 
 
-def initial_segmenter(args: argparse.Namespace, n_labels: int) -> tuple[nn.Module, dict]:
+def initial_segmenter(args: argparse.Namespace, classes: Sequence[str]) -> tuple[nn.Module, dict]:
     """(network, design) that training starts from."""
     seed_everything(args.seed)
     design = {"network": args.network, "backbone": args.backbone, "output_stride": args.output_stride,
               "rates": args.rates, "multi_scale": args.multi_scale, "frozen_bn": args.frozen_bn}
-    return build_segmenter(design, n_labels, start_weights(args))
+    return build_segmenter(design, len(classes) + 1, start_weights(args), classes)
 
 
 def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDataset) -> None:
@@ -156,40 +174,76 @@ def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDa
 
 
 def predict(args: argparse.Namespace, network: nn.Module, dataset: TagDataset, folder: Path,
-            palette: NDArray, done: Collection[str] = (), overlay_names: Sequence[str] = ()) -> None:
-    """Write the label maps of a data set's images but those in `done`, and overlays if labels have names."""
-    whole_images = dataset.with_transform(whole_image, masks=False)
-    loader = size_loader(whole_images, args.test_batch_size, args.workers, done)
+            palette: NDArray, done: Collection[str] = (), overlay_names: Sequence[str] = (),
+            probabilities: bool = False) -> None:
+    """Write the label maps of a data set's images but those in `done`.
+
+    With names of the labels also overlays; with `probabilities` also these.
+    """
+    shown = reduced_images(dataset, args.max_side)
+    loader = size_loader(shown, args.test_batch_size, args.workers, done)
     predictions = predict_images(network, loader, args.test_scales, args.test_flip, args.test_fusion,
                                  args.test_precision)
-    write_label_maps(predictions, folder, palette, args.crf, max(1, args.workers), overlay_names)
+    sizes = dict(zip(dataset.names, dataset.sizes))
+    write_label_maps(predictions, folder, palette, args.crf, max(1, args.workers), overlay_names, sizes,
+                     probabilities)
 
 
-def use_trained(args: argparse.Namespace, device: torch.device) -> None:
+def take_test_settings(args: argparse.Namespace, segmenter: Segmenter, names: Sequence[str]) -> None:
+    """Set those of these settings that were not given on the command line to the segmenter's own."""
+    for name in names:
+        if args.set_by.get(name) != COMMAND_LINE:
+            setattr(args, name, segmenter.test[name])
+            args.set_by[name] = "the segmenter's file"
+
+
+def usual_side(dataset: TagDataset) -> int:
+    """The median of the longer sides of a data set's images, in pixels."""
+    return int(statistics.median_high(max(size) for size in dataset.sizes))
+
+
+def predict_photos(args: argparse.Namespace, segmenter: Segmenter) -> None:
+    """--predict: write what --predict-format asks for of the photographs that it names.
+
+    Results are written beside --checkpoint, unless --out names another folder. InputError: images that are
+    missing or bad, or results that exist already.
+    """
+    has_own_folder = args.checkpoint is None or "out" in args.set_by
+    folder = (args.out if has_own_folder else args.checkpoint.parent) / "predicted"
+    files = image_files(args.predict, folder)
+    refuse_taken_names(files, folder, args.predict_format, args.overwrite or args.resume)
+    photos = Photos(files, args.skip_bad, args.max_pixels)
+    for problem in photos.skipped:
+        print(f"skipped: {problem}", file=sys.stderr)
+    done = finished_photos(files, folder, args.predict_format) if args.resume else set()
+    take_test_settings(args, segmenter, TEST_SETTINGS)
+    if args.set_by.get("test_batch_size") != COMMAND_LINE:
+        args.test_batch_size = photos_at_once(reduced_images(photos, args.max_side).sizes)
+    larger = sum(max(size) > args.max_side for size in photos.sizes) if args.max_side else 0
+    if larger:
+        print(f"{larger} of {len(photos)} photographs are larger than --max-side {args.max_side} and are "
+              "reduced to it before they are predicted")
+
+    names = ("background", *segmenter.classes)
+    predict(args, segmenter.network, photos, folder, segmenter.palette, done,
+            names if "png" in args.predict_format else (), "probabilities" in args.predict_format)
+    print(f"{len(photos)} photographs: {', '.join(args.predict_format)} in {folder}")
+
+
+def use_trained(args: argparse.Namespace) -> None:
     """--predict and --export: use the segmenter of --checkpoint, or of the run in --out.
 
-    InputError: no such segmenter, images that are missing or bad, results that exist already, or --export of
-    a mask2former.
+    InputError: no such segmenter, or --export of a mask2former; and those of `predict_photos`.
     """
     path = args.checkpoint or args.out / "segmenter.pt"
-    network, design, classes, palette = load_segmenter(path)
-    network.to(device, memory_format=torch.channels_last)
+    segmenter = Segmenter(path, args.device)
     if args.predict:
-        # Results are written beside --checkpoint, unless --out names another folder.
-        has_own_folder = args.checkpoint is None or "out" in args.set_by
-        folder = (args.out if has_own_folder else args.checkpoint.parent) / "predicted"
-        files = image_files(args.predict)
-        refuse_taken_names(files, folder, args.overwrite)
-        photos = Photos(files, args.skip_bad, args.max_pixels)
-        for problem in photos.skipped:
-            print(f"skipped: {problem}", file=sys.stderr)
-        predict(args, network, photos, folder, palette, overlay_names=("background", *classes))
-        print(f"{len(photos)} label maps and overlays in {folder}")
+        predict_photos(args, segmenter)
     if args.export and rank() == 0:
-        if design["network"] == "mask2former":
+        if segmenter.design["network"] == "mask2former":
             raise InputError(f"--export: {path} is a mask2former, and only DeepLab can be exported; "
                              "transformers can save its model")
-        export_network(network, args.export)
+        export_network(segmenter.network, args.export)
         print(f"exported {args.export} ({args.export.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -197,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_seg")
     device = pick_device(args.device)
     if args.predict or args.export:
-        use_trained(args, device)
+        use_trained(args)
         return 0
     if args.compile and args.network == "mask2former":
         raise InputError("--compile: mask2former cannot be compiled; leave --compile out")
@@ -214,14 +268,18 @@ def main(argv: list[str] | None = None) -> int:
 
     # Segmenter: a trained one, or one to be trained.
     if args.checkpoint:
-        network, design, classes, palette = load_segmenter(args.checkpoint)
+        segmenter = Segmenter(args.checkpoint, args.device)
+        take_test_settings(args, segmenter, [name for name in TEST_SETTINGS if name != "max_side"])
+        network = segmenter.network
+        classes = segmenter.classes
+        palette = segmenter.palette
     else:
         not_asked_for = args.set_by.get("frozen_bn") != COMMAND_LINE and args.network != "mask2former"
         if args.weights == "none" and args.frozen_bn and not_asked_for:
             args.frozen_bn = False  # random weights are not worth freezing
             args.set_by["frozen_bn"] = "--weights none"
             print("--weights none: the batch norm trains too")
-        network, design = initial_segmenter(args, len(learned.classes) + 1)
+        network, design = initial_segmenter(args, learned.classes)
         classes = learned.classes
         palette = learned.palette
     if unseen and list(unseen.classes) != list(classes):
@@ -235,7 +293,10 @@ def main(argv: list[str] | None = None) -> int:
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:
         train(args, run, network, learned)
-        save_segmenter(network, design, classes, palette, run.out / "segmenter.pt")
+        test = {name: getattr(args, name) for name in TEST_SETTINGS}
+        if args.max_side is None:
+            test["max_side"] = usual_side(learned)
+        save_segmenter(network, design, classes, palette, run.out / "segmenter.pt", test)
 
     # Prediction of a split.
     figures = {}

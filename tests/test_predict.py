@@ -12,7 +12,9 @@ from clipwsss.datasets.base import Entry, TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
-from clipwsss.segment.predict import Photos, decide, predict_images, class_probabilities, write_label_maps
+from clipwsss.segment.photos import Photos
+from clipwsss.segment.predict import (class_probabilities, decide, enlarge, labels_at, predict_images, reduced_images,
+                                      reduced_size, write_label_maps)
 
 
 @pytest.fixture
@@ -80,6 +82,28 @@ def test_crf_removes_specks_and_keeps_edges_of_the_image():
     assert (decide(image[:4, :5], alone, crf=True) == 1).all()
 
 
+def test_labels_at_a_larger_size_are_those_of_enlarged_probabilities():
+    rng = np.random.default_rng(0)
+    for size, larger in (((5, 7), (5, 7)), ((5, 7), (23, 31)), ((4, 9), (5, 40))):
+        maps = rng.random((4, *size), np.float32)
+        maps[2] = 0
+        assert np.array_equal(labels_at(maps, larger), enlarge(maps, larger).argmax(0))
+        plain = F.interpolate(torch.from_numpy(maps)[None], larger, mode="bilinear")[0].numpy()
+        assert np.allclose(enlarge(maps, larger), plain, atol=1e-6)
+
+
+def test_images_are_reduced_to_a_longest_side(photos):
+    for size, side, expected in (((300, 400), 200, (150, 200)), ((300, 400), 400, (300, 400)), ((9, 900), 30, (1, 30)),
+                                 ((300, 400), None, (300, 400)), ((300, 400), 0, (300, 400))):
+        assert reduced_size(size, side) == expected
+    data = reduced_images(Photos({path.stem: path for path in photos}), 16)
+    assert data.sizes == [(16, 13), (12, 16), (16, 13), (12, 16), (16, 13)]
+    assert [tuple(data[index].image.shape[1:]) for index in range(5)] == data.sizes
+    with Image.open(photos[1]) as file:
+        small = np.asarray(file.resize((16, 12), Image.Resampling.BILINEAR))
+    assert np.array_equal((data[1].image * 255).round().byte().permute(1, 2, 0).numpy(), small)
+
+
 @pytest.fixture
 def photos(tmp_path) -> list[Path]:
     """Five images of two sizes."""
@@ -110,10 +134,20 @@ def test_files_of_a_data_set_are_what_decide_says(network, photos, tmp_path):
 def test_own_files_get_overlays_and_bad_ones_are_reported(network, photos, tmp_path):
     photos[2].write_bytes(b"nothing")
     with pytest.raises(InputError, match="photo2.png: not a readable image"):
-        Photos(photos)
-    good = Photos(photos, skip_bad=True)
+        Photos({path.stem: path for path in photos})
+    good = Photos({path.stem: path for path in photos}, skip_bad=True)
     predictions = predict_images(network, size_loader(good, 1), (1.0,), False, "mean", "fp32")
     write_label_maps(predictions, tmp_path / "out", voc_palette(), overlay_names=("background", "cat", "dog"))
+    predictions = predict_images(network, size_loader(reduced_images(good, 16), 1), (1.0,), False, "mean", "fp32")
+    write_label_maps(predictions, tmp_path / "small", voc_palette(), False, 1, ("background", "cat", "dog"),
+                     dict(zip(good.names, good.sizes)), probabilities=True)
+    for name, size in zip(good.names, good.sizes):
+        stored = np.load(tmp_path / "small" / f"{name}.npz")
+        labels = np.array(Image.open(tmp_path / "small" / f"{name}.png"))
+        assert labels.shape == size == tuple(stored["size"]) and stored["probabilities"].dtype == np.float16
+        assert stored["probabilities"].shape == (3, *reduced_size(size, 16))
+        assert (labels_at(stored["probabilities"].astype(np.float32), size) == labels).mean() > 0.98
+        assert Image.open(tmp_path / "small" / f"{name}_overlay.png").width == reduced_size(size, 16)[1]
     assert len(good) == 4 and len(good.skipped) == 1 and "photo2.png" in good.skipped[0]
     assert len(list((tmp_path / "out").glob("photo?.png"))) == 4
     assert len(list((tmp_path / "out").glob("photo?_overlay.png"))) == 4

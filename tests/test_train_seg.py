@@ -12,7 +12,7 @@ import train_seg as script
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.metrics import confusion, scores
-from clipwsss.segment.segmenter import load_segmenter
+from clipwsss.segment.segmenter import Segmenter
 
 SMALL = ["--dataset", "folder", "--backbone", "resnet_tiny", "--output-stride", "4", "--weights", "none",
          "--rates", "1", "2", "--no-frozen-bn", "--no-multi-scale", "--head-ratio", "1",
@@ -78,23 +78,45 @@ def test_learns_and_writes_palette_predictions(world, trained):
     assert result["iou"].keys() == {"background", "red", "green"}
 
 
-def test_predicts_own_images_with_overlays_and_without_data(world, trained, tmp_path):
-    photo = tmp_path / "photos" / "turned.jpg"
-    photo.parent.mkdir()
+def test_predicts_a_tree_of_photographs_by_the_settings_of_the_training(world, trained, tmp_path, capsys):
+    photo = tmp_path / "photos" / "day.1" / "turned.v2.jpg"
+    photo.parent.mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.open(world / "images" / "scene00.png").save(photo, exif=exif, quality=95)
-    script.main(["--dataset", "folder", "--checkpoint", str(trained / "segmenter.pt"), "--test-scales", "1",
-                 "--out", str(tmp_path / "out"), "--predict", str(photo.parent),
-                 str(world / "images" / "scene01.png")])
+    with Image.open(world / "images" / "scene03.png") as scene:
+        scene.resize((144, 128), Image.Resampling.BICUBIC).save(tmp_path / "photos" / "large.png")
+    assert Segmenter(trained / "segmenter.pt").test == {
+        "test_scales": [1.0], "test_fusion": "max", "test_flip": False, "crf": False, "max_side": 36}
+    flags = ["--checkpoint", str(trained / "segmenter.pt"), "--out", str(tmp_path / "out"), "--workers", "0",
+             "--predict", str(tmp_path / "photos"), str(world / "images" / "scene01.png")]
+    script.main(flags)
+    assert "1 of 3 photographs are larger than --max-side 36" in capsys.readouterr().out
     folder = tmp_path / "out" / "predicted"
-    assert sorted(item.name for item in folder.iterdir()) == [
-        "scene01.png", "scene01_overlay.png", "turned.png", "turned_overlay.png"]
-    labels = np.array(Image.open(folder / "turned.png"))
+    written = sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file())
+    assert written == ["day.1/turned.v2.png", "day.1/turned.v2_overlay.png", "large.png", "large_overlay.png",
+                       "scene01.png", "scene01_overlay.png"]
+    labels = np.array(Image.open(folder / "day.1/turned.v2.png"))
     assert labels.shape == (36, 32) and set(np.unique(labels)) == {0, 1}
     assert (np.array(Image.open(folder / "scene01.png")) == np.array(Image.open(
         world / "masks" / "scene01.png"))).mean() > 0.9
     assert Image.open(folder / "scene01_overlay.png").height > 32
+    for name in written[::2]:  # the same as from Python
+        source = tmp_path / "photos" / name if name != "scene01.png" else world / "images" / name
+        source = source if source.exists() else source.with_suffix(".jpg")
+        assert np.array_equal(Segmenter(trained / "segmenter.pt")(source).labels, np.array(Image.open(folder / name)))
+
+    (folder / "large.png").unlink()
+    kept = (folder / "scene01.png").stat().st_mtime_ns
+    script.main([*flags, "--resume"])
+    assert (folder / "large.png").exists() and (folder / "scene01.png").stat().st_mtime_ns == kept
+    script.main([*flags, "--overwrite", "--max-side", "0", "--predict-format", "probabilities"])
+    assert "are larger than" not in capsys.readouterr().out.splitlines()[-1]
+    assert np.load(folder / "large.npz")["probabilities"].shape == (3, 128, 144)
+    capsys.readouterr()
+    script.main([*flags[:-2], str(tmp_path), "--overwrite"])  # the results lie below the folder of the photographs
+    assert "images in " + str(folder) + " are left out" in capsys.readouterr().err
+    assert (folder / "photos" / "large.png").exists() and not (folder / "out").exists()
 
 
 def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
@@ -107,7 +129,7 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
         script.main([*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg")])
     flags = [*base, "--skip-bad", "--predict", str(tmp_path / "broken.jpg"), str(world / "images" / "scene00.png")]
     assert script.main(flags) == 0
-    with pytest.raises(InputError, match="scene00.png already exists; choose another folder by --out, or replace it by --over"):
+    with pytest.raises(InputError, match="scene00.png already exists; choose another folder by --out, continue by --resume, or replace it by --over"):
         script.main(flags)
     assert script.main([*flags, "--overwrite"]) == 0
     shutil.copy(world / "images" / "scene00.png", tmp_path / "scene00_overlay.png")
@@ -142,8 +164,9 @@ def test_batch_norm_trains_where_no_weights_are_loaded_unless_it_is_told_not_to(
         script.main([*options, *flag, "--out", str(tmp_path / name)])
         assert ("--weights none: the batch norm trains too" in capsys.readouterr().out) != frozen
         assert json.loads((tmp_path / name / "args.json").read_text())["frozen_bn"] == frozen
-        network, design, classes, _ = load_segmenter(tmp_path / name / "segmenter.pt")
-        assert bool(network.backbone.kept_in_eval) == design["frozen_bn"] == frozen and classes == ["red", "green"]
+        segmenter = Segmenter(tmp_path / name / "segmenter.pt")
+        assert bool(segmenter.network.backbone.kept_in_eval) == segmenter.design["frozen_bn"] == frozen
+        assert segmenter.classes == ["red", "green"]
 
 
 def test_iterations_end_within_a_pass(world, tmp_path, capsys):

@@ -74,6 +74,7 @@ class DeepLabV2(DeepLab):
 
     images [B,3,H,W] in [0,1] -> logits [B,n_labels,h,w] at the backbone's stride (8 as published).
     """
+    label_layers = ("aspp.",)  # names of the tensors whose rows are the labels
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18, 24),
                  multi_scale: bool = True) -> None:
@@ -141,6 +142,7 @@ class DeepLabV3Plus(DeepLab):
     images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W]. The convolutions are plain, not separable, as in
     deeplab-pytorch.
     """
+    label_layers = ("decoder.2.",)
 
     def __init__(self, backbone: nn.Module, n_labels: int, rates: Sequence[int] = (6, 12, 18),
                  multi_scale: bool = False) -> None:

@@ -17,6 +17,7 @@ from .resnet import IMAGENET_MEAN, IMAGENET_STD
 
 class Mask2Former(nn.Module):
     """images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W], logarithms of semantic scores."""
+    label_layers = ("model.class_predictor.", "model.criterion.empty_weight")  # rows: labels, "no object"
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -89,7 +90,8 @@ def build_mask2former(n_labels: int, weights: str, model: dict | None = None) ->
         raise InputError("--weights imagenet: mask2former starts from a model of transformers, such as "
                          "microsoft/swin-large-patch4-window12-384-in22k, or none")
     if weights == "none":
-        settings = Mask2FormerConfig.from_dict(model) if model else Mask2FormerConfig(num_labels=n_labels)
+        settings = Mask2FormerConfig.from_dict(model) if model else Mask2FormerConfig()
+        settings.num_labels = n_labels
         return Mask2Former(Network(settings))
     folder = Path(weights)
     stored = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]

@@ -1,7 +1,7 @@
 """Label maps of whole images: probabilities over scales, the dense CRF's decision, files of many images."""
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..datasets import TagDataset
-from ..datasets.base import MOST_PIXELS, Entry, files_of
-from ..datasets.folder import SUFFIXES
+from ..datasets.base import Size, whole_image
 from ..distributed import barrier
-from ..errors import InputError
+from ..files import atomic_path
 from ..networks.resnet import fuse_batch_norm
 from ..networks.deeplab import multi_scale_logits
 from ..pictures import overlay, save, shares, with_legend, write_mask
@@ -72,21 +71,86 @@ def _logits_of_scales(network: nn.Module, images: Tensor, scales: Sequence[float
         yield network(scaled)
 
 
+def refine(image: NDArray, probability: NDArray, crf: bool = False) -> NDArray:
+    """Probabilities float32 [n_labels,H,W] after the dense CRF, or as they are without `crf`.
+
+    image: uint8 [H,W,3]. The CRF decides between the labels that reach LIKELY somewhere; the others would
+    cost most of its time, and their probability becomes 0.
+    """
+    if not crf:
+        return probability
+    highest = probability.reshape(len(probability), -1).max(1)
+    labels = np.flatnonzero(highest >= LIKELY)
+    refined = np.zeros_like(probability)
+    if len(labels) == 1:
+        refined[labels] = 1
+        return refined
+    likely = probability[labels]
+    refined[labels] = dense_crf(image, unary_from_probabilities(likely / likely.sum(0)), CRF_STEPS,
+                                *CRF_KERNELS)
+    return refined
+
+
 def decide(image: NDArray, probability: NDArray, crf: bool = False) -> NDArray:
     """Label map uint8 [H,W] of an image uint8 [H,W,3] and its probabilities float32 [n_labels,H,W].
 
-    crf: the dense CRF decides between the labels that reach LIKELY somewhere; the others would cost most of
-    its time. Without it each pixel takes its most probable label.
+    Each pixel takes its most probable label, after the dense CRF where `crf` is set (see `refine`).
     """
-    if not crf:
+    return refine(image, probability, crf).argmax(0).astype(np.uint8)
+
+
+def reduced_size(size: Size, max_side: int | None) -> Size:
+    """The size (H, W) of an image whose longer side is reduced to `max_side` pixels (None or 0: no limit)."""
+    if not max_side or max(size) <= max_side:
+        return size
+    factor = max_side / max(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def reduced(image: Image.Image, max_side: int | None) -> Image.Image:
+    """The image, smoothed and reduced to `reduced_size` where it is larger."""
+    height, width = reduced_size((image.height, image.width), max_side)
+    if (height, width) == (image.height, image.width):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def reduced_image(image: Image.Image, mask: None, max_side: int | None) -> tuple[Tensor, None]:
+    """`reduced` as the transform of a data set without masks."""
+    return whole_image(reduced(image, max_side))
+
+
+def reduced_images(dataset: TagDataset, max_side: int | None) -> TagDataset:
+    """A copy of the data set without masks, whose images are `reduced`, and whose `sizes` are theirs."""
+    other = dataset.with_transform(partial(reduced_image, max_side=max_side), masks=False)
+    other.sizes = [reduced_size(size, max_side) for size in dataset.sizes]
+    return other
+
+
+def enlarge(maps: NDArray, size: Size) -> NDArray:
+    """Maps float32 [n,h,w] at a larger size (H, W), by bilinear interpolation."""
+    if maps.shape[1:] == size:
+        return maps
+    return F.interpolate(torch.from_numpy(maps)[None], size, mode="bilinear", align_corners=False)[0].numpy()
+
+
+def labels_at(probability: NDArray, size: Size) -> NDArray:
+    """The most probable label, uint8 [H,W], of probabilities float32 [n_labels,h,w] at a larger size (H, W).
+
+    Equal to `enlarge(probability, size).argmax(0)`, but never holds the maps of all labels at that size: for
+    a large photograph these take gigabytes.
+    """
+    if probability.shape[1:] == size:
         return probability.argmax(0).astype(np.uint8)
-    highest = probability.reshape(len(probability), -1).max(1)
-    labels = np.flatnonzero(highest >= LIKELY)
-    if len(labels) == 1:
-        return np.full(probability.shape[1:], labels[0], np.uint8)
-    likely = probability[labels]
-    refined = dense_crf(image, unary_from_probabilities(likely / likely.sum(0)), CRF_STEPS, *CRF_KERNELS)
-    return labels[refined.argmax(0)].astype(np.uint8)
+    labels = np.zeros(size, np.uint8)
+    highest = enlarge(probability[:1], size)[0]
+    for label in range(1, len(probability)):
+        if not probability[label].any():
+            continue
+        candidate = enlarge(probability[label:label + 1], size)[0]
+        labels[candidate > highest] = label
+        np.maximum(highest, candidate, out=highest)
+    return labels
 
 
 def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[float], flip: bool, fusion: str,
@@ -111,18 +175,23 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
 
 
 def write_label_maps(predictions: Iterable[tuple[str, NDArray, NDArray]], folder: Path, palette: NDArray,
-                     crf: bool = False, threads: int = 1, overlay_names: Sequence[str] = ()) -> None:
+                     crf: bool = False, threads: int = 1, overlay_names: Sequence[str] = (),
+                     sizes: Mapping[str, Size] | None = None, probabilities: bool = False) -> None:
     """Write FOLDER/NAME.png, the label map, of each item of `predict_images`.
 
-    palette: uint8 [256,3]. crf: see `decide`. threads: how many decide and write beside the network.
+    palette: uint8 [256,3]. crf: see `refine`. threads: how many decide and write beside the network.
     overlay_names: the names of all labels, the background's first; where they are given, NAME_overlay.png is
-    written too. On return the files of all processes are written.
+    written too, at the size of the item's image. sizes: (H, W) of each label map, where the items' images are
+    reduced ones. probabilities: also write NAME.npz, with `probabilities` float16 [n_labels,h,w] at the size
+    of the item's image and `size` (H, W) of the label map. The label map is the last file of an item.
+    On return the files of all processes are written.
     """
     waiting: list[Future] = []
     with ThreadPoolExecutor(threads) as pool:
         for name, image, probability in predictions:
-            waiting.append(pool.submit(_write_label_map, folder / f"{name}.png", image, probability, palette,
-                                       crf, overlay_names))
+            size = sizes[name] if sizes else image.shape[:2]
+            waiting.append(pool.submit(_write_results, folder / f"{name}.png", image, probability, palette,
+                                       crf, overlay_names, size, probabilities))
             if len(waiting) > 2 * threads:  # the network waits, so that few probabilities are held at once
                 waiting.pop(0).result()
         for job in waiting:
@@ -130,65 +199,21 @@ def write_label_maps(predictions: Iterable[tuple[str, NDArray, NDArray]], folder
     barrier()
 
 
-def _write_label_map(path: Path, image: NDArray, probability: NDArray, palette: NDArray, crf: bool,
-                     overlay_names: Sequence[str]) -> None:
+def _write_results(path: Path, image: NDArray, probability: NDArray, palette: NDArray, crf: bool,
+                   overlay_names: Sequence[str], size: Size, probabilities: bool) -> None:
     """Decide on one image and write its files."""
-    labels = decide(image, probability, crf)
-    write_mask(path, labels, palette)
+    refined = refine(image, probability, crf)
     if overlay_names:
+        labels = refined.argmax(0).astype(np.uint8)
         picture = overlay(Image.fromarray(image), labels, palette)
         legend = shares(labels, palette, overlay_names)
-        save(with_legend(picture, legend), path.with_name(f"{path.stem}_overlay.png"))
+        save(with_legend(picture, legend), overlay_path(path))
+    if probabilities:
+        with atomic_path(path.with_name(f"{path.stem}.npz")) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, probabilities=refined.astype(np.float16), size=np.array(size))
+    write_mask(path, labels_at(refined, size), palette)
 
 
-class Photos(TagDataset):
-    """A user's image files, turned as their EXIF tags say, without tags, masks or classes.
-
-    A bad file, or one of more than `max_pixels` pixels, raises InputError; with skip_bad it is left out and
-    listed in `skipped`.
-    """
-    oriented = True
-
-    def __init__(self, files: Sequence[Path], skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
-        entries = [Entry(path.stem, path, None, None, "--predict") for path in files]
-        super().__init__(entries, (), (), skip_bad, max_pixels)
-
-
-def image_files(paths: Iterable[Path]) -> list[Path]:
-    """The image files that --predict names, and those in the folders that it names.
-
-    InputError for a path that does not exist and for a folder without images.
-    """
-    files = []
-    for path in paths:
-        if path.is_dir():
-            inside = files_of(path, SUFFIXES)
-            if not inside:
-                raise InputError(f"--predict {path}: no image in this folder (valid: {', '.join(SUFFIXES)})")
-            files += inside
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f"--predict {path}: no such file or folder")
-    return files
-
-
-def refuse_taken_names(files: Sequence[Path], folder: Path, overwrite: bool = False) -> None:
-    """InputError where the results of image files in `folder` would replace files.
-
-    That is: a result of another image (a.jpg and a.png both give a.png), one of the images themselves, or,
-    without `overwrite`, any file that exists already.
-    """
-    results = []
-    for path in files:
-        results += [folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.png"]
-    path, count = Counter(results).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"--predict: {path} would be the result of several images; rename them")
-    images = {path.resolve() for path in files}
-    for path in results:
-        if path.resolve() in images and path.exists():
-            raise InputError(f"--predict: {path} would replace an image; choose another folder by --out")
-        if path.exists() and not overwrite:
-            raise InputError(f"--predict: {path} already exists; choose another folder by --out, or replace "
-                             "it by --overwrite")
+def overlay_path(path: Path) -> Path:
+    """The file of the overlay that belongs to a label map: NAME.png -> NAME_overlay.png."""
+    return path.with_name(f"{path.stem}_overlay.png")

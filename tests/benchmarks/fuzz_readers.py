@@ -40,7 +40,7 @@ from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.refine.affinity import load_affinity
 from clipwsss.refine.segments import Segment, read_segments, write_segments
 from clipwsss.run import Run
-from clipwsss.segment.segmenter import build_segmenter, load_segmenter, save_segmenter
+from clipwsss.segment.segmenter import build_segmenter, Segmenter, save_segmenter
 from clipwsss.toy.clip import CLIP_WEIGHTS, load_toy_clip
 
 SIZE = (12, 16)
@@ -91,7 +91,7 @@ def readers() -> dict[str, Reader]:
         "cams npz": Reader("a.npz", [a_cam("npz"), a_cam("full")], lambda folder: read_cam(folder, "a")),
         "cams npy": Reader("a.npy", [a_cam("irn")], lambda folder: read_cam(folder, "a")),
         "generators": Reader("g.pt", [generator], lambda folder: load_generator(folder / "g.pt", ["boat", "cat"])),
-        "segmenters": Reader("s.pt", [segmenter], lambda folder: load_segmenter(folder / "s.pt")),
+        "segmenters": Reader("s.pt", [segmenter], lambda folder: Segmenter(folder / "s.pt")),
         "affinity": Reader("i.pt", [generator], lambda folder: load_affinity(folder / "i.pt", "irn")),
         "clip": Reader("c.pt", [CLIP_WEIGHTS.read_bytes()[:200_000], generator],
                        lambda folder: load_clip(str(folder / "c.pt"), torch.device("cpu"))),
