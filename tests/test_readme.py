@@ -229,7 +229,8 @@ def test_the_example_of_a_trained_segmenter_runs(tmp_path, monkeypatch):
     code, _ = examples("A trained segmenter")
     names = {}
     exec(compile(code, "PYTHON.md", "exec"), names)
-    assert names["labels"].shape == (96, 96) and 0 <= names["labels"].min() <= names["labels"].max() <= 6
+    result = names["result"]
+    assert result.labels.shape == (96, 96) and result.labels.max() <= 6 and result.probabilities.shape == (7, 96, 96)
 
 
 def test_the_examples_of_the_stages_run(tmp_path, monkeypatch, capsys):
