@@ -16,6 +16,7 @@ from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.loaders import make_loader, size_loader
+from clipwsss.datasets.mmseg_transform import mmseg_transform
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import rank
 from clipwsss.errors import InputError, run_script
@@ -33,6 +34,7 @@ from clipwsss.segment.segmenter import (SEGMENTERS, TEST_SETTINGS, Segmenter, bu
                                         save_segmenter)
 from clipwsss.training import PRECISIONS, compile_networks, fit, pick_device, seed_everything
 
+PIPELINES = ("deeplab", "mmsegmentation")
 PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is written after each epoch
 
 
@@ -69,6 +71,12 @@ def get_parser() -> argparse.ArgumentParser:
         help="number of batches whose gradients are averaged in one optimiser step")
     add("--scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5), action=Ascending,
         help="training scales: one is drawn for each image; two values are the ends of a range")
+    add("--stop-at", type=whole(1), metavar="N",
+        help="end the training after N steps, while the learning rate falls as for all of --iterations")
+    add("--pipeline", choices=PIPELINES, default="deeplab",
+        help="training images; deeplab: scaled and cropped; mmsegmentation: the short side becomes "
+        "--crop-size times the scale, with photometric distortion, and crops of more than 75 %% of one label "
+        "are avoided")
     add("--balanced", action="store_true",
         help="average the cross entropy over foreground and background pixels separately, and weight each "
         "by 0.5")
@@ -99,6 +107,9 @@ def prediction_flags(parser: argparse.ArgumentParser) -> None:
         help="images with a longer side are reduced to it before they are predicted, and the result is "
         "enlarged to their size; 0: no limit (default: for --predict the median longer side of the images "
         "that the segmenter was trained on, for --predict-split no limit)")
+    add("--short-side", type=whole(0), default=0, metavar="PIXELS",
+        help="the network sees images that are resized to this short side, with a long side of at most 4 "
+        "times as much; 0: as they are")
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="largest number of images, all of the same size, that are predicted together; for --predict the "
         "default is up to 8, as their size allows")
@@ -136,6 +147,8 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     elif not dataset.has_masks:
         raise InputError(f"--masks truth: {args.data_root} has no masks for --split {args.split}")
     print(f"{args.dataset} {args.split}: {len(dataset)} images; masks: {masks}")
+    if args.pipeline == "mmsegmentation":
+        return dataset.with_transform(mmseg_transform(args.crop_size, tuple(args.scales)))
     return dataset.with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
 
@@ -159,7 +172,8 @@ def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDa
     loader = make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
                          drop_last=True)
     steps_per_epoch = math.ceil(len(loader) / args.accumulate)
-    steps = args.iterations if args.epochs is None else args.epochs * steps_per_epoch
+    whole_schedule = args.iterations if args.epochs is None else args.epochs * steps_per_epoch
+    steps = min(whole_schedule, args.stop_at or whole_schedule)
     epochs = math.ceil(steps / steps_per_epoch)  # the last one may end early
     print(f"{args.network}: {steps} steps of {args.accumulate} x {args.batch_size} images; writing {run.out}")
 
@@ -169,7 +183,7 @@ def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDa
 
     fit(run, loader, loss, {"network": network},
         network.parameter_groups(args.lr, args.weight_decay, args.head_ratio),
-        training_settings(args, "train_seg", epochs=epochs, steps=steps))
+        training_settings(args, "train_seg", epochs=epochs, steps=steps, schedule_steps=whole_schedule))
     network.eval()
 
 
@@ -183,7 +197,7 @@ def predict(args: argparse.Namespace, network: nn.Module, dataset: TagDataset, f
     shown = reduced_images(dataset, args.max_side)
     loader = size_loader(shown, args.test_batch_size, args.workers, done)
     predictions = predict_images(network, loader, args.test_scales, args.test_flip, args.test_fusion,
-                                 args.test_precision)
+                                 args.test_precision, args.short_side)
     sizes = dict(zip(dataset.names, dataset.sizes))
     write_label_maps(predictions, folder, palette, args.crf, max(1, args.workers), overlay_names, sizes,
                      probabilities)
@@ -243,6 +257,8 @@ def use_trained(args: argparse.Namespace) -> None:
         if segmenter.design["network"] == "mask2former":
             raise InputError(f"--export: {path} is a mask2former, and only DeepLab can be exported; "
                              "transformers can save its model")
+        if segmenter.test["short_side"]:
+            print(f"{args.export}: give it images with a short side of {segmenter.test['short_side']} pixels")
         export_network(segmenter.network, args.export)
         print(f"exported {args.export} ({args.export.stat().st_size / 1e6:.1f} MB)")
 
@@ -255,6 +271,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.compile and args.network == "mask2former":
         raise InputError("--compile: mask2former cannot be compiled; leave --compile out")
+    if args.pipeline == "mmsegmentation" and len(args.scales) != 2:
+        raise InputError("--scales: --pipeline mmsegmentation takes two, the ends of a range")
+    if args.pipeline == "mmsegmentation" and args.brightness:
+        raise InputError("--brightness: --pipeline mmsegmentation has a photometric distortion of its own")
     if args.checkpoint and not args.predict_split:
         raise InputError("--checkpoint: --predict-split names no split to predict; name one")
     if args.submit and not args.predict_split:

@@ -572,16 +572,21 @@ DEEPLABV3PLUS_COCO = DEEPLABV2 | dict(
 
 MASK2FORMER = dict(
     block="MASK2FORMER",
-    source="FMA-WSSS (arXiv 2312.03585, HAL-42/FMA-WSSS), to which SemPLeS hands its masks: "
-    "AdamW 1e-4, backbone at 0.1, Swin-L of ImageNet-22k",
+    source="FMA-WSSS (arXiv 2312.03585, HAL-42/FMA-WSSS), to which SemPLeS hands its masks: AdamW 1e-4, "
+    "backbone at 0.1, Swin-L of ImageNet-22k, tested at step 30,000; its mmsegmentation fork is not public: "
+    "clipping, sizes and distortion are those of mmsegmentation's own Mask2Former and VOC configurations",
     weights="microsoft/swin-large-patch4-window12-384-in22k", head_ratio=10.0,
-    optimizer="adamw", lr=1e-5, schedule="poly", weight_decay=0.05, momentum=0.9,
-    batch_size=4, accumulate=1, iterations=80000, crop_size=512, scales=[0.5, 1.5],
-    test_scales=[1.0], test_fusion="mean", test_flip=False, crf=False)
+    optimizer="adamw", lr=1e-5, schedule="poly", weight_decay=0.05, momentum=0.9, clip_norm=0.01,
+    batch_size=4, accumulate=1, iterations=80000, stop_at=30000,
+    pipeline="mmsegmentation", crop_size=512, scales=[0.5, 2.0],
+    short_side=512, test_scales=[1.0], test_fusion="mean", test_flip=False, crf=False)
 
 MASK2FORMER_COCO = MASK2FORMER | dict(
-    block="MASK2FORMER_COCO", source="FMA-WSSS (arXiv 2312.03585, HAL-42/FMA-WSSS), its COCO configuration",
-    iterations=100000)
+    block="MASK2FORMER_COCO", source="as MASK2FORMER; FMA-WSSS' COCO configuration and README",
+    iterations=100000, stop_at=90000)
+
+MASK2FORMER_FOLDER = MASK2FORMER | dict(
+    block="MASK2FORMER_FOLDER", source="as MASK2FORMER, to the last step", stop_at=None)
 
 QUICK_DEEPLABV2 = dict(
     block="QUICK_DEEPLABV2",
@@ -680,7 +685,7 @@ TRAIN_SEG = {
     ("coco14", "deeplabv2"): DEEPLABV2_COCO, ("coco14", "deeplabv3plus"): DEEPLABV3PLUS_COCO,
     ("coco14", "mask2former"): MASK2FORMER_COCO,
     ("folder", "deeplabv2"): DEEPLABV2, ("folder", "deeplabv3plus"): DEEPLABV3PLUS,
-    ("folder", "mask2former"): MASK2FORMER,
+    ("folder", "mask2former"): MASK2FORMER_FOLDER,
     ("quick", "deeplabv2"): QUICK_DEEPLABV2, ("quick", "deeplabv3plus"): QUICK_DEEPLABV3PLUS,
     ("toy", "deeplabv2"): TOY_DEEPLABV2, ("toy", "deeplabv3plus"): TOY_DEEPLABV3PLUS,
     ("toy", "mask2former"): TOY_MASK2FORMER,

@@ -83,7 +83,8 @@ class Training(NamedTuple):
 
     momentum: of SGD. warmup: steps of linear warm-up. clip_norm: largest norm of the gradients, 0 disables
     clipping. precision: as in `use_bf16`. accumulate: batches whose gradients make one step of the optimiser.
-    steps: end after so many steps, within an epoch too. sync_bn: batch norm that trains takes the statistics
+    steps: end after so many steps, within an epoch too. schedule_steps: the steps of the learning rate's
+    whole schedule, where the training ends earlier. sync_bn: batch norm that trains takes the statistics
     of the images of all processes (on GPUs).
     """
     label: str
@@ -99,6 +100,7 @@ class Training(NamedTuple):
     seed: int = 0
     accumulate: int = 1
     steps: int | None = None
+    schedule_steps: int | None = None
     sync_bn: bool = False
 
 
@@ -190,8 +192,8 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     optimizer = make_optimizer(groups, training)
     device = optimizer.param_groups[0]["params"][0].device
     per_epoch = -(-len(loader) // training.accumulate)
-    scheduler = make_scheduler(optimizer, training.schedule, training.steps or training.epochs * per_epoch,
-                               training.warmup)
+    steps = training.schedule_steps or training.steps or training.epochs * per_epoch
+    scheduler = make_scheduler(optimizer, training.schedule, steps, training.warmup)
     stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
     # The old and the new checkpoint exist together for a moment, each with two moments of every weight.
     needed = 2 * 3 * sum(p.nbytes for module in modules.values() for p in module.parameters())

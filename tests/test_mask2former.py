@@ -55,6 +55,26 @@ def test_the_loss_reaches_all_that_learns(tiny):
     assert silent == [] and sum(not item.requires_grad for item in network.parameters()) <= 2
 
 
+def test_decay_is_that_of_mmsegmentation(tiny):
+    """Biases and the pixel decoder's level embedding decay; norms, tables, queries, the decoder's levels do not."""
+    network = built(tiny)
+    groups = network.parameter_groups(1e-5, 0.05)
+    decays = {id(item): group["weight_decay"] for group in groups for item in group["params"]}
+    names = {name: decays[id(item)] for name, item in network.model.named_parameters()}
+    free = {name for name, decay in names.items() if decay == 0}
+    rest = {name for name in names if "norm" not in name} - {
+        name for name in names if ".input_projections." in name and ".1." in name[-12:]}
+    assert {name for name in free & rest if "adapter_1.1" not in name and "layer_1.1" not in name} == {
+        *(name for name in names if name.endswith("relative_position_bias_table")),
+        "model.transformer_module.queries_embedder.weight", "model.transformer_module.queries_features.weight",
+        "model.transformer_module.level_embed.weight"}
+    assert all(names[name] == 0 for name in names if "layernorm" in name or "layer_norm" in name)
+    for name in ("model.pixel_level_module.decoder.level_embed", "class_predictor.bias",
+                 "model.transformer_module.decoder.mask_predictor.mask_embedder.0.0.weight",
+                 "model.pixel_level_module.encoder.swin.embeddings.patch_embeddings.projection.weight"):
+        assert names[name] == 0.05, name
+
+
 def test_learns_and_predicts_at_image_size(tiny):
     torch.manual_seed(0)
     network = built(tiny)

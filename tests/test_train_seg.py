@@ -179,6 +179,36 @@ def test_iterations_end_within_a_pass(world, tmp_path, capsys):
     assert len(log) == 1 and state["scheduler"]["last_epoch"] == 5
 
 
+def test_training_stops_early_on_the_whole_schedule(world, tmp_path, capsys):
+    options = [*SMALL, "--data-root", str(world), "--masks", "truth", "--batch-size", "4", "--predict-split", "",
+               "--iterations", "10", "--stop-at", "4", "--schedule", "poly"]
+    script.main([*options, "--out", str(tmp_path / "stopped")])
+    assert "4 steps of 1 x 4" in capsys.readouterr().out
+    log, _ = log_of(tmp_path / "stopped")
+    assert log[-1]["lr"] == pytest.approx(0.005 * (1 - 4 / 10) ** 0.9)
+    state = torch.load(tmp_path / "stopped" / "last_train_seg.pt", weights_only=True)
+    assert state["scheduler"]["last_epoch"] == 4
+
+
+def test_mmsegmentation_s_sizes_stay_with_the_segmenter(world, tmp_path, monkeypatch):
+    options = [*SMALL, "--data-root", str(world), "--masks", "truth", "--epochs", "1", "--pipeline",
+               "mmsegmentation", "--scales", "0.5", "2", "--crop-size", "48", "--short-side", "48"]
+    script.main([*options, "--out", str(tmp_path / "run")])
+    checkpoint = tmp_path / "run" / "segmenter.pt"
+    segmenter = Segmenter(checkpoint, "cpu")
+    assert segmenter.test["short_side"] == 48
+    seen = []
+    monkeypatch.setattr(type(segmenter.network), "forward", lambda self, images: seen.append(tuple(images.shape[-2:]))
+                        or torch.zeros(len(images), 3, *images.shape[-2:]))
+    script.main(["--checkpoint", str(checkpoint), "--predict", str(world / "images" / "scene00.png"), "--out",
+                 str(tmp_path / "own"), "--workers", "0", "--device", "cpu"])
+    segmenter(world / "images" / "scene00.png")
+    assert seen == [(48, 54), (48, 54)]  # of 32 x 36
+    for flags, message in ((["--scales", "1"], "takes two"), (["--brightness", "0.1"], "photometric distortion")):
+        with pytest.raises(InputError, match=message):
+            script.main([*options, *flags, "--out", str(tmp_path / "bad")])
+
+
 def test_submit_and_export(world, trained, tmp_path):
     base = [*SMALL, "--data-root", str(world), "--checkpoint", str(trained / "segmenter.pt")]
     script.main([*base, "--out", str(tmp_path), "--submit", str(tmp_path / "results.tgz")])

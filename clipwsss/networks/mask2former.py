@@ -14,6 +14,13 @@ from ..errors import InputError
 from .deeplab import IGNORE
 from .resnet import IMAGENET_MEAN, IMAGENET_STD
 
+# Ends of the names of parameters that do not decay, beside those of norms. In mmsegmentation they are called
+# absolute_pos_embed, relative_position_bias_table, query_embed, query_feat and level_embed. Its pixel
+# decoder's level_encoding, which is decoder.level_embed here, decays.
+WITHOUT_DECAY = ("embeddings.position_embeddings", "relative_position_bias_table", "queries_embedder.weight",
+                 "queries_features.weight", "transformer_module.level_embed.weight")
+DROP_PATH = 0.3  # of the Swin backbone in training, mmsegmentation's value
+
 
 class Mask2Former(nn.Module):
     """images [B,3,H,W] in [0,1] -> logits [B,n_labels,H,W], logarithms of semantic scores."""
@@ -58,12 +65,17 @@ class Mask2Former(nn.Module):
     def parameter_groups(self, lr: float, weight_decay: float, head_ratio: float = 10.0) -> list[dict]:
         """Optimiser groups: the backbone at `lr`, everything else at `head_ratio` times it.
 
-        Norms, biases and embeddings have no weight decay.
+        Norms, position tables, queries and the decoder's level embedding have no weight decay; biases have.
+        Source: mmsegmentation's configuration of Mask2Former with Swin.
         """
+        norms = set()
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                norms |= {f"{name}.weight", f"{name}.bias"}
         groups = {}
         for name, parameter in self.model.named_parameters():
             in_backbone = "pixel_level_module.encoder." in name
-            without_decay = parameter.dim() <= 1 or "embed" in name or "queries_features" in name
+            without_decay = name in norms or name.endswith(WITHOUT_DECAY)
             key = (in_backbone, without_decay)
             if key not in groups:
                 groups[key] = {"params": [], "lr": lr if in_backbone else head_ratio * lr,
@@ -101,6 +113,7 @@ def build_mask2former(n_labels: int, weights: str, model: dict | None = None) ->
         if settings.model_type == "swin":
             stages = [f"stage{number}" for number in range(1, len(settings.depths) + 1)]
             settings.out_features = stages
+            settings.drop_path_rate = DROP_PATH
             network = Network(Mask2FormerConfig(backbone_config=settings, num_labels=n_labels))
             if not config_alone:
                 network.model.pixel_level_module.encoder = SwinBackbone.from_pretrained(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets import TagDataset
 from ..datasets.base import Size, whole_image
+from ..datasets.mmseg_transform import short_side_size
 from ..distributed import barrier
 from ..files import atomic_path
 from ..networks.resnet import fuse_batch_norm
@@ -32,14 +33,20 @@ FUSIONS = ("mean", "max")  # of scales: mean of the probabilities, or maximum of
 
 @torch.inference_mode()
 def class_probabilities(network: nn.Module, images: Tensor, scales: Sequence[float] = (1.0,),
-                  flip: bool = False, fusion: str = "mean") -> Tensor:
+                  flip: bool = False, fusion: str = "mean", short_side: int = 0) -> Tensor:
     """Class probabilities [B,n_labels,H,W] of images [B,3,H,W] in [0,1] over scales.
+
+    short_side: the network sees images that are resized to this short side, see `short_side_size`; 0 leaves
+    them as they are.
 
     flip: average with the probabilities of the mirrored images. fusion: `mean` averages the probabilities of
     the scales; `max` takes the maximum of their logits at the size of the first scale's logits, as DeepLabV2
     is tested (deeplab-pytorch).
     """
     size = images.shape[-2:]
+    if short_side:
+        seen = short_side_size(tuple(size), short_side)
+        images = F.interpolate(images, seen, mode="bilinear", align_corners=False)
     views = [images, images.flip(-1)] if flip else [images]
     maps_per_view = 1 if fusion == "max" else len(scales)
     total = None
@@ -154,11 +161,11 @@ def labels_at(probability: NDArray, size: Size) -> NDArray:
 
 
 def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[float], flip: bool, fusion: str,
-                   precision: str) -> Iterator[tuple[str, NDArray, NDArray]]:
+                   precision: str, short_side: int = 0) -> Iterator[tuple[str, NDArray, NDArray]]:
     """Yield (name, image uint8 [H,W,3], probabilities float32 [n_labels,H,W]) of each image of a loader.
 
     loader: batches of whole images, as `size_loader` makes them.
-    scales, flip, fusion: see `class_probabilities`.
+    scales, flip, fusion, short_side: see `class_probabilities`.
     precision: `fp32`, `bf16` or `auto`, see `training.use_bf16`. The network computes on its own device.
     """
     device = next(network.parameters()).device
@@ -167,7 +174,8 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
     for batch in loader:
         images = batch.images.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
-            likelihoods = class_probabilities(network, images, scales, flip, fusion).cpu().numpy()
+            likelihoods = class_probabilities(network, images, scales, flip, fusion, short_side)
+            likelihoods = likelihoods.cpu().numpy()
         pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield from zip(batch.names, pixels, likelihoods)
         progress.update(len(batch.names))

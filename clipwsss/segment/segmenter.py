@@ -113,8 +113,9 @@ def load_deeplab_pytorch(network: deeplab.DeepLab, stored: dict[str, Tensor], so
 # The settings of a test, under the names of train_seg.py's flags. A segmenter's file keeps those it was made
 # with, so that it is used in the same way later. max_side is the longer side, in pixels, that larger
 # photographs are reduced to: that of the training images, whose objects have the size that was learnt.
-TEST_SETTINGS = ("test_scales", "test_fusion", "test_flip", "crf", "max_side")
-PLAIN_TEST = {"test_scales": [1.0], "test_fusion": "mean", "test_flip": False, "crf": False, "max_side": None}
+TEST_SETTINGS = ("test_scales", "test_fusion", "test_flip", "crf", "max_side", "short_side")
+PLAIN_TEST = {"test_scales": [1.0], "test_fusion": "mean", "test_flip": False, "crf": False, "max_side": None,
+              "short_side": 0}
 
 
 def save_segmenter(network: nn.Module, design: dict, classes: Sequence[str], palette: NDArray,
@@ -172,7 +173,7 @@ class Segmenter:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16("auto", self.device)):
             probability = class_probabilities(
                 self.network, pixels[None].to(self.device), self.test["test_scales"], self.test["test_flip"],
-                self.test["test_fusion"])
+                self.test["test_fusion"], self.test["short_side"])
         refined = refine(np.asarray(shown), probability[0].cpu().numpy(), self.test["crf"])
         enlarged = enlarge(refined, (image.height, image.width))
         labels = enlarged.argmax(0).astype(np.uint8)
