@@ -71,8 +71,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="number of batches whose gradients are averaged in one optimiser step")
     add("--scales", type=real(0.1, 8), nargs="+", default=(0.5, 0.75, 1.0, 1.25, 1.5), action=Ascending,
         help="training scales: one is drawn for each image; two values are the ends of a range")
-    add("--stop-at", type=whole(1), metavar="N",
-        help="end the training after N steps, while the learning rate falls as for all of --iterations")
+    add("--stop-at", type=whole(0), default=0, metavar="N",
+        help="end the training after N steps, while the learning rate falls as for all of --iterations; 0: "
+        "train to the end")
     add("--pipeline", choices=PIPELINES, default="deeplab",
         help="training images; deeplab: scaled and cropped; mmsegmentation: the short side becomes "
         "--crop-size times the scale, with photometric distortion, and crops of more than 75 %% of one label "
@@ -263,12 +264,8 @@ def use_trained(args: argparse.Namespace) -> None:
         print(f"exported {args.export} ({args.export.stat().st_size / 1e6:.1f} MB)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(get_parser(), argv, "train_seg")
-    device = pick_device(args.device)
-    if args.predict or args.export:
-        use_trained(args)
-        return 0
+def check_arguments(args: argparse.Namespace) -> None:
+    """InputError on flags that do not go together, before anything is read."""
     if args.compile and args.network == "mask2former":
         raise InputError("--compile: mask2former cannot be compiled; leave --compile out")
     if args.pipeline == "mmsegmentation" and len(args.scales) != 2:
@@ -281,6 +278,15 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--submit: --predict-split names no split whose predictions are packed; name one")
     if args.submit and args.submit.suffix == ".json":
         pycocotools_mask()  # COCO's results need this package; better missed now than after the training
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(get_parser(), argv, "train_seg")
+    device = pick_device(args.device)
+    if args.predict or args.export:
+        use_trained(args)
+        return 0
+    check_arguments(args)
 
     # Data: images to learn from, and images to predict.
     learned = None if args.checkpoint else training_data(args)

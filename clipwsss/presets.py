@@ -586,7 +586,7 @@ MASK2FORMER_COCO = MASK2FORMER | dict(
     iterations=100000, stop_at=90000)
 
 MASK2FORMER_FOLDER = MASK2FORMER | dict(
-    block="MASK2FORMER_FOLDER", source="as MASK2FORMER, to the last step", stop_at=None)
+    block="MASK2FORMER_FOLDER", source="as MASK2FORMER, to the last step", stop_at=0)
 
 QUICK_DEEPLABV2 = dict(
     block="QUICK_DEEPLABV2",
