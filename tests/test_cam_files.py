@@ -238,10 +238,10 @@ def test_damaged_missing_and_doubled_files(tmp_path):
                 read_cam(tmp_path, "a")
         path.unlink()
     np.save(tmp_path / "a.npy", np.ones(3))
-    with pytest.raises(InputError, match=r"an array \[3\] of float64, not a dictionary of CAMs"):
+    with pytest.raises(InputError, match=r"an array \[3\] of float64, not a dictionary"):
         read_cam(tmp_path, "a")
     save_pickled(tmp_path / "a.npy", [1, 2])
-    with pytest.raises(InputError, match="holds a list, not a dictionary of CAMs"):
+    with pytest.raises(InputError, match="holds a list, not a dictionary"):
         read_cam(tmp_path, "a")
     write_cam(tmp_path, "a", KEYS, maps((3, 3)))
     with pytest.raises(InputError, match="both are there"):

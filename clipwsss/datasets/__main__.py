@@ -1,17 +1,22 @@
-"""Check a folder of your own images and tags: print counts, everything that is wrong, and advice.
+"""Check a folder of images, your own, VOC's or COCO's: print counts, everything that is wrong, and advice.
 
     python -m clipwsss.datasets check mydata      exit status 0, or 2 if something is wrong
 """
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from ..errors import InputError, run_script
 from ..flags import Parser
+from .base import TagDataset
+from .coco import CocoDataset, coco_splits
 from .folder import FolderDataset, images_below, read_table
+from .voc import MISSING_LIST, VocDataset, voc_folder, voc_splits
 
+USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
 FEW = 20  # a class with fewer images rarely gets good maps
 SEVERAL = 3  # in a class with fewer images, another class may be in all of them by chance
 OFTEN = 0.9  # a class in this share of another class's images counts as always present
@@ -19,21 +24,42 @@ LARGE = 1000  # pixels of the long side; training crops have 512, CAMs are made 
 SHOWN = 5  # names that a line of advice lists
 
 
-def read_splits(root: Path) -> tuple[dict[str, FolderDataset], list[str]]:
+def layout_of(root: Path) -> type[TagDataset]:
+    """The kind of data set in a folder: VOC's where it has JPEGImages, COCO's where it has annotations."""
+    with suppress(InputError):
+        voc_folder(root)
+        return VocDataset
+    return CocoDataset if coco_splits(root) else FolderDataset
+
+
+def split_names(root: Path, layout: type[TagDataset]) -> list[str]:
+    """The splits that are checked; InputError for a folder without a good table of tags."""
+    if layout is VocDataset:
+        return [name for name in voc_splits(voc_folder(root)) if name in USED]
+    if layout is CocoDataset:
+        return coco_splits(root)
+    rows, _ = read_table(root, images_below(root / "images"))
+    return sorted({row.split for row in rows})
+
+
+def read_splits(root: Path, layout: type[TagDataset]) -> tuple[dict[str, TagDataset], list[str]]:
     """(split -> its images with good files, one line for everything that is wrong with the folder)."""
-    splits: dict[str, FolderDataset] = {}
+    splits: dict[str, TagDataset] = {}
     problems: list[str] = []
     try:
-        rows, _ = read_table(root, images_below(root / "images"))
-        for split in sorted({row.split for row in rows}):
-            splits[split] = FolderDataset(root, split, skip_bad=True)  # decodes every file
-            problems += splits[split].skipped
+        names = split_names(root, layout)
     except InputError as error:
-        problems += error.problems
+        return splits, error.problems
+    for split in names:
+        try:
+            splits[split] = layout(root, split, skip_bad=True)  # decodes every file
+            problems += splits[split].skipped
+        except InputError as error:
+            problems += error.problems
     return splits, list(dict.fromkeys(problems))  # a bad line of the table is found with every split
 
 
-def describe(splits: dict[str, FolderDataset]) -> list[str]:
+def describe(splits: dict[str, TagDataset]) -> list[str]:
     """Lines with images, masks and sizes of each split, then a table of the images of each class."""
     lines = []
     for split, data in splits.items():
@@ -51,7 +77,7 @@ def describe(splits: dict[str, FolderDataset]) -> list[str]:
     return lines
 
 
-def advise(root: Path, splits: dict[str, FolderDataset]) -> list[str]:
+def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     """Lines of advice: what makes masks worse or stops a script although no file is bad."""
     lines = advise_on_classes(splits)
     names = [name for data in splits.values() for name in data.names]
@@ -74,7 +100,20 @@ def advise(root: Path, splits: dict[str, FolderDataset]) -> list[str]:
     return lines
 
 
-def advise_on_classes(splits: dict[str, FolderDataset]) -> list[str]:
+def missing_parts(layout: type[TagDataset], splits: dict[str, TagDataset]) -> list[str]:
+    """Lines about parts of VOC or COCO that are not in the folder and without which a script would stop."""
+    lines = []
+    for split in ("train", "val"):
+        if split not in splits:
+            lines.append(f"{split}: this split is not there; scripts that need it would stop")
+        elif not any(splits[split].masked):
+            lines.append(f"{split}: no image has a mask, so that nothing can be scored on this split")
+    if layout is VocDataset and "train_aug" not in splits:
+        lines.append(f"train_aug: {MISSING_LIST}")
+    return lines
+
+
+def advise_on_classes(splits: dict[str, TagDataset]) -> list[str]:
     """Lines of advice on classes that are in nearly all images, always together, or in few images."""
     classes = next(iter(splits.values())).classes
     labels = torch.cat([data.labels for data in splits.values()])
@@ -106,15 +145,21 @@ def shorten_list(names: Sequence[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m clipwsss.datasets", description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["check"], help="`check` reads every file and writes nothing")
-    parser.add_argument("folder", type=Path, help="folder with images/, classes.txt and a table of tags, see "
-                        "clipwsss/datasets/FORMATS.md")
+    parser.add_argument("folder", type=Path, help="folder with images/, classes.txt and a table of tags, or "
+                        "in VOC's or COCO's layout, see clipwsss/datasets/FORMATS.md")
     args = parser.parse_args(argv)
-    splits, problems = read_splits(args.folder)
+    layout = layout_of(args.folder)
+    splits, problems = read_splits(args.folder, layout)
     if splits:
         for line in describe(splits):
             print(line)
-        print("\nto improve the masks:")
-        for line in advise(args.folder, splits):
+        if layout is FolderDataset:
+            print("\nto improve the masks:")
+            lines = advise(args.folder, splits)
+        else:
+            print("\nwhat is not there:")
+            lines = missing_parts(layout, splits) or ["nothing is missing"]
+        for line in lines:
             print(line)
         print()
     print("\n".join(problems) or "no errors found")

@@ -42,11 +42,10 @@ class CocoDataset(TagDataset):
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS,
                  crowds: str = "background"):
         root = Path(root)
-        files = {name: root / "annotations" / f"instances_{name}2014.json" for name in COCO_SPLITS}
-        splits = [name for name in COCO_SPLITS if files[name].is_file()]
+        splits = coco_splits(root)
         if split not in COCO_SPLITS:
             raise split_error(split, splits, root)
-        path = files[split]
+        path = annotation_file(root, split)
         if split not in splits:
             raise InputError(f"{path}: no such file")
         folder = image_folder(root, split)
@@ -103,6 +102,16 @@ def drawing_order(regions: list[LabelledRegion], crowds: str) -> list[LabelledRe
     value = 255 if crowds == "ignore" else 0
     below = [region._replace(label=value) for region in regions if region.crowd]
     return below + [region for region in regions if not region.crowd]
+
+
+def annotation_file(root: Path, split: str) -> Path:
+    """The annotation file of one of COCO_SPLITS."""
+    return root / "annotations" / f"instances_{split}2014.json"
+
+
+def coco_splits(root: Path) -> list[str]:
+    """The splits that have an annotation file."""
+    return [split for split in COCO_SPLITS if annotation_file(root, split).is_file()]
 
 
 def image_folder(root: Path, split: str) -> Path:

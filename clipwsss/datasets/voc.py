@@ -2,18 +2,27 @@
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from ..errors import InputError
+import numpy as np
+
+from ..errors import InputError, one_line
 from ..files import existing, nfc, read_text
+from ..npy_files import read_dictionary
 from ..toy.scenes import CLASSES
 from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
+
+LABELS = "cls_labels.npy"
+MISSING_LIST = ("VOC's archive lacks SBD's list of 10,582 training images: save it as ImageSets/Segmentation/"
+                "trainaug.txt (clipwsss/datasets/FORMATS.md says where it is), or train on --split train")
 
 
 class VocDataset(TagDataset):
     """The VOC2012 layout below `root` (the folder VOC2012 itself, or the VOCdevkit around it).
 
     Splits are ImageSets/Segmentation/SPLIT.txt, with `ID` or `/JPEGImages/ID.jpg /.../ID.png` in each line.
-    Without train_aug.txt, `train_aug` is every image of SegmentationClassAug that is not in val (10,582).
-    Tags are the objects of Annotations/ID.xml, difficult and truncated ones too, as in IRN's label file.
+    `train_aug` is the list train_aug.txt or trainaug.txt of SBD's images (10,582). VOC's own archive has no
+    such list; without one, `train_aug` is every image of SegmentationClassAug that is not in val.
+    Tags are the objects of Annotations/ID.xml, difficult and truncated ones too, as in IRN's label file. An
+    image without annotation has the tags of such a label file, cls_labels.npy in `root` (see `read_labels`).
     A mask is SegmentationClass/ID.png, the official one that papers score, or, where there is none,
     SegmentationClassAug/ID.png. Images of `test` have neither tags nor masks: their labels are zero.
     """
@@ -22,37 +31,42 @@ class VocDataset(TagDataset):
                "tvmonitor"]
 
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
-        folders = (Path(root), Path(root) / "VOC2012", Path(root) / "VOCdevkit" / "VOC2012")
-        found = [folder for folder in folders if (folder / "JPEGImages").is_dir()]
-        if not found:
-            raise InputError(f"--data-root {root}: no VOC2012 data; expected JPEGImages, Annotations and "
-                             "ImageSets")
-        root = found[0]
+        root = voc_folder(root)
         augmented = {path.stem: path for path in files_of(root / "SegmentationClassAug", optional=True)}
         official = {path.stem: path for path in files_of(root / "SegmentationClass", optional=True)}
         masks = augmented | official
         splits, listed = split_ids(root, split, augmented)
-        entries = []
+        tags = {}
         problems = []
+        if split != "test":
+            tags, problems = self.tags_of(root, listed)
+        entries = []
         for name, where in listed:
             image = root / "JPEGImages" / f"{name}.jpg"
             if split == "test":
                 entries.append(Entry(name, image, None, None, where))
+            elif name in tags:
+                entries.append(Entry(name, image, tags[name], masks.get(name), where))
+        super().__init__(entries, problems, splits, skip_bad, max_pixels)
+
+    def tags_of(self, root: Path,
+                listed: list[tuple[str, str]]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+        """({image id: tags}, one line for each image without readable tags) of (image id, place) pairs."""
+        files = {name: root / "Annotations" / f"{name}.xml" for name, _ in listed}
+        labels = {}
+        if (root / LABELS).is_file() and not all(path.is_file() for path in files.values()):
+            labels = read_labels(root / LABELS, len(self.classes))
+        tags = {}
+        problems = []
+        for name, where in listed:
+            if name in labels and not files[name].is_file():
+                tags[name] = labels[name]
                 continue
-            path = root / "Annotations" / f"{name}.xml"
             try:
-                objects = ElementTree.parse(path).iter("object")
-                # An object's own name; those of its parts, such as `head`, are not tags.
-                names = {(item.findtext("name") or "").strip() for item in objects}
-                tags = self.class_numbers(names, path)
-                entries.append(Entry(name, image, tags, masks.get(name), where))
-            except FileNotFoundError:
-                problems.append(f"{path}: no such annotation, for the image listed in {where}")
-            except (ElementTree.ParseError, OSError) as error:
-                problems.append(f"{path}: not a readable annotation ({error}), listed in {where}")
+                tags[name] = self.class_numbers(read_objects(files[name], where), files[name])
             except InputError as error:
                 problems.append(str(error))
-        super().__init__(entries, problems, splits, skip_bad, max_pixels)
+        return tags, problems
 
 
 class ToyDataset(VocDataset):
@@ -71,17 +85,66 @@ class ToyDataset(VocDataset):
         return present
 
 
+def voc_folder(root: Path | str) -> Path:
+    """The folder VOC2012: `root` or a folder in it; InputError if none of them has JPEGImages."""
+    for folder in (Path(root), Path(root) / "VOC2012", Path(root) / "VOCdevkit" / "VOC2012"):
+        if (folder / "JPEGImages").is_dir():
+            return folder
+    raise InputError(f"--data-root {root}: no VOC2012 data; expected JPEGImages, Annotations and ImageSets")
+
+
+def read_objects(path: Path, where: str) -> set[str]:
+    """The names of an annotation file's objects; InputError for a bad or missing file.
+
+    where: the place that lists the image, for the message.
+    """
+    try:
+        objects = ElementTree.parse(path).iter("object")
+        # An object's own name; those of its parts, such as `head`, are not tags.
+        return {(item.findtext("name") or "").strip() for item in objects}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such annotation, for the image listed in {where}") from None
+    except (ElementTree.ParseError, OSError) as error:
+        raise InputError(f"{path}: not a readable annotation ({error}), listed in {where}") from error
+
+
+def read_labels(path: Path, n_classes: int) -> dict[str, tuple[int, ...]]:
+    """Image id -> its tags, from the cls_labels.npy of IRN's, CLIMS', WeakTr's or SemPLeS' release.
+
+    The file holds a pickled dictionary from an image to an array [n_classes] of 0 and 1. An image is called
+    2007_000032 (WeakTr's and SemPLeS' files may add .jpg), or by the number 2007000032 (IRN and CLIMS).
+    No code in the file is run. InputError: a damaged file, or one that holds something else.
+    """
+    try:
+        contents = read_dictionary(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise InputError(f"{path}: not a readable file of class labels ({one_line(error)})") from error
+    tags = {}
+    for image, marks in contents.items():
+        name = str(image).removesuffix(".jpg")
+        if name.isdigit():
+            name = f"{name[:4]}_{name[4:]}"
+        marks = np.asarray(marks)
+        if marks.shape != (n_classes,) or not np.isin(marks, (0, 1)).all():
+            raise InputError(f"{path}: the labels of image {ascii(name)[:40]} are not {n_classes} values of "
+                             "0 and 1")
+        tags[name] = tuple(marks.nonzero()[0].tolist())
+    return tags
+
+
 def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[str], list[tuple[str, str]]]:
     """The names of all splits, and (image id, place that lists it) of each image of one split.
 
     augmented: image id -> mask of SegmentationClassAug. A line of a split file is an image id or begins with
     the image's path. InputError for an unknown or empty split.
     """
-    files = {path.stem: path for path in files_of(root / "ImageSets" / "Segmentation", (".txt",))}
-    splits = list(files)
-    if "train_aug" not in files and "val" in files and augmented:
-        splits.append("train_aug")
+    files = split_files(root)
+    splits = voc_splits(root)
     if split not in splits:
+        if split == "train_aug":
+            raise InputError(f"--split train_aug: {root} has {', '.join(splits)}; {MISSING_LIST}")
         raise split_error(split, splits, root)
     path = files.get(split, files.get("val"))
     listed = []
@@ -95,3 +158,20 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
     if not listed:
         raise InputError(f"{path}: split {split} is empty")
     return splits, listed
+
+
+def split_files(root: Path) -> dict[str, Path]:
+    """Split -> the file that lists its images; for `train_aug` it is train_aug.txt or else trainaug.txt."""
+    files = {path.stem: path for path in files_of(root / "ImageSets" / "Segmentation", (".txt",))}
+    if "trainaug" in files:
+        files.setdefault("train_aug", files.pop("trainaug"))
+    return files
+
+
+def voc_splits(root: Path) -> list[str]:
+    """The names of all splits of a folder VOC2012."""
+    splits = list(split_files(root))
+    augmented = files_of(root / "SegmentationClassAug", optional=True)
+    if "train_aug" not in splits and "val" in splits and augmented:
+        splits.append("train_aug")
+    return splits
