@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clipwsss.cams.cam_files import CamFile
+from clipwsss.cams.generator import GENERATORS
 from clipwsss.cams.mask_inputs import missing_inputs, read_inputs
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.base import read_mask
@@ -29,6 +30,8 @@ from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
                                       smallest_crop)
 from clipwsss.refine.affinity_flags import affinity_flags
+from clipwsss.refine.crf import BILATERAL, GAUSSIAN
+from clipwsss.refine.crf_flags import crf_flags
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.segments import paint, read_segments
 from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, constant_background, crf_labels,
@@ -56,7 +59,8 @@ WALKS_FROM_STORED_SIZE = ("color", "irn")  # they start from maps as stored; the
 # What decides the labels after the walk: functions of the settings, the image's name and pixels (uint8
 # [H, W, 3]), the scores [1 + k, H, W] and the labels [H, W] so far. They return new labels.
 DECIDERS = {
-    "crf": lambda args, name, pixels, scores, labels: crf_labels(pixels, labels, len(scores)),
+    "crf": lambda args, name, pixels, scores, labels: crf_labels(
+        pixels, labels, len(scores), args.crf_gaussian, args.crf_bilateral),
     "segments": lambda args, name, pixels, scores, labels: torch.from_numpy(paint(
         scores[1:].numpy(), read_segments(args.segments, name, pixels.shape[:2]), args.segment_power)),
 }
@@ -73,6 +77,9 @@ def get_parser() -> argparse.ArgumentParser:
                            "--refine irn crf",
                            ("refine", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
+    add("--generator", choices=tuple(GENERATORS), default="resnet",
+        help="network that made the CAMs; it selects the defaults of the other flags: for weaktr those of "
+        "WeakTr's masks, which are made by a threshold and a CRF without a walk")
     add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
         help="stages of refinement in their order: at most one random walk (color needs no training, irn and "
         "psa train an affinity network), then crf; `none` refines nothing and cannot be combined with "
@@ -98,6 +105,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
     add("--layout", choices=tuple(LAYOUTS), help="also copy images and masks to OUT/voc in VOC's "
         "layout, or to OUT/mmseg in that of mmsegmentation")
+    crf_flags(parser, GAUSSIAN, BILATERAL)
     affinity_flags(parser)
     training_flags(parser, resumes=False)
     return parser
@@ -128,7 +136,8 @@ def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk
     """Write one image's confident labels, from which the affinity network of the walk learns."""
     pixels, file = read_inputs(dataset, cams, index)
     maps = cam_maps(file, pixels.shape[:2]).numpy()
-    labels = confident_labels(pixels, maps, file.keys, *args.confident, kind=walk)
+    labels = confident_labels(pixels, maps, file.keys, *args.confident, walk, args.crf_gaussian,
+                              args.crf_bilateral)
     write_mask(folder / f"{dataset.names[index]}.png", labels, dataset.palette)
 
 

@@ -24,12 +24,13 @@ from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
 from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser,
                               start_run, start_weights, training_flags, training_settings)
+from clipwsss.refine.crf_flags import crf_flags
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_files, photos_at_once,
                                      refuse_taken_names)
-from clipwsss.segment.predict import FUSIONS, predict_images, reduced_images, write_label_maps
+from clipwsss.segment.predict import CRF_KERNELS, FUSIONS, predict_images, reduced_images, write_label_maps
 from clipwsss.segment.segmenter import (SEGMENTERS, TEST_SETTINGS, Segmenter, build_segmenter, export_network,
                                         save_segmenter)
 from clipwsss.training import PRECISIONS, compile_networks, fit, pick_device, seed_everything
@@ -116,6 +117,7 @@ def prediction_flags(parser: argparse.ArgumentParser) -> None:
         "default is up to 8, as their size allows")
     add("--test-precision", choices=PRECISIONS, default="auto",
         help="number format in inference; auto takes bf16 where the device supports it natively")
+    crf_flags(parser, *CRF_KERNELS)
     add = parser.add_argument_group("other outputs").add_argument
     add("--predict", type=Path, nargs="+", metavar="PATH",
         help="train nothing: segment these images and folders of images with the segmenter of --checkpoint, "
@@ -200,7 +202,8 @@ def predict(args: argparse.Namespace, network: nn.Module, dataset: TagDataset, f
     predictions = predict_images(network, loader, args.test_scales, args.test_flip, args.test_fusion,
                                  args.test_precision, args.short_side)
     sizes = dict(zip(dataset.names, dataset.sizes))
-    write_label_maps(predictions, folder, palette, args.crf, max(1, args.workers), overlay_names, sizes,
+    kernels = (args.crf_gaussian, args.crf_bilateral) if args.crf else None
+    write_label_maps(predictions, folder, palette, kernels, max(1, args.workers), overlay_names, sizes,
                      probabilities)
 
 

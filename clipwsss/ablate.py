@@ -139,6 +139,8 @@ def read_rows(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str,
 def later_stages(row: AblationRow, through: str, dataset: str,
                  mask_flags: Sequence[str] = ()) -> list[AblationRow]:
     """The rows that carry `row` on: its pseudo masks, made with `mask_flags`, and its segmenter."""
+    if "weaktr" in row.flags:  # its masks are made as WeakTr makes them
+        mask_flags = ["--generator", "weaktr", *mask_flags]
     masks = AblationRow(
         name=f"{row.name}, masks", stage="make_pseudo", flags=("--cams", "{cams}/cams", *mask_flags),
         starts={"cams": row.name},

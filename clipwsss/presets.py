@@ -491,6 +491,7 @@ IRN = dict(
     block="IRN", source="jiwoon-ahn/irn, its defaults",
     refine=["irn"], threshold=0.25,  # sem_seg_bg_thres
     confident=[0.30, 0.05], radius=5, beta=10.0, exp_times=8,
+    crf_gaussian=[3.0, 3.0], crf_bilateral=[50.0, 5.0, 10.0],  # crf_inference_label
     backbone="resnet50", weights="imagenet",
     optimizer="sgd", lr=0.1, schedule="poly", weight_decay=1e-4,
     momentum=0.0,  # IRN's PolyOptimizer passes the weight decay in the place of the momentum
@@ -509,6 +510,7 @@ IRN_COCO = IRN | dict(
 PSA = dict(
     block="PSA", source="jiwoon-ahn/psa; its step of 0.1 without momentum is taken as 0.01 with 0.9",
     refine=["psa"], threshold="alpha", alpha=16.0, confident=[4.0, 32.0], radius=5, beta=8.0, exp_times=8,
+    crf_gaussian=[3.0, 3.0], crf_bilateral=[80.0, 13.0, 10.0],  # tool/imutils.py, crf_inference
     backbone="resnet50", weights="generator",
     optimizer="sgd", lr=0.01, schedule="poly", weight_decay=5e-4, momentum=0.9,
     batch_size=8, epochs=8, crop_size=448, scales=[1.0, 1.0], brightness=0.3, train_radius=5)
@@ -518,6 +520,16 @@ COLOR = dict(
     source="this project: no paper has this walk, and nothing is trained. It takes POLE's CAMs of 8 "
     "VOC images from 41.8 to 47.2 mIoU",
     refine=["color"], threshold=0.3, radius=5, beta=1.0, exp_times=6, color_stride=4)
+
+WEAKTR_MASKS = dict(
+    block="WEAKTR_MASKS", source="hustvl/WeakTr, docs/Training.md and tool/imutils.py (VOC): a CRF, no walk",
+    refine=["crf"], threshold=0.43, crf_gaussian=[4.0, 3.0], crf_bilateral=[83.0, 5.0, 3.0])
+
+WEAKTR_MASKS_COCO = WEAKTR_MASKS | dict(
+    block="WEAKTR_MASKS_COCO",
+    source="hustvl/WeakTr, docs/Training.md (COCO), in the copy that SemPLeS' release works with",
+    threshold=0.42,  # with VOC's kernels; WeakTr's own code now has (3, 3) and (50, 5, 10) for COCO
+    crowds="class", segment_power=0.4)
 
 QUICK_IRN = IRN | dict(
     block="QUICK_IRN", source="this project: a first look; no published setting", backbone="resnet18")
@@ -535,6 +547,7 @@ TOY_IRN = dict(
 TOY_PSA = dict(
     block="TOY_PSA", source="toy world, chosen on training images",
     refine=["psa"], threshold="alpha", alpha=16.0, confident=[4.0, 32.0], radius=5, beta=8.0, exp_times=3,
+    crf_gaussian=[3.0, 3.0], crf_bilateral=[80.0, 13.0, 10.0],
     backbone="resnet_tiny", weights="generator",
     optimizer="sgd", lr=0.01, schedule="poly", weight_decay=5e-4, momentum=0.9,
     batch_size=16, epochs=2, crop_size=96, scales=[1.0, 1.0], brightness=0.3, train_radius=5)
@@ -555,7 +568,8 @@ DEEPLABV2 = dict(
     backbone="resnet101", weights="imagenet", output_stride=8, frozen_bn=True, head_ratio=10.0,
     optimizer="sgd", lr=2.5e-4, schedule="poly", weight_decay=5e-4, momentum=0.9,
     batch_size=5, accumulate=2, iterations=20000, crop_size=321, scales=[0.5, 0.75, 1.0, 1.25, 1.5],
-    test_scales=[1.0, 0.75, 0.5], test_fusion="max", test_flip=False, crf=True)
+    test_scales=[1.0, 0.75, 0.5], test_fusion="max", test_flip=False,
+    crf=True, crf_gaussian=[1.0, 3.0], crf_bilateral=[67.0, 3.0, 4.0])
 
 DEEPLABV2_COCO = DEEPLABV2 | dict(
     block="DEEPLABV2_COCO", source="kazuto1011/deeplab-pytorch, its COCO configurations",
@@ -670,13 +684,23 @@ TOY_METHODS = {
 TRAIN_PROMPT = {"voc12": VOC_METHODS, "folder": FOLDER_METHODS, "coco14": COCO_METHODS,
                 "quick": QUICK_METHODS, "toy": TOY_METHODS}
 
-# "default" is the row of a command without --refine, "none" that of stages without a walk.
+# make_pseudo.py: the block by the walk of --refine. "default" is that of a command without --refine, "none"
+# that of stages without a walk.
+QUICK_WALKS = {"default": COLOR, "irn": QUICK_IRN, "psa": QUICK_PSA, "color": COLOR, "none": QUICK_IRN}
+TOY_WALKS = {"default": TOY_COLOR, "irn": TOY_IRN, "psa": TOY_PSA, "color": TOY_COLOR, "none": TOY_NO_WALK}
 MAKE_PSEUDO = {
-    "voc12": {"default": IRN_VOC, "irn": IRN_VOC, "psa": PSA, "color": COLOR, "none": IRN_VOC},
-    "coco14": {"default": IRN_COCO, "irn": IRN_COCO, "psa": PSA, "color": COLOR, "none": IRN_COCO},
-    "folder": {"default": IRN, "irn": IRN, "psa": PSA, "color": COLOR, "none": IRN},
-    "quick": {"default": COLOR, "irn": QUICK_IRN, "psa": QUICK_PSA, "color": COLOR, "none": QUICK_IRN},
-    "toy": {"default": TOY_COLOR, "irn": TOY_IRN, "psa": TOY_PSA, "color": TOY_COLOR, "none": TOY_NO_WALK},
+    ("voc12", "resnet"): {"default": IRN_VOC, "irn": IRN_VOC, "psa": PSA, "color": COLOR, "none": IRN_VOC},
+    ("voc12", "weaktr"): {"default": WEAKTR_MASKS, "irn": IRN_VOC, "psa": PSA, "color": COLOR,
+                          "none": WEAKTR_MASKS},
+    ("coco14", "resnet"): {"default": IRN_COCO, "irn": IRN_COCO, "psa": PSA, "color": COLOR,
+                           "none": IRN_COCO},
+    ("coco14", "weaktr"): {"default": WEAKTR_MASKS_COCO, "irn": IRN_COCO, "psa": PSA, "color": COLOR,
+                           "none": WEAKTR_MASKS_COCO},
+    ("folder", "resnet"): {"default": IRN, "irn": IRN, "psa": PSA, "color": COLOR, "none": IRN},
+    ("folder", "weaktr"): {"default": WEAKTR_MASKS, "irn": IRN, "psa": PSA, "color": COLOR,
+                           "none": WEAKTR_MASKS},
+    ("quick", "resnet"): QUICK_WALKS, ("quick", "weaktr"): QUICK_WALKS,
+    ("toy", "resnet"): TOY_WALKS, ("toy", "weaktr"): TOY_WALKS,
 }
 
 TRAIN_SEG = {
@@ -712,10 +736,11 @@ def find_block(stage: str, dataset: str, preset: str, choices: dict[str, object]
                              f"{generator} on this data set; there are for {', '.join(valid)}")
         return methods[generator, choices["method"]]
     if stage == "make_pseudo":
+        blocks = MAKE_PSEUDO[data, choices["generator"]]
         if choices["refine"] is None:
-            return MAKE_PSEUDO[data]["default"]
+            return blocks["default"]
         walks = [name for name in choices["refine"] if name in ("irn", "psa", "color")]
-        return MAKE_PSEUDO[data][walks[0] if walks else "none"]
+        return blocks[walks[0] if walks else "none"]
     if stage == "train_seg":
         if (data, choices["network"]) not in TRAIN_SEG:
             raise InputError(f"--network {choices['network']}: there is no --preset quick of it")

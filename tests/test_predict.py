@@ -13,8 +13,8 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
 from clipwsss.segment.photos import Photos
-from clipwsss.segment.predict import (class_probabilities, decide, enlarge, labels_at, predict_images, reduced_images,
-                                      reduced_size, write_label_maps)
+from clipwsss.segment.predict import (CRF_KERNELS, class_probabilities, decide, enlarge, labels_at, predict_images,
+                                      reduced_images, reduced_size, write_label_maps)
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_crf_removes_specks_and_keeps_edges_of_the_image():
     np.put_along_axis(scores, noisy[None], 0.8, 0)
     scores[[0, 2]] += 0.1
     assert np.array_equal(decide(image, scores / scores.sum(0)), noisy)
-    assert np.array_equal(decide(image, scores / scores.sum(0), crf=True), truth)
+    assert np.array_equal(decide(image, scores / scores.sum(0), CRF_KERNELS), truth)
     alone = np.zeros((3, 4, 5), np.float32)
     alone[1] = 1
-    assert (decide(image[:4, :5], alone, crf=True) == 1).all()
+    assert (decide(image[:4, :5], alone, CRF_KERNELS) == 1).all()
 
 
 def test_labels_at_a_larger_size_are_those_of_enlarged_probabilities():
@@ -117,16 +117,16 @@ def photos(tmp_path) -> list[Path]:
 
 def test_files_of_a_data_set_are_what_decide_says(network, photos, tmp_path):
     data = TagDataset([Entry(path.stem, path, None, None, "here") for path in photos], [], ())
-    for crf in (False, True):
-        folder = tmp_path / f"crf_{crf}"
+    for kernels in (None, CRF_KERNELS, ((4, 3), (83, 5, 3))):
+        folder = tmp_path / f"crf_{kernels}"
         loader = size_loader(data, 2, 2, done={"photo3"})
         predictions = predict_images(network, loader, (1.0, 1.5), True, "mean", "fp32")
-        write_label_maps(predictions, folder, voc_palette(), crf, threads=2)
+        write_label_maps(predictions, folder, voc_palette(), kernels, threads=2)
         written = sorted(path.stem for path in folder.iterdir())
         assert written == ["photo0", "photo1", "photo2", "photo4"]
         for index in (0, 1, 2, 4):
             scores = class_probabilities(network, data[index].image[None], (1.0, 1.5), flip=True)[0].numpy()
-            expected = decide(np.asarray(data.load_image(index)), scores, crf)
+            expected = decide(np.asarray(data.load_image(index)), scores, kernels)
             labels = np.array(Image.open(folder / f"photo{index}.png"))
             assert (labels == expected).mean() > 0.99  # sums of a batch of two may differ in the last bit
 
@@ -139,7 +139,7 @@ def test_own_files_get_overlays_and_bad_ones_are_reported(network, photos, tmp_p
     predictions = predict_images(network, size_loader(good, 1), (1.0,), False, "mean", "fp32")
     write_label_maps(predictions, tmp_path / "out", voc_palette(), overlay_names=("background", "cat", "dog"))
     predictions = predict_images(network, size_loader(reduced_images(good, 16), 1), (1.0,), False, "mean", "fp32")
-    write_label_maps(predictions, tmp_path / "small", voc_palette(), False, 1, ("background", "cat", "dog"),
+    write_label_maps(predictions, tmp_path / "small", voc_palette(), None, 1, ("background", "cat", "dog"),
                      dict(zip(good.names, good.sizes)), probabilities=True)
     for name, size in zip(good.names, good.sizes):
         stored = np.load(tmp_path / "small" / f"{name}.npz")

@@ -26,7 +26,7 @@ def rows():
     for data, methods in presets.TRAIN_PROMPT.items():
         for block in methods.values():
             yield "train_prompt", data, block
-    for data, walks in presets.MAKE_PSEUDO.items():
+    for (data, _), walks in presets.MAKE_PSEUDO.items():
         for block in walks.values():
             yield "make_pseudo", data, block
     for (data, _), block in presets.TRAIN_SEG.items():

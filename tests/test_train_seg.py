@@ -87,7 +87,8 @@ def test_predicts_a_tree_of_photographs_by_the_settings_of_the_training(world, t
     with Image.open(world / "images" / "scene03.png") as scene:
         scene.resize((144, 128), Image.Resampling.BICUBIC).save(tmp_path / "photos" / "large.png")
     assert Segmenter(trained / "segmenter.pt").test == {
-        "test_scales": [1.0], "test_fusion": "max", "test_flip": False, "crf": False, "max_side": 36, "short_side": 0}
+        "test_scales": [1.0], "test_fusion": "max", "test_flip": False, "crf": False, "max_side": 36, "short_side": 0,
+        "crf_gaussian": [1.0, 3.0], "crf_bilateral": [67.0, 3.0, 4.0]}
     flags = ["--checkpoint", str(trained / "segmenter.pt"), "--out", str(tmp_path / "out"), "--workers", "0",
              "--predict", str(tmp_path / "photos"), str(world / "images" / "scene01.png")]
     script.main(flags)

@@ -1,4 +1,6 @@
 """Training labels of affinity networks: pixels of which the CAMs are sure, and the pairs that they decide."""
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,11 +9,11 @@ from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_p
 from .random_walk import pair_offsets
 
 UNSURE = 255
-PSA_BILATERAL = (80, 13, 10)  # kernel of PSA's release; the defaults of refine/crf.py are IRN's
 
 
 def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, foreground: float,
-                     background: float, kind: str = "irn") -> np.ndarray:
+                     background: float, kind: str = "irn", gaussian: Sequence[float] = GAUSSIAN,
+                     bilateral: Sequence[float] = BILATERAL) -> np.ndarray:
     """Pixels that are surely a class or surely background: a label map uint8 [H, W], 255 where unsure.
 
     image: uint8 [H, W, 3]; cams: float32 [k, H, W] in [0, 1] of the 0-based classes keys [k]. A CRF labels
@@ -20,6 +22,7 @@ def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, fore
     kind "irn" (release): `foreground` and `background` are the two scores of the background (0.30 and 0.05),
     and the CRF starts from labels. kind "psa" (CVPR 2018, equation 2): they are exponents a of the background
     (1 - max cam)^a (4 and 32), and the CRF starts from scores.
+    gaussian, bilateral: kernels of the CRF, see `dense_crf`; PSA's release has (3, 3) and (80, 13, 10).
     """
     strongest = cams.max(0)
     unaries = []
@@ -32,8 +35,7 @@ def confident_labels(image: np.ndarray, cams: np.ndarray, keys: np.ndarray, fore
             rival = np.full_like(strongest, value)
             scores = np.concatenate([rival[None], cams])
             unaries.append(unary_from_labels(scores.argmax(0), len(scores)))
-    bilateral = PSA_BILATERAL if kind == "psa" else BILATERAL
-    marginals = dense_crf(image, np.stack(unaries), 10, GAUSSIAN, bilateral)
+    marginals = dense_crf(image, np.stack(unaries), 10, gaussian, bilateral)
     numbers = np.append(0, np.asarray(keys) + 1).astype(np.uint8)
     beside_strong, beside_weak = numbers[marginals.argmax(1)]
     labels = np.full(beside_strong.shape, UNSURE, np.uint8)

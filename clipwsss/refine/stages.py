@@ -8,6 +8,7 @@ A new walk is one function here, one row of WALKS in make_pseudo.py, and in pres
 and its name in `find_block`. A new decider is one function here and one row of DECIDERS in make_pseudo.py.
 """
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..cams.cam_files import CamFile, resize_cam
 from .affinity import IRN_STRIDE, PSA_MULTIPLE, AffinityNet, IRNet
-from .crf import dense_crf, unary_from_labels
+from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
 
 
@@ -101,12 +102,14 @@ def alpha_background(maps: Tensor, alpha: float) -> Tensor:
     return torch.cat([background, maps])
 
 
-def crf_labels(pixels: np.ndarray, labels: Tensor, n_labels: int) -> Tensor:
+def crf_labels(pixels: np.ndarray, labels: Tensor, n_labels: int, gaussian: Sequence[float] = GAUSSIAN,
+               bilateral: Sequence[float] = BILATERAL) -> Tensor:
     """Labels int64 [H, W] in 0..n_labels - 1 after ten iterations of the dense CRF that starts from `labels`.
 
-    pixels: the image, uint8 [H, W, 3]. The kernels are those of IRN's crf_inference_label.
+    pixels: the image, uint8 [H, W, 3]. gaussian, bilateral: the kernels, see `dense_crf`. IRN's
+    crf_inference_label and WeakTr's are this function with kernels of their own.
     """
-    marginals = dense_crf(pixels, unary_from_labels(labels.numpy(), n_labels), iterations=10)
+    marginals = dense_crf(pixels, unary_from_labels(labels.numpy(), n_labels), 10, gaussian, bilateral)
     return torch.from_numpy(marginals).argmax(0)
 
 

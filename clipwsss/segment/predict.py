@@ -24,10 +24,10 @@ from ..progress import Progress
 from ..refine.crf import dense_crf, unary_from_probabilities
 from ..training import use_bf16
 
-# The CRF of deeplab-pytorch for VOC 2012: 10 steps, kernels (sxy, weight) and (sxy, srgb, weight).
 CRF_STEPS = 10
-CRF_KERNELS = ((1, 3), (67, 3, 4))
+CRF_KERNELS = ((1.0, 3.0), (67.0, 3.0, 4.0))  # `gaussian` and `bilateral` of `dense_crf`, deeplab-pytorch's
 LIKELY = 1e-3  # a label takes part in the CRF of an image if its probability reaches this somewhere
+Kernels = tuple[Sequence[float], Sequence[float]]
 FUSIONS = ("mean", "max")  # of scales: mean of the probabilities, or maximum of the logits
 
 
@@ -78,13 +78,14 @@ def _logits_of_scales(network: nn.Module, images: Tensor, scales: Sequence[float
         yield network(scaled)
 
 
-def refine(image: NDArray, probability: NDArray, crf: bool = False) -> NDArray:
-    """Probabilities float32 [n_labels,H,W] after the dense CRF, or as they are without `crf`.
+def refine(image: NDArray, probability: NDArray, kernels: Kernels | None = None) -> NDArray:
+    """Probabilities float32 [n_labels,H,W] after the dense CRF, or as they are without `kernels`.
 
-    image: uint8 [H,W,3]. The CRF decides between the labels that reach LIKELY somewhere; the others would
-    cost most of its time, and their probability becomes 0.
+    image: uint8 [H,W,3]. kernels: `gaussian` and `bilateral` of `dense_crf`, such as CRF_KERNELS. The CRF
+    decides between the labels that reach LIKELY somewhere; the others would cost most of its time, and their
+    probability becomes 0.
     """
-    if not crf:
+    if kernels is None:
         return probability
     highest = probability.reshape(len(probability), -1).max(1)
     labels = np.flatnonzero(highest >= LIKELY)
@@ -94,16 +95,16 @@ def refine(image: NDArray, probability: NDArray, crf: bool = False) -> NDArray:
         return refined
     likely = probability[labels]
     refined[labels] = dense_crf(image, unary_from_probabilities(likely / likely.sum(0)), CRF_STEPS,
-                                *CRF_KERNELS)
+                                *kernels)
     return refined
 
 
-def decide(image: NDArray, probability: NDArray, crf: bool = False) -> NDArray:
+def decide(image: NDArray, probability: NDArray, kernels: Kernels | None = None) -> NDArray:
     """Label map uint8 [H,W] of an image uint8 [H,W,3] and its probabilities float32 [n_labels,H,W].
 
-    Each pixel takes its most probable label, after the dense CRF where `crf` is set (see `refine`).
+    Each pixel takes its most probable label, after the dense CRF where `kernels` are given (see `refine`).
     """
-    return refine(image, probability, crf).argmax(0).astype(np.uint8)
+    return refine(image, probability, kernels).argmax(0).astype(np.uint8)
 
 
 def reduced_size(size: Size, max_side: int | None) -> Size:
@@ -183,11 +184,11 @@ def predict_images(network: nn.Module, loader: DataLoader, scales: Sequence[floa
 
 
 def write_label_maps(predictions: Iterable[tuple[str, NDArray, NDArray]], folder: Path, palette: NDArray,
-                     crf: bool = False, threads: int = 1, overlay_names: Sequence[str] = (),
+                     kernels: Kernels | None = None, threads: int = 1, overlay_names: Sequence[str] = (),
                      sizes: Mapping[str, Size] | None = None, probabilities: bool = False) -> None:
     """Write FOLDER/NAME.png, the label map, of each item of `predict_images`.
 
-    palette: uint8 [256,3]. crf: see `refine`. threads: how many decide and write beside the network.
+    palette: uint8 [256,3]. kernels: see `refine`. threads: how many decide and write beside the network.
     overlay_names: the names of all labels, the background's first; where they are given, NAME_overlay.png is
     written too, at the size of the item's image. sizes: (H, W) of each label map, where the items' images are
     reduced ones. probabilities: also write NAME.npz, with `probabilities` float16 [n_labels,h,w] at the size
@@ -199,7 +200,7 @@ def write_label_maps(predictions: Iterable[tuple[str, NDArray, NDArray]], folder
         for name, image, probability in predictions:
             size = sizes[name] if sizes else image.shape[:2]
             waiting.append(pool.submit(_write_results, folder / f"{name}.png", image, probability, palette,
-                                       crf, overlay_names, size, probabilities))
+                                       kernels, overlay_names, size, probabilities))
             if len(waiting) > 2 * threads:  # the network waits, so that few probabilities are held at once
                 waiting.pop(0).result()
         for job in waiting:
@@ -207,10 +208,11 @@ def write_label_maps(predictions: Iterable[tuple[str, NDArray, NDArray]], folder
     barrier()
 
 
-def _write_results(path: Path, image: NDArray, probability: NDArray, palette: NDArray, crf: bool,
-                   overlay_names: Sequence[str], size: Size, probabilities: bool) -> None:
+def _write_results(path: Path, image: NDArray, probability: NDArray, palette: NDArray,
+                   kernels: Kernels | None, overlay_names: Sequence[str], size: Size,
+                   probabilities: bool) -> None:
     """Decide on one image and write its files."""
-    refined = refine(image, probability, crf)
+    refined = refine(image, probability, kernels)
     if overlay_names:
         labels = refined.argmax(0).astype(np.uint8)
         picture = overlay(Image.fromarray(image), labels, palette)

@@ -19,7 +19,7 @@ from ..files import (atomic_path, load_backbone, load_weights, load_weights_into
                      read_network, save_network)
 from ..networks import deeplab, mask2former, resnet
 from ..training import pick_device, use_bf16
-from .predict import class_probabilities, enlarge, reduced, refine
+from .predict import CRF_KERNELS, class_probabilities, enlarge, reduced, refine
 
 SEGMENTERS = (*deeplab.DEEPLABS, "mask2former")
 
@@ -113,8 +113,10 @@ def load_deeplab_pytorch(network: deeplab.DeepLab, stored: dict[str, Tensor], so
 # The settings of a test, under the names of train_seg.py's flags. A segmenter's file keeps those it was made
 # with, so that it is used in the same way later. max_side is the longer side, in pixels, that larger
 # photographs are reduced to: that of the training images, whose objects have the size that was learnt.
-TEST_SETTINGS = ("test_scales", "test_fusion", "test_flip", "crf", "max_side", "short_side")
-PLAIN_TEST = {"test_scales": [1.0], "test_fusion": "mean", "test_flip": False, "crf": False, "max_side": None,
+TEST_SETTINGS = ("test_scales", "test_fusion", "test_flip", "crf", "crf_gaussian", "crf_bilateral",
+                 "max_side", "short_side")
+PLAIN_TEST = {"test_scales": [1.0], "test_fusion": "mean", "test_flip": False, "crf": False,
+              "crf_gaussian": list(CRF_KERNELS[0]), "crf_bilateral": list(CRF_KERNELS[1]), "max_side": None,
               "short_side": 0}
 
 
@@ -174,7 +176,10 @@ class Segmenter:
             probability = class_probabilities(
                 self.network, pixels[None].to(self.device), self.test["test_scales"], self.test["test_flip"],
                 self.test["test_fusion"], self.test["short_side"])
-        refined = refine(np.asarray(shown), probability[0].cpu().numpy(), self.test["crf"])
+        kernels = None
+        if self.test["crf"]:
+            kernels = (self.test["crf_gaussian"], self.test["crf_bilateral"])
+        refined = refine(np.asarray(shown), probability[0].cpu().numpy(), kernels)
         enlarged = enlarge(refined, (image.height, image.width))
         labels = enlarged.argmax(0).astype(np.uint8)
         names = ["background", *self.classes]

@@ -36,7 +36,7 @@ from clipwsss.networks import deeplab
 from clipwsss.refine.affinity import build_affinity
 from clipwsss.refine.labels import confident_labels
 from clipwsss.refine.random_walk import propagate
-from clipwsss.segment.predict import decide
+from clipwsss.segment.predict import CRF_KERNELS, decide
 
 # CLIP's ViT-B/32.
 CLIP_SIZES = Architecture(
@@ -101,7 +101,7 @@ def processor(size: tuple[int, int], classes: int, crop: int) -> dict[str, float
         return {"read": seconds(lambda: transform(read_image(path), None)),
                 "walk": seconds(lambda: propagate(maps, boundary)),
                 "labels": seconds(lambda: confident_labels(photo, cams, np.array([0, 1]), 0.3, 0.1), 1),
-                "crf": seconds(lambda: decide(photo, scores, crf=True), 1)}
+                "crf": seconds(lambda: decide(photo, scores, CRF_KERNELS), 1)}
 
 
 def stages(dataset: str) -> dict[str, tuple[float, float]]:
