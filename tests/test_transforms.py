@@ -92,6 +92,16 @@ def test_bicubic_with_antialiasing_equals_pillow():
     assert (own - torch.from_numpy(pillow).permute(2, 0, 1)).abs().max() <= 1.01 / 255
 
 
+def test_masks_are_resized_by_pixel_centres_as_pillow_does():
+    """IRN and deeplab-pytorch resize training labels with Pillow's NEAREST. Odd sides: no centre lies between two pixels."""
+    rng = np.random.default_rng(0)
+    for size, factor in (((37, 51), 0.5), ((37, 51), 1.5), ((41, 65), 0.75), ((31, 21), 1.25), ((31, 53), 0.61)):
+        mask = rng.integers(0, 21, size, dtype=np.uint8)
+        _, found = train_transform(None, None, (factor, factor), flip=False)(Image.new("RGB", size[::-1]), mask)
+        small = [round(side * factor) for side in size]
+        assert np.array_equal(found, np.asarray(Image.fromarray(mask).resize(small[::-1], Image.NEAREST))), (size, factor)
+
+
 def test_small_image_lands_anywhere_on_the_mean_colour():
     image, mask = Image.new("RGB", (2, 3), (255, 0, 0)), np.ones((3, 2), np.uint8)
     transform = train_transform(4, resize_long=None)

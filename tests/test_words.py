@@ -22,6 +22,17 @@ def test_voc_and_coco_words():
     assert len(names) == 80 < len(coco.background) and all(3 <= len(row) <= 5 for row in coco.candidates)
 
 
+def test_published_background_words_are_taken_whole():
+    """They are CLIMS' also where a class has one of them among its candidates, whatever its class prompt is."""
+    for dataset, label, corpus, word in (("voc12", "train", "chatgpt-long", "railway"), ("voc12", "train", "bnc", "railway"),
+                                         ("coco14", "toilet", None, "urinal"), ("coco14", "baseball bat", None, "bat"),
+                                         ("coco14", "sports ball", None, "tennis ball")):
+        words = load_words(dataset, [label], synonyms_file=corpus)
+        listed = json.loads((ASSETS / f"prompts_{dataset}.json").read_text())["background"]
+        assert word in words.candidates[0] and words.background == listed, (dataset, word)
+    assert load_words("voc12", ["train"], background=["subway", "sea"]).background == ["subway", "sea"]
+
+
 RELEASED = [
     ("wikipedia", "bicycle", ["bicycle", "bike", "motorcycle", "motorbike"]),
     ("wikipedia", "bottle", ["bottle", "flask", "jug", "soda"]),

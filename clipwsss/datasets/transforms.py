@@ -27,7 +27,7 @@ def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None =
 
     resize_long: range of the long side in pixels, both ends included. scales: instead, two values are the
     range of a factor, other numbers of values are the factors themselves. Images are resized bicubically with
-    antialiasing, masks by nearest neighbours. ValueError if both are given.
+    antialiasing; a mask's pixel takes the label whose centre is nearest. ValueError if both are given.
     crop_size: side of a random crop. A shorter side is padded, the image being at a random place, by the mean
     colour (mask: 255). None does not crop.
     brightness: at b, values are multiplied by U(1 - b, 1 + b) and U(-b, b) / 4 is added.
@@ -85,7 +85,11 @@ def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scal
         else:
             factor = _draw_factor(scales)
         size = [max(1, round(side * factor)) for side in size]
-        parts = [functional.resize(part, size, InterpolationMode.BICUBIC, antialias=True) for part in parts]
+        parts[0] = functional.resize(parts[0], size, InterpolationMode.BICUBIC, antialias=True)
+        if mask is not None:  # as Pillow does it; torchvision would take the label to the upper left
+            labels = parts[1].as_subclass(Tensor)[None]
+            labels = functional.resize(labels, size, InterpolationMode.NEAREST_EXACT)
+            parts[1] = tv_tensors.Mask(labels[0])
     if flip and torch.rand(()) < 0.5:
         parts = [functional.horizontal_flip(part) for part in parts]
     if crop_size:

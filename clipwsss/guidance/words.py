@@ -49,10 +49,10 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
 
     synonyms_file: a JSON file (class -> list of words) or the name of one of the data set's `corpora`, whose
     candidates replace those of the classes that it names. n_synonyms: the number of synonyms of a class that
-    are used. person: the prompt name of that class. background: words in place of the data set's; words that
-    stand for a class are left out. A data set without an asset has CLIMS' background words
-    for VOC, without those that stand for one of its classes. InputError on a file that is not such JSON or
-    names an unknown class.
+    are used. person: the prompt name of that class. background: words in place of the data set's. A data set
+    without an asset has CLIMS' background words for VOC; words that stand for one of its classes are left out
+    there. A list that was published for a data set is taken whole, as its authors did, also where a class has
+    one of its words as a synonym. InputError on a file that is not such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     if asset.exists():
@@ -72,9 +72,10 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
         words = [name, *synonyms.get(label, [])[:n_synonyms]]
         candidates.append(list(dict.fromkeys(words)))
     listed = known["background"] if background is None else background
-    taken = {word for row in candidates for word in row}
-    return Words(list(classes), names, candidates,
-                 [word for word in dict.fromkeys(listed) if word not in taken])
+    if not asset.exists():
+        taken = {word for row in candidates for word in row}
+        listed = [word for word in dict.fromkeys(listed) if word not in taken]
+    return Words(list(classes), names, candidates, listed)
 
 
 def load_clip_words(dataset: str, classes: list[str],
