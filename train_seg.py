@@ -115,7 +115,7 @@ def prediction_flags(parser: argparse.ArgumentParser) -> None:
     add("--test-batch-size", type=whole(1, 65536), default=1,
         help="largest number of images, all of the same size, that are predicted together; for --predict the "
         "default is up to 8, as their size allows")
-    add("--test-precision", choices=PRECISIONS, default="auto",
+    add("--test-precision", choices=PRECISIONS, default="fp32",
         help="number format in inference; auto takes bf16 where the device supports it natively")
     crf_flags(parser, *CRF_KERNELS)
     add = parser.add_argument_group("other outputs").add_argument

@@ -21,10 +21,11 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--generator", choices=kinds, default="resnet",
         help="what makes the CAMs: a ResNet, WeakTr's vision transformer, or (in train_cam.py) CLIP itself")
     add("--freeze-stages", type=whole(0, 5), default=0,
-        help="resnet: number of stages that are not trained; 1 is the stem (CLIMS), 3 are the stem, layer1 "
-        "and layer2 (IRN)")
+        help="resnet: number of stages whose weights are not trained; 1 is the stem (CLIMS), 3 are the stem, "
+        "layer1 and layer2 (IRN)")
     add("--frozen-bn", action=switch, default=False,
-        help="resnet: batch norm keeps its stored statistics in training (IRN)")
+        help="resnet: batch norm keeps its stored statistics in training (IRN); else they follow the batch, "
+        "in stages that are not trained too (CLIMS)")
     add("--pooling", choices=("avg", "max"), default="max",
         help="weaktr: how the attention fusion pools the attention's features over the tokens")
     add("--reduction", type=whole(1, 16), default=8,
@@ -48,7 +49,7 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--flip", action=switch, default=True, help="also average the CAMs of the mirror image")
     add("--cam-batch-size", type=whole(1, 65536), default=4,
         help="number of images in a forward pass when CAMs are made; these images have one size")
-    add("--test-precision", choices=PRECISIONS, default="auto",
+    add("--test-precision", choices=PRECISIONS, default="fp32",
         help="number format in inference; auto takes bf16 where the device supports it natively")
     add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="format of CAM files; npz: .npz with maps at a quarter of the image's size; full: .npz with "

@@ -24,10 +24,11 @@ SPLITS = {
 # ----------------------------------------------------------------------------------------------------
 # train_cam.py: the classifier and its CAMs
 
-IRN_CAM = dict(
-    block="IRN_CAM", source="jiwoon-ahn/irn, train_cam and make_cam (VOC), which CLIMS and POLE start from",
+CLIMS_CAM = dict(
+    block="CLIMS_CAM",
+    source="CLIMS' release, step/train_cam.py (VOC), which POLE shares: as IRN, but layer1 and layer2 learn",
     backbone="resnet50", weights="imagenet", output_stride=16,
-    freeze_stages=3, frozen_bn=True, head_ratio=10.0,
+    freeze_stages=1, frozen_bn=True, head_ratio=10.0,
     optimizer="sgd", lr=0.1, schedule="poly", weight_decay=1e-4,
     momentum=0.0,  # IRN's PolyOptimizer passes the weight decay in the place of the momentum
     batch_size=16, epochs=5, crop_size=512, resize_long=[320, 640],
@@ -47,6 +48,7 @@ WEAKTR_CAM_COCO = WEAKTR_CAM | dict(
     block="WEAKTR_CAM_COCO", source="the checkpoint that SemPLeS' release starts from (its docs/Training.md)",
     pooling="avg", reduction=4,  # WeakTr's own documents now say max and 8
     lr=6.25e-5,  # 5e-4 * 64 / 512; WeakTr's own documents now say 2e-4
+    weight_decay=0.05,  # the default of main.py, which the command for COCO does not replace
     warmup=6410,  # 5 epochs in steps
     scales=[1.0, 0.8, 1.2], crowds="class")
 
@@ -60,14 +62,14 @@ QUICK_CAM = dict(
     freeze_stages=0, frozen_bn=False, head_ratio=10.0,
     optimizer="adamw", lr=1e-4, schedule="cosine", weight_decay=0.01,
     batch_size=8, epochs=8, crop_size=224, resize_long=[256, 384],
-    scales=[1.0])
+    test_precision="auto", scales=[1.0])
 
 QUICK_WEAKTR_CAM = dict(
     block="QUICK_WEAKTR_CAM", source="this project: a first look; no published setting",
     backbone="deit_small", weights="auto", pooling="max", reduction=8, drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=1e-4, schedule="cosine", weight_decay=0.01,
     batch_size=8, epochs=8, crop_size=224, resize_long=[256, 384], precision="auto",
-    scales=[1.0])
+    test_precision="auto", scales=[1.0])
 
 TOY_CAM = dict(
     block="TOY_CAM", source="toy world, chosen on training images: a tiny network, 96 x 96 images",
@@ -345,7 +347,7 @@ QUICK_POLE = dict(
     freeze_stages=1, frozen_bn=False, head_ratio=10.0,
     optimizer="adamw", lr=5e-5, schedule="cosine", weight_decay=0.01,
     batch_size=8, epochs=3, prompt_batch_size=8, crop_size=224, resize_long=[256, 384],
-    scales=[1.0])
+    test_precision="auto", scales=[1.0])
 
 QUICK_CLIMS = QUICK_POLE | dict(
     block="QUICK_CLIMS", source="as QUICK_POLE", class_prompt="name", adapter="none")
@@ -376,7 +378,7 @@ QUICK_SEMPLES = dict(
     freeze_stages=1, frozen_bn=False, head_ratio=1.0,
     optimizer="adamw", lr=5e-5, schedule="cosine", weight_decay=0.01,
     batch_size=8, crop_size=224, resize_long=[256, 384],
-    scales=[1.0])
+    test_precision="auto", scales=[1.0])
 
 QUICK_BOTH = dict(
     block="QUICK_BOTH", source="this project: a first look; no published setting",
@@ -389,7 +391,7 @@ QUICK_BOTH = dict(
     freeze_stages=1, frozen_bn=False, head_ratio=10.0,
     optimizer="adamw", lr=5e-5, schedule="cosine", weight_decay=0.01,
     batch_size=8, crop_size=224, resize_long=[256, 384],
-    scales=[1.0])
+    test_precision="auto", scales=[1.0])
 
 QUICK_SEMPLES_WEAKTR = QUICK_SEMPLES | dict(
     block="QUICK_SEMPLES_WEAKTR", source="as QUICK_SEMPLES, on WeakTr",
@@ -609,7 +611,7 @@ QUICK_DEEPLABV2 = dict(
     multi_scale=False, head_ratio=10.0,
     optimizer="adamw", lr=2e-4, schedule="poly", weight_decay=0.01, momentum=0.9,
     batch_size=8, accumulate=1, iterations=100, crop_size=224, scales=[0.5, 0.75, 1.0, 1.25, 1.5],
-    test_scales=[1.0], test_fusion="max", test_flip=False, crf=False)
+    test_scales=[1.0], test_fusion="max", test_flip=False, test_precision="auto", crf=False)
 
 QUICK_DEEPLABV3PLUS = QUICK_DEEPLABV2 | dict(
     block="QUICK_DEEPLABV3PLUS", source="as QUICK_DEEPLABV2", test_fusion="mean")
@@ -639,9 +641,9 @@ TOY_MASK2FORMER = dict(
 # Which block a command takes. Rows are (data, generator, method, walk of --refine, or network).
 
 TRAIN_CAM = {
-    ("voc12", "resnet"): IRN_CAM, ("voc12", "weaktr"): WEAKTR_CAM, ("voc12", "clip"): CLIP_CAM,
-    ("coco14", "resnet"): IRN_CAM, ("coco14", "weaktr"): WEAKTR_CAM_COCO, ("coco14", "clip"): CLIP_CAM_COCO,
-    ("folder", "resnet"): IRN_CAM, ("folder", "weaktr"): WEAKTR_CAM_FOLDER, ("folder", "clip"): CLIP_CAM,
+    ("voc12", "resnet"): CLIMS_CAM, ("voc12", "weaktr"): WEAKTR_CAM, ("voc12", "clip"): CLIP_CAM,
+    ("coco14", "resnet"): CLIMS_CAM, ("coco14", "weaktr"): WEAKTR_CAM_COCO, ("coco14", "clip"): CLIP_CAM_COCO,
+    ("folder", "resnet"): CLIMS_CAM, ("folder", "weaktr"): WEAKTR_CAM_FOLDER, ("folder", "clip"): CLIP_CAM,
     ("quick", "resnet"): QUICK_CAM, ("quick", "weaktr"): QUICK_WEAKTR_CAM, ("quick", "clip"): QUICK_CLIP_CAM,
     ("toy", "resnet"): TOY_CAM, ("toy", "weaktr"): TOY_WEAKTR_CAM, ("toy", "clip"): TOY_CLIP_CAM,
 }

@@ -22,8 +22,13 @@ def test_mean_of_maps_is_the_pooled_classifier():
 
 def test_frozen_stages_stay_and_groups_hold_the_rest():
     generator = build_generator(CLASSES, "resnet18", "none", freeze_stages=2).train()
-    assert not generator.backbone.bn1.training and not generator.backbone.layer1[0].bn1.training
-    assert generator.backbone.layer2[0].bn1.training
+    stem = generator.backbone.bn1  # CLIMS fixes its weights, and its statistics follow the batch
+    before = stem.running_mean.clone()
+    assert stem.training and generator.backbone.layer1[0].bn1.training
+    generator(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert not stem.running_mean.equal(before) and stem.weight.grad is None
+    fixed = build_generator(CLASSES, "resnet18", "none", freeze_stages=2, frozen_bn=True).train().backbone
+    assert not fixed.bn1.training and not fixed.layer4[0].bn1.training
     body, head = generator.parameter_groups(0.1, 10)
     frozen = {p for m in (generator.backbone.conv1, generator.backbone.bn1, generator.backbone.layer1)
               for p in m.parameters()}

@@ -42,9 +42,9 @@ def build_resnet_generator(classes: Sequence[str], backbone: str = "resnet50",
     """A generator on one of RESNETS.
 
     weights: `imagenet`, `none` or a file (see `load_backbone`). output_stride: image size over map size.
-    freeze_stages: how many of stem, layer1, layer2, layer3 and layer4 are not trained, in this order; their
-    batch norm keeps its statistics. frozen_bn: batch norm keeps its statistics in training in all stages
-    (IRN's classifier; CLIMS' generator does not).
+    freeze_stages: of how many of stem, layer1, layer2, layer3 and layer4, in this order, the weights are
+    fixed. frozen_bn: batch norm keeps its statistics in training, in all stages (the classifier of IRN and
+    CLIMS). Without it those of a fixed stage follow the batch too, as in CLIMS' generator.
     InputError: an output stride that the backbone does not have, or weights that do not fit.
     """
     with input_errors():
@@ -54,7 +54,6 @@ def build_resnet_generator(classes: Sequence[str], backbone: str = "resnet50",
     stem = nn.ModuleList([body.conv1, body.bn1])
     for stage in (stem, body.layer1, body.layer2, body.layer3, body.layer4)[:freeze_stages]:
         stage.requires_grad_(False)
-        body.kept_in_eval.append(stage)
     config = {"backbone": backbone, "output_stride": output_stride, "classes": list(classes)}
     return ResNetGenerator(body, config)
 

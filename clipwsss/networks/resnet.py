@@ -111,8 +111,8 @@ class ResNet(nn.Module):
     .train(); its scale and shift still learn, as in IRN. caffe: the layout of DeepLab's published weights. A
     bottleneck has its stride in the first 1x1 convolution, the pooling rounds up, and pixels are 0..255 minus
     their mean. ValueError: an unknown name, or an output stride that the network does not have.
-    channels: the widths C of the five maps. kept_in_eval: the modules that stay in eval mode under .train();
-    these are all batch norms with `frozen_bn`, else none, and callers may add modules.
+    channels: the widths C of the five maps. kept_in_eval: the batch norms that stay in eval mode under
+    .train(): all of them with `frozen_bn`, else none.
     """
 
     def __init__(self, name: str, output_stride: int, dilate: bool = False, frozen_bn: bool = False,
@@ -178,7 +178,7 @@ class ResNet(nn.Module):
         return maps
 
     def train(self, mode: bool = True) -> "ResNet":
-        """Switch training mode; the modules of `kept_in_eval` stay in eval mode."""
+        """Switch training mode; the batch norms of `kept_in_eval` stay in eval mode."""
         super().train(mode)
         for module in self.kept_in_eval:
             module.eval()
