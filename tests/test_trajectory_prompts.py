@@ -9,6 +9,7 @@ from torch import nn
 
 import train_prompt
 from clipwsss.clip import tokenize
+from clipwsss.files import read_network
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import load_words
 from clipwsss.training import seed_everything
@@ -101,6 +102,15 @@ def test_semples(world, tmp_path):
     background = prompt_text(clip, vectors)
     compare(log, "guide", match(world, clip, generator, settings, class_text, background))
     compare_networks(tmp_path, generator)
+
+
+def test_prompts_that_no_epoch_trains(world, tmp_path):
+    """SemPLeS Table 5, row 2: --prompt-epochs 0 leaves the vectors as they were drawn."""
+    assert train_prompt.main([*start_of(world), "--method", "semples", "--out", str(tmp_path), "--prompts-only",
+                              "--cams", str(world / "toy/train_cam/cams"), "--prompt-epochs", "0", *NEUTRAL]) == 0
+    seed_everything(0)
+    _, weights = read_network(tmp_path / "background_prompts.pt", "learned prompt")
+    assert torch.equal(weights["vectors"], torch.rand(6 * 9, 64))
 
 
 def minmax_area(maps):
