@@ -1,9 +1,9 @@
 """POLE's released choices of words as a prompts.json, which `train_prompt.py --prompts` takes.
 
-    python -m clipwsss.guidance.released_choices GPT_v2_4.json --data-root VOCdevkit/VOC2012 --out prompts.json
+    python -m clipwsss.guidance.released_choices GPT_v2_4.json --data-root VOCdevkit/VOC2012
 
-`assets/GPT_v2_4.json` of Ruxie189/WSS_POLE (MIT) is a pickle in spite of its name: the name of an image without
-"_" -> the sentences of its classes in the order of the classes, such as ["a photo of plane.", ...].
+`assets/GPT_v2_4.json` of Ruxie189/WSS_POLE (MIT) is a pickle in spite of its name: the name of an image
+without "_" -> the sentences of its classes in the order of the classes, such as ["a photo of plane.", ...].
 """
 import io
 import pickle
@@ -16,7 +16,8 @@ from ..files import write_json
 from ..flags import Parser, file_to_write
 from .words import Words, load_words
 
-BEFORE, AFTER = "a photo of ", "."  # what stands around a word in the file's sentences
+BEFORE = "a photo of "  # what stands before a word in the file's sentences
+AFTER = "."
 NOT_THE_FILE = "not GPT_v2_4.json of POLE's release: "
 
 
@@ -70,10 +71,12 @@ def released_table(released: dict[str, list[str]], dataset: TagDataset, words: W
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m clipwsss.guidance.released_choices", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m clipwsss.guidance.released_choices",
+                    description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("released", type=Path, metavar="GPT_v2_4.json", help="the file of POLE's release")
-    add("--data-root", type=Path, required=True, help="folder of VOC 2012, from which images and tags are read")
+    add("--data-root", type=Path, required=True,
+        help="folder of VOC 2012, from which images and tags are read")
     add("--split", default="train_aug", help="split whose images are converted")
     add("--out", type=file_to_write(".json"), default=Path("prompts.json"),
         help="file of choices, for train_prompt.py --prompts")
@@ -83,9 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with input_errors(f"{args.released}: ", InputError):
         table = released_table(released, dataset, load_words("voc12", dataset.classes))
     write_json(table, args.out)
-    print(f"{len(table)} images; the file names the chosen words only, so that their similarity is written as 1 "
-          f"and that of the others as 0\nwritten to {args.out}; use it with: python train_prompt.py --method "
-          f"pole --prompts {args.out}")
+    print(f"{len(table)} images; the file names the chosen words only, so that their similarity is written "
+          f"as 1 and that of the others as 0\nwritten to {args.out}; use it with: python train_prompt.py "
+          f"--method pole --prompts {args.out}")
     return 0
 
 
