@@ -15,6 +15,7 @@ from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.exports import write_submission
+from clipwsss.datasets.mask_check import contradiction_note
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.mmseg_transform import mmseg_transform
 from clipwsss.datasets.transforms import train_transform
@@ -147,6 +148,8 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     masks = masks_folder(args)
     if str(masks) != "truth":
         dataset = dataset.with_masks(masks, args.skip_bad)
+        for note in contradiction_note(dataset, masks):
+            print(note, file=sys.stderr)
     elif not dataset.has_masks:
         raise InputError(f"--masks truth: {args.data_root} has no masks for --split {args.split}")
     print(f"{args.dataset} {args.split}: {len(dataset)} images; masks: {masks}")

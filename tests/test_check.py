@@ -19,7 +19,7 @@ def mydata(tmp_path):
         rows.append(f"i{number}.png,{labels},{'val' if number % 6 == 5 else 'train'}")
     write(root / "labels.csv", "\n".join(["image,labels,split", *rows]))
     write(root / "classes.txt", "boat: ship\nwater\ncar\n")
-    save_mask(root / "masks/i5.png", np.zeros((6, 14)))
+    save_mask(root / "masks/i5.png", np.ones((6, 14)))
     return root
 
 
@@ -71,9 +71,10 @@ def test_every_problem_of_every_split_in_one_pass(mydata, capsys):
     os.truncate(mydata / "images/i0.png", 60)
     lines = told(capsys, mydata, 2)
     problems = lines[lines.index("", 7) + 1:]
-    assert len(problems) == 6
+    assert len(problems) == 7
     for place, what in (("labels.csv:32", "unknown class 'cat'"), ("labels.csv:33", "a value is missing"),
-                        ("labels.csv:34", "image 'lost' is not in"), ("labels.csv:35", "image i3 is listed twice"),
+                        ("labels.csv:34", "image 'lost' is not in"),
+                        ("labels.csv:3:", "image i1.png is left out"), ("labels.csv:4:", "image i2.png is left out"),
                         ("i0.png", "not a readable image"), ("i5.png", "not a readable image")):
         assert sum(place in line and what in line for line in problems) == 1, place
 

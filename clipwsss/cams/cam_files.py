@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import atomic_path, existing, nfc
 from ..npy_files import read_dictionary
 
 CAM_STRIDE = 4
@@ -66,7 +66,7 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
     missing fields; shapes that do not match; no class; NaN or infinity. `check_cam` compares the file with
     its image and data set.
     """
-    candidates = [Path(folder) / (name + suffix) for suffix in (".npz", ".npy")]
+    candidates = [existing(Path(folder) / (name + suffix)) for suffix in (".npz", ".npy")]
     paths = [path for path in candidates if path.is_file()]
     if not paths:
         raise InputError(f"{candidates[0]} (or .npy): no such CAM file")
@@ -95,8 +95,8 @@ def list_cams(folder: Path | str) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of CAM files")
-    names = {path.stem for path in folder.iterdir()
-             if path.suffix in FORMATS.values() and not path.name.startswith(".")}
+    names = {nfc(path.stem) for path in folder.iterdir()
+             if path.suffix.lower() in FORMATS.values() and not path.name.startswith(".")}
     if not names:
         raise InputError(f"{folder}: no CAM files (.npz, or IRN's or PSA's .npy) in this folder")
     return sorted(names)

@@ -5,6 +5,7 @@ import numpy as np
 
 from ..datasets import TagDataset
 from ..datasets.base import files_of
+from ..files import nfc
 from .cam_files import CamFile, check_cam, list_cams, read_cam
 
 
@@ -21,7 +22,7 @@ def missing_inputs(dataset: TagDataset, cams: Path, segments: Path | None) -> di
     with_cams = set(list_cams(cams))
     with_segments = None
     if segments is not None:
-        with_segments = {path.stem for path in files_of(segments, (".png", ".json"))}
+        with_segments = {nfc(path.stem) for path in files_of(segments, (".png", ".json"))}
     problems = {}
     for index, name in enumerate(dataset.names):
         if name not in with_cams:

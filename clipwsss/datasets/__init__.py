@@ -5,9 +5,11 @@ from pathlib import Path
 from ..distributed import barrier, rank
 from ..errors import InputError
 from ..toy.world import RECIPE, draw_world
-from .base import MOST_PIXELS, Batch, Sample, TagDataset, collate
+from .base import Batch, Sample, TagDataset, collate
 from .coco import CROWDS, CocoDataset
 from .folder import FolderDataset
+from .images import MOST_PIXELS
+from .mask_check import contradiction_note, unused_note
 from .voc import ToyDataset, VocDataset
 
 DATASETS = {"voc12": VocDataset, "coco14": CocoDataset, "folder": FolderDataset, "toy": ToyDataset}
@@ -36,6 +38,8 @@ def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = Fals
         raise InputError(f"--crowds {crowds}: {name} has no crowds, only coco14 has")
     else:
         dataset = DATASETS[name](root, split, skip_bad, max_pixels)
+    if name == "folder":
+        dataset.notes += unused_note(dataset) + contradiction_note(dataset, root)
     for note in dataset.notes:
         print(note, file=sys.stderr)
     for problem in dataset.skipped:

@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError, run_script
+from ..files import nfc
 from ..flags import Parser
 from .base import TagDataset
 from .coco import CocoDataset, coco_splits
-from .folder import FolderDataset, images_below, read_table
+from .folder import SUFFIXES, FolderDataset, images_below, read_table, visible_files
+from .images import TURNS, exif_orientation, open_image
+from .mask_check import find_contradictions
 from .voc import MISSING_LIST, VocDataset, voc_folder, voc_splits
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
@@ -38,7 +41,7 @@ def split_names(root: Path, layout: type[TagDataset]) -> list[str]:
         return [name for name in voc_splits(voc_folder(root)) if name in USED]
     if layout is CocoDataset:
         return coco_splits(root)
-    rows, _ = read_table(root, images_below(root / "images"))
+    rows, _, _ = read_table(root, images_below(root / "images"))
     return sorted({row.split for row in rows})
 
 
@@ -81,12 +84,21 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     """Lines of advice: what makes masks worse or stops a script although no file is bad."""
     lines = advise_on_classes(splits)
     names = [name for data in splits.values() for name in data.names]
-    unused = [path.name for path in images_below(root / "images") if path.stem not in names]
+    unused = [path.name for path in images_below(root / "images") if nfc(path.stem) not in names]
+    no_images = [path.name for path in visible_files(root / "images") if not path.name.lower().endswith(SUFFIXES)]
+    turned = turned_images(splits)
+    for data in splits.values():
+        lines += data.notes
     twice = [name for name, count in Counter(names).items() if count > 1]
     large = [entry.name for data in splits.values() for entry in data.entries if max(entry.size) > LARGE]
     if unused:
         lines.append(f"{shorten_list(unused)}: not used, because no row of the table names the image or "
                      "one of its files is bad")
+    if no_images:
+        lines.append(f"{shorten_list(no_images)}: not used, because images are {', '.join(SUFFIXES)}")
+    if turned:
+        lines.append(f"{shorten_list(turned)}: turned as the EXIF tag says ({len(turned)} images); their masks "
+                     "have to fit the turned image")
     if twice:
         lines.append(f"{shorten_list(twice)}: in more than one split")
     if large:
@@ -111,6 +123,39 @@ def missing_parts(layout: type[TagDataset], splits: dict[str, TagDataset]) -> li
     if layout is VocDataset and "train_aug" not in splits:
         lines.append(f"train_aug: {MISSING_LIST}")
     return lines
+
+
+def turned_images(splits: dict[str, TagDataset]) -> list[str]:
+    """The images that are turned because of their EXIF tags."""
+    turned = []
+    for data in splits.values():
+        for entry in data.entries:
+            with open_image(entry.image, data.max_pixels) as file:
+                if exif_orientation(file) in TURNS:
+                    turned.append(entry.image.name)
+    return turned
+
+
+def compare_masks(root: Path, splits: dict[str, TagDataset]) -> tuple[list[str], list[str]]:
+    """(advice, errors) on masks that contradict the tags and on files in masks/ that are not used.
+
+    It is an error if no mask of a split shows a class of its image's tags, or if no file of masks/ is used.
+    """
+    advice = []
+    errors = []
+    for split, data in splits.items():
+        lines, none_fits = find_contradictions(data)
+        found = errors if none_fits else advice
+        found += [f"{split}: {line}" for line in lines]
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in next(iter(splits.values())).unused_masks:
+        by_reason.setdefault(reason, []).append(path.relative_to(root).as_posix())
+    lines = [f"{shorten_list(names)}: not used, because {reason}" for reason, names in by_reason.items()]
+    if any(any(data.masked) for data in splits.values()):
+        advice += lines
+    else:
+        errors += lines
+    return advice, errors
 
 
 def advise_on_classes(splits: dict[str, TagDataset]) -> list[str]:
@@ -153,13 +198,15 @@ def main(argv: list[str] | None = None) -> int:
     if splits:
         for line in describe(splits):
             print(line)
+        on_masks, errors = compare_masks(args.folder, splits)
+        problems += errors
         if layout is FolderDataset:
             print("\nto improve the masks:")
             lines = advise(args.folder, splits)
         else:
             print("\nwhat is not there:")
             lines = missing_parts(layout, splits) or ["nothing is missing"]
-        for line in lines:
+        for line in lines + on_masks:
             print(line)
         print()
     print("\n".join(problems) or "no errors found")

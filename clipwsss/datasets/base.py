@@ -1,30 +1,26 @@
-"""What all data sets share: samples, batches, reading of image and mask files, the check of these files."""
+"""What all data sets share: samples, batches, the list of images and the check of their files."""
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..errors import InputError, one_line
+from ..errors import InputError
+from ..files import nfc
 from ..pictures import voc_palette
 from ..progress import Progress
 from ..run import digest
+from .images import MOST_PIXELS, check_image, read_image
+from .label_maps import IGNORE, open_mask, read_mask, refuse_many_classes
 
-IGNORE = 255  # the mask value of pixels that are neither trained on nor scored
-SMALLEST = 4  # pixels: an image with a shorter side has no map at half its size
-MOST_PIXELS = 100_000_000  # of an image, unless --max-pixels says otherwise
 LONG_CHECK = 2000  # from this many images on, the check of the files shows its progress
-EXIF_ORIENTATION = 0x0112
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit could not be raised by --max-pixels
 
 Size = tuple[int, int]  # (H, W)
 Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
@@ -107,63 +103,6 @@ def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
     return InputError(f"--split {split}: {root} has {', '.join(splits) or 'no splits'}")
 
 
-@contextmanager
-def open_file(path: Path, kind: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An image file, opened and not yet decoded; kind: `image` or `mask`.
-
-    Whatever a missing, damaged or unsuitable file raises, here or inside the block, becomes an InputError of
-    one line that names the file.
-    """
-    try:
-        with Image.open(path) as file:
-            size = f"{file.height} x {file.width} pixels (H x W)"
-            if file.height * file.width > max_pixels:
-                raise ValueError(f"{size} are more than --max-pixels {max_pixels}")
-            if kind == "image" and min(file.size) < SMALLEST:
-                raise ValueError(f"{size}; each side needs at least {SMALLEST}")
-            if kind == "image" and file.mode.startswith(("I", "F")):
-                raise ValueError(f"{file.mode} pixels: save it with 8 bits a channel")
-            if kind == "mask" and file.mode not in ("P", "L"):
-                raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, this is "
-                                 f"{file.mode}")
-            yield file
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such {kind}") from None
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable {kind} ({one_line(error) or 'out of memory'})") from error
-
-
-def exif_orientation(file: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 (upright) to 8; 5 to 8 swap height and width."""
-    # The base class's method: Pillow's own for PNG decodes all pixels to look for a tag behind them.
-    return Image.Image.getexif(file).get(EXIF_ORIENTATION, 1)
-
-
-def read_image(path: Path, oriented: bool = False, max_pixels: int = MOST_PIXELS) -> Image.Image:
-    """An image file as RGB; `oriented` turns it as its EXIF tag says. InputError names an unreadable file."""
-    with open_file(path, "image", max_pixels) as file:
-        if oriented and exif_orientation(file) > 1:
-            return ImageOps.exif_transpose(file).convert("RGB")
-        return file.convert("RGB")
-
-
-def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None = None) -> np.ndarray:
-    """A palette or grey PNG as class numbers, uint8 [H, W]: 0 background, 1..K classes, 255 ignore.
-
-    InputError names a file that is no such PNG and, where `n_classes` is given, one with another value.
-    """
-    with open_file(path, "mask", max_pixels) as file:
-        mask = np.array(file)
-    if n_classes is not None:
-        wrong = mask[(mask > n_classes) & (mask != IGNORE)]
-        if wrong.size:
-            raise InputError(f"{path}: value {wrong[0]} in the mask; valid are 0 (background), "
-                             f"1..{n_classes} and {IGNORE} (ignore)")
-    return mask
-
-
 class TagDataset(Dataset):
     """Images with tags and perhaps masks. A subclass lists the entries; this class checks and serves them.
 
@@ -218,7 +157,7 @@ class TagDataset(Dataset):
         path = self.entries[index].mask
         if path is None:
             return None
-        return read_mask(path, self.max_pixels, len(self.classes))
+        return read_mask(path, self.max_pixels, len(self.classes), self.palette)
 
     def fingerprint(self) -> str:
         """Digest of the images' names, tags and sizes in pixels and bytes, and the masks' sizes in bytes."""
@@ -235,7 +174,7 @@ class TagDataset(Dataset):
 
     def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
         """A copy whose masks are FOLDER/NAME.png, checked as on construction; `skipped` is the copy's own."""
-        present = {path.stem: path for path in files_of(Path(folder))}
+        present = {nfc(path.stem): path for path in files_of(Path(folder))}
         entries = []
         problems = []
         for entry in self.entries:
@@ -249,7 +188,7 @@ class TagDataset(Dataset):
 
     def class_numbers(self, names: Iterable[str], where: Path | str) -> tuple[int, ...]:
         """0-based numbers of these classes, in rising order; InputError for an unknown name."""
-        names = set(names)
+        names = {nfc(name) for name in names}
         unknown = sorted(names - set(self.classes))
         if unknown:
             raise InputError(f"{where}: unknown class {unknown[0]!r}; valid are {', '.join(self.classes)}")
@@ -257,14 +196,19 @@ class TagDataset(Dataset):
 
     def _keep_good(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
         """Check all entries and keep the good ones; InputError unless all are good or `skip_bad` is set."""
+        refuse_many_classes(len(self.classes), entries[0].where if entries else "the classes")
         listed: dict[str, Entry] = {}
+        contradicted: set[str] = set()
         for entry in entries:
             if entry.name in listed:
                 problems.append(f"{entry.where}: image {entry.name} is listed twice")
+                if entry._replace(where="") != listed[entry.name]._replace(where=""):
+                    contradicted.add(entry.name)  # which entry is right is not known: none is kept
             elif entry.tags == ():
                 problems.append(f"{entry.where}: image {entry.name} has no tag")
             else:
                 listed[entry.name] = entry
+        listed = {name: entry for name, entry in listed.items() if name not in contradicted}
         self.entries = []
         progress = Progress("check files", len(listed)) if len(listed) >= LONG_CHECK else None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -306,13 +250,7 @@ class TagDataset(Dataset):
         With `decode` all bytes of the files are read, else their headers.
         """
         try:
-            with open_file(entry.image, "image", self.max_pixels) as file:
-                size = (file.height, file.width)
-                if self.oriented and exif_orientation(file) >= 5:
-                    size = (file.width, file.height)
-                if decode:
-                    file.draft("RGB", (1, 1))  # a JPEG at 1/8 of its size: reads all bytes, makes few pixels
-                    file.load()
+            size = check_image(entry.image, self.oriented, self.max_pixels, all_bytes=decode)
         except InputError as error:
             return entry, f"{error}, listed in {entry.where}"
         entry = entry._replace(size=size)
@@ -323,12 +261,12 @@ class TagDataset(Dataset):
         if entry.mask is None:
             return entry, None
         try:
-            with open_file(entry.mask, "mask", self.max_pixels) as file:
+            with open_mask(entry.mask, self.max_pixels) as file:
                 if (file.height, file.width) != size:
                     raise InputError(f"{entry.mask}: mask is {file.height} x {file.width} (H x W), its image "
                                      f"{found}")
             if decode:
-                read_mask(entry.mask, self.max_pixels, len(self.classes))
+                read_mask(entry.mask, self.max_pixels, len(self.classes), self.palette)
         except InputError as error:
             return entry, str(error)
         return entry, None

@@ -5,6 +5,7 @@ stores a region as a list of polygons or as run lengths. Polygons and plain run 
 compressed run lengths need the optional package pycocotools.
 """
 import re
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -13,7 +14,9 @@ import numpy as np
 
 from ..errors import InputError, input_errors
 from ..files import existing, nfc, read_json
-from .base import MOST_PIXELS, Entry, Size, TagDataset, split_error
+from .base import Entry, Size, TagDataset, split_error
+from .images import MOST_PIXELS
+from .label_maps import refuse_many_classes
 
 COCO_SPLITS = ("train", "val")
 CROWDS = ("background", "ignore", "class")  # what --crowds makes of crowd regions in masks
@@ -51,26 +54,34 @@ class CocoDataset(TagDataset):
         folder = image_folder(root, split)
         content = read_annotations(path)
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.classes = [category["name"] for category in categories]
+        self.classes = [nfc(category["name"]) for category in categories]
+        refuse_many_classes(len(self.classes), path)
         self.category_ids = [category["id"] for category in categories]
-        self.image_ids = {Path(image["file_name"]).stem: image["id"] for image in content["images"]}
+        self.image_ids: dict[str, int] = {}
         self.regions: dict[str, list[LabelledRegion]] = {}  # image name -> its regions in drawing order
         labels = {number: label for label, number in enumerate(self.category_ids, 1)}
         by_image, problems = group_by_image(content, path)
+        files = {image["id"]: image_path(folder, image["file_name"]) for image in content["images"]}
+        times = Counter(nfc(file.stem) for file in files.values())
         entries = []
         for image in sorted(content["images"], key=lambda image: image["id"]):
-            name = Path(image["file_name"]).stem
+            file = files[image["id"]]
+            name = nfc(file.stem)
             where = f"{path} (image {image['id']})"
             size = (image["height"], image["width"])
+            if times[name] > 1:  # results are saved by name
+                problems.append(f"{where}: another image of the file is called {name} too")
+                continue
             try:
                 regions = read_regions(by_image[image["id"]], labels, size, where)
             except InputError as error:
                 problems.append(str(error))
                 continue
             if regions:
+                self.image_ids[name] = image["id"]
                 self.regions[name] = drawing_order(regions, crowds)
                 tags = tuple(sorted({region.label - 1 for region in regions}))
-                entries.append(Entry(name, folder / image["file_name"], tags, None, where, size))
+                entries.append(Entry(name, file, tags, None, where, size))
         notes = []
         empty = sum(not items for items in by_image.values())
         if empty:
@@ -120,6 +131,12 @@ def image_folder(root: Path, split: str) -> Path:
         if folder.is_dir():
             return folder
     raise InputError(f"--data-root {root}: has no folder {split}2014 or images/{split}2014")
+
+
+def image_path(folder: Path, file_name: str) -> Path:
+    """The file that an annotation file calls `file_name`, which may have a Windows path's backslashes."""
+    path = existing(folder / file_name)
+    return path if path.exists() else existing(folder / file_name.replace("\\", "/"))
 
 
 def read_annotations(path: Path, lists: dict[str, set[str]] = LISTS) -> dict:
@@ -204,10 +221,13 @@ def compress_mask(mask: np.ndarray) -> dict[str, object]:
 def parse_region(segmentation: list | dict, size: Size) -> Region:
     """A region of an image (H, W) from its JSON value.
 
-    segmentation: a list of polygons [x0, y0, x1, ...], or run lengths {"size": [H, W], "counts": ...}, whose
+    segmentation: a list of polygons [x0, y0, x1, ...], a binary mask of H rows of W values (SAM's output_mode
+    binary_mask), or run lengths {"size": [H, W], "counts": ...}, whose
     counts are a list or a compressed text. ValueError or TypeError: a value of another form.
     ModuleNotFoundError: a compressed text without pycocotools.
     """
+    if isinstance(segmentation, list) and is_binary_mask(segmentation, size):
+        return [run_lengths(np.asarray(segmentation))]
     if isinstance(segmentation, list):
         return [parse_polygon(polygon, size) for polygon in segmentation]
     if not isinstance(segmentation, dict):
@@ -218,6 +238,13 @@ def parse_region(segmentation: list | dict, size: Size) -> Region:
     if isinstance(counts, str):
         return [decompress_counts(counts, size)]
     return [parse_counts(counts, size)]
+
+
+def is_binary_mask(rows: list, size: Size) -> bool:
+    """Whether a list is a mask of the image (H, W) and not polygons: H rows of W values, each 0 or 1."""
+    height, width = size
+    same_shape = len(rows) == height and all(isinstance(row, list) and len(row) == width for row in rows)
+    return same_shape and all(isinstance(value, int | float) and value in (0, 1) for row in rows for value in row)
 
 
 def parse_polygon(polygon: list, size: Size) -> np.ndarray:

@@ -4,11 +4,12 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from ..files import atomic_path, write_json, write_text
-from .base import TagDataset, exif_orientation, read_mask
+from .base import TagDataset
+from .images import exif_orientation, open_image
+from .label_maps import read_mask
 from .coco import compress_mask, pycocotools_mask
 
 VOC = Path("VOCdevkit", "VOC2012")
@@ -47,7 +48,7 @@ def write_layout(layout: str, dataset: TagDataset, masks: Path, folder: Path) ->
 def write_jpeg(dataset: TagDataset, index: int, path: Path) -> None:
     """Write an image as JPEG: a JPEG's own bytes, or the pixels of another format or of a turned image."""
     source = dataset.entries[index].image
-    with Image.open(source) as file:
+    with open_image(source, dataset.max_pixels) as file:
         turned = dataset.oriented and exif_orientation(file) > 1
         keep_bytes = file.format == "JPEG" and not turned
     with atomic_path(path) as temporary:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import read_text
-from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
+from ..files import nfc, read_text, utf8_name
+from .base import Entry, TagDataset, files_of, split_error
+from .images import MOST_PIXELS
+from .label_maps import refuse_many_classes
 from .tags import TABLES, TagRow, read_tags
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MOST_CLASSES = 254  # masks have 8 bits: 0 is the background and 255 is ignored
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # which a file manager leaves in folders of pictures
 
 
 class FolderDataset(TagDataset):
@@ -19,6 +21,8 @@ class FolderDataset(TagDataset):
     without the extension. labels.csv (.tsv, .txt, .json, .jsonl): the table, see `read_tags`; if there is
     none, the name of an image's folder is its class. classes.txt: a line `class` or `class: synonym, synonym`
     for each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
+
+    unused_masks: (file, why it is not used) of each other file in masks/.
     """
     oriented = True
 
@@ -27,29 +31,54 @@ class FolderDataset(TagDataset):
         if not root.is_dir():
             raise InputError(f"--data-root {root}: no such folder")
         stored = images_below(root / "images")
-        masks = {path.stem: path for path in files_of(root / "masks", optional=True)}
-        rows, problems = read_table(root, stored)
+        masks, self.unused_masks = sort_masks(root / "masks", stored)
+        rows, problems, bad_rows = read_table(root, stored)
         synonyms = read_classes_of(root, rows)
         self.classes = list(synonyms)
         splits = sorted({row.split for row in rows})
         if split not in splits:
             raise split_error(split, splits, root)
         by_name = files_by_name(root, stored)
+        rows = [row for row in rows if row.split == split]
+        spoiled = {file for image in bad_rows for file in by_name.get(nfc(image), [])}
+        joined = self._join_rows(rows, by_name, spoiled, problems)
         entries = []
+        for file, own_rows in joined.items():
+            tags = self.class_numbers(set().union(*(row.labels for row in own_rows)), own_rows[0].where)
+            name = nfc(file.stem)
+            entries.append(Entry(name, file, tags, masks.get(name), own_rows[0].where))
+        notes = []
+        several = sum(len(own_rows) > 1 for own_rows in joined.values())
+        if several:
+            notes.append(f"note: {several} of {len(joined)} images have several rows in the table; their tags "
+                         "are joined")
+        super().__init__(entries, problems, splits, skip_bad, max_pixels, synonyms, notes)
+
+    def _join_rows(self, rows: Sequence[TagRow], by_name: dict[str, list[Path]], spoiled: set[Path],
+                   problems: list[str]) -> dict[Path, list[TagRow]]:
+        """The good rows of each image; what is wrong is added to `problems`.
+
+        An image may have several rows, such as one for each tag. Where one of them is bad, as for the images
+        `spoiled`, the others tell only a part of its tags: the image is left out.
+        """
+        joined: dict[Path, list[TagRow]] = {}
         for row in rows:
-            if row.split != split:
-                continue
             try:
-                path = find_image(row, by_name)
-                tags = self.class_numbers(row.labels, row.where)
-                entries.append(Entry(path.stem, path, tags, masks.get(path.stem), row.where))
+                file = find_image(row, by_name)
             except InputError as error:
                 problems.append(str(error))
-        notes = []
-        lost = sorted(masks.keys() - {path.stem for path in stored})
-        if lost:
-            notes = [f"{masks[lost[0]]}: belongs to no image and is not used ({len(lost)} such masks)"]
-        super().__init__(entries, problems, splits, skip_bad, max_pixels, synonyms, notes)
+                continue
+            try:
+                self.class_numbers(row.labels, row.where)
+            except InputError as error:
+                problems.append(str(error))
+                spoiled.add(file)
+                continue
+            joined.setdefault(file, []).append(row)
+        for file in sorted(spoiled & joined.keys()):
+            where = joined.pop(file)[0].where
+            problems.append(f"{where}: image {file.name} is left out, because another of its rows is bad")
+        return joined
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -61,7 +90,40 @@ def images_below(folder: Path) -> list[Path]:
     return [path for place in sorted(folders) for path in files_of(place, SUFFIXES)]
 
 
-def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[str]]:
+def sort_masks(folder: Path, stored: Sequence[Path]) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+    """(image name -> its mask, (file, why it is not used) of every other file of the folder of masks)."""
+    names = {nfc(path.stem) for path in stored}
+    masks: dict[str, Path] = {}
+    unused = []
+    for path in visible_files(folder):
+        name = nfc(path.stem)
+        if path.parent != folder:
+            unused.append((path, "masks lie in the folder masks, not below it"))
+        elif path.suffix.lower() != ".png":
+            unused.append((path, "a mask is a PNG file NAME.png"))
+        elif name in masks:
+            unused.append((path, f"{masks[name].name} is the mask of this image"))
+        elif name in names:
+            masks[name] = path
+        else:
+            # A mask of a.jpg that is called a_mask.png: the name before each separator may be an image's.
+            begins = [name[:end] for end, letter in enumerate(name) if letter in "_-. "]
+            renamed = [f"; rename it to {begin}.png" for begin in begins if begin in names]
+            unused.append((path, f"it belongs to no image{renamed[-1] if renamed else ''}"))
+    return masks, unused
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files of a folder and of the visible folders in it, sorted, without hidden and system files."""
+    found = []
+    for place, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(place, name) for name in names
+                  if not name.startswith(".") and name.lower() not in SYSTEM_FILES]
+    return sorted(found)
+
+
+def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[str], set[str]]:
     """`read_tags` of the one table labels.* in `root`; without one, images' folders are their classes.
 
     InputError: several tables, a table without a good row, or no table though images lie in no folder.
@@ -74,7 +136,8 @@ def read_table(root: Path, stored: Sequence[Path]) -> tuple[list[TagRow], list[s
     if any(path.parent == root / "images" for path in stored):
         raise InputError(f"{root / 'labels.csv'}: no such file; write one, or put each image into a folder "
                          "named after its class")
-    return [TagRow(path.name, {path.parent.name}, "train", str(path)) for path in stored], []
+    rows = [TagRow(path.name, {utf8_name(path.parent.name)}, "train", str(path)) for path in stored]
+    return rows, [], set()
 
 
 def read_classes_of(root: Path, rows: Sequence[TagRow]) -> dict[str, list[str]]:
@@ -97,17 +160,18 @@ def files_by_name(root: Path, stored: Sequence[Path]) -> dict[str, list[Path]]:
     """
     by_name: dict[str, list[Path]] = {}
     for path in stored:
-        same = by_name.setdefault(path.stem, [])
+        same = by_name.setdefault(nfc(path.stem), [])
         same.append(path)
-        by_name[path.name] = same
-        by_name[path.relative_to(root).as_posix()] = same
-        by_name[path.relative_to(root / "images").as_posix()] = same
+        called = (path.name, path.relative_to(root).as_posix(), path.relative_to(root / "images").as_posix())
+        by_name |= {nfc(name): same for name in called}
+        by_name |= {utf8_name(name): same for name in (path.stem, *called)}
     return by_name
 
 
 def find_image(row: TagRow, by_name: dict[str, list[Path]]) -> Path:
     """The file that a row of the table names; InputError if there is none, or several of one name."""
-    files = by_name.get(row.image.replace("\\", "/"), [])
+    name = nfc(row.image)
+    files = by_name.get(name) or by_name.get(name.replace("\\", "/"), [])
     if not files:
         raise InputError(f"{row.where}: image {row.image!r} is not in the folder images "
                          f"({', '.join(SUFFIXES)})")
@@ -120,7 +184,7 @@ def find_image(row: TagRow, by_name: dict[str, list[Path]]) -> Path:
 def read_classes(path: Path) -> dict[str, list[str]]:
     """Class -> its synonyms, in the order of the file; InputError names a bad line."""
     classes: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(nfc(read_text(path)).splitlines(), 1):
         if not line.strip():
             continue
         before, _, after = line.partition(":")
@@ -135,6 +199,7 @@ def read_classes(path: Path) -> dict[str, list[str]]:
         if problem:
             raise InputError(f"{path}:{number}: {problem}")
         classes[name] = [word.strip() for word in after.split(",") if word.strip()]
-    if not 0 < len(classes) <= MOST_CLASSES:
-        raise InputError(f"{path}: {len(classes)} classes; 1 to {MOST_CLASSES} are possible")
+    if not classes:
+        raise InputError(f"{path}: no class is listed")
+    refuse_many_classes(len(classes), path)
     return classes

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from .base import IGNORE, Transform
+from .base import Transform
+from .label_maps import IGNORE
 from .transforms import MEAN_COLOUR
 
 LONGEST = 4  # a long side may have this many times the pixels of the short side: (2048, 512)

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import InputError, input_errors
-from ..files import read_text
+from ..files import nfc, read_text
 from .coco import LISTS, read_annotations
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # suffixes that a table of tags may have
@@ -29,8 +29,10 @@ class TagRow(NamedTuple):
     where: str
 
 
-def read_tags(path: Path) -> tuple[list[TagRow], list[str]]:
-    """(the good rows of a table, one line for each bad one); InputError if no row is good.
+def read_tags(path: Path) -> tuple[list[TagRow], list[str], set[str]]:
+    """(the good rows, a line for each bad one, the images of bad rows); InputError if no row is good.
+
+    An image may have several rows.
 
     CSV, separated by `,`, `;` or tabs as its first line is, has a column `image` and one of these:
     - a column `labels`: names of classes, separated by `;` or `,`;
@@ -45,14 +47,25 @@ def read_tags(path: Path) -> tuple[list[TagRow], list[str]]:
     is_json = text.lstrip()[:1] in ("{", "[")
     rows = []
     problems = []
+    spoiled = set()
     for where, fields in json_records(path, text) if is_json else csv_records(path, text):
         try:
             rows.append(row_of(fields, where))
         except ValueError as error:
             problems.append(f"{where}: {error}")
+            spoiled.add(image_of(fields))
     if not rows:
         raise InputError(problems[0] if problems else f"{path}: no image is listed", problems)
-    return rows, problems
+    return rows, problems, spoiled - {""}
+
+
+def image_of(fields: object) -> str:
+    """The image that a record names, however bad its other fields are; "" if it names none."""
+    if isinstance(fields, dict):
+        for name, value in fields.items():
+            if name is not None and COLUMNS.get(name.strip().lower()) == "image":
+                return str(value).strip()
+    return ""
 
 
 def row_of(fields: object, where: str) -> TagRow:
@@ -77,7 +90,7 @@ def row_of(fields: object, where: str) -> TagRow:
         labels = split_labels(fields["labels"])
     else:
         labels = marked_classes(fields)
-    return TagRow(image, {name.strip() for name in labels} - {""}, split, where)
+    return TagRow(image, {nfc(name.strip()) for name in labels} - {""}, split, where)
 
 
 def split_labels(labels: object) -> list[str]:

@@ -1,6 +1,7 @@
 """Data sets in VOC's layout: PASCAL VOC 2012, with or without the SBD-augmented masks, and the toy world."""
+import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -8,7 +9,8 @@ from ..errors import InputError, one_line
 from ..files import existing, nfc, read_text
 from ..npy_files import read_dictionary
 from ..toy.scenes import CLASSES
-from .base import MOST_PIXELS, Entry, TagDataset, files_of, split_error
+from .base import Entry, TagDataset, files_of, split_error
+from .images import MOST_PIXELS
 
 LABELS = "cls_labels.npy"
 MISSING_LIST = ("VOC's archive lacks SBD's list of 10,582 training images: save it as ImageSets/Segmentation/"
@@ -32,8 +34,8 @@ class VocDataset(TagDataset):
 
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
         root = voc_folder(root)
-        augmented = {path.stem: path for path in files_of(root / "SegmentationClassAug", optional=True)}
-        official = {path.stem: path for path in files_of(root / "SegmentationClass", optional=True)}
+        augmented = {nfc(path.stem): path for path in files_of(root / "SegmentationClassAug", optional=True)}
+        official = {nfc(path.stem): path for path in files_of(root / "SegmentationClass", optional=True)}
         masks = augmented | official
         splits, listed = split_ids(root, split, augmented)
         tags = {}
@@ -42,7 +44,7 @@ class VocDataset(TagDataset):
             tags, problems = self.tags_of(root, listed)
         entries = []
         for name, where in listed:
-            image = root / "JPEGImages" / f"{name}.jpg"
+            image = existing(root / "JPEGImages" / f"{name}.jpg")
             if split == "test":
                 entries.append(Entry(name, image, None, None, where))
             elif name in tags:
@@ -52,7 +54,7 @@ class VocDataset(TagDataset):
     def tags_of(self, root: Path,
                 listed: list[tuple[str, str]]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
         """({image id: tags}, one line for each image without readable tags) of (image id, place) pairs."""
-        files = {name: root / "Annotations" / f"{name}.xml" for name, _ in listed}
+        files = {name: existing(root / "Annotations" / f"{name}.xml") for name, _ in listed}
         labels = {}
         if (root / LABELS).is_file() and not all(path.is_file() for path in files.values()):
             labels = read_labels(root / LABELS, len(self.classes))
@@ -104,7 +106,7 @@ def read_objects(path: Path, where: str) -> set[str]:
         return {(item.findtext("name") or "").strip() for item in objects}
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation, for the image listed in {where}") from None
-    except (ElementTree.ParseError, OSError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # or its encoding
         raise InputError(f"{path}: not a readable annotation ({error}), listed in {where}") from error
 
 
@@ -134,6 +136,20 @@ def read_labels(path: Path, n_classes: int) -> dict[str, tuple[int, ...]]:
     return tags
 
 
+def listed_name(line: str, images: Path) -> str:
+    """The name of the image, below the folder `images`, that a line of a split file names.
+
+    The line is an ID, or begins with the path of an image. A name may hold dots and blanks: what follows a
+    blank is another column only where no image has the whole line as its name.
+    """
+    if existing(images / f"{line}.jpg").is_file():
+        return nfc(line)
+    path = re.match(r".*?\.(jpe?g|png)(?=\s|$)", line, re.IGNORECASE)
+    written = path[0] if path else line.split()[0]
+    name = PurePosixPath(written.replace("\\", "/")).name
+    return nfc(re.sub(r"\.(jpe?g|png)$", "", name, flags=re.IGNORECASE))
+
+
 def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[str], list[tuple[str, str]]]:
     """The names of all splits, and (image id, place that lists it) of each image of one split.
 
@@ -150,7 +166,7 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
     listed = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
-            listed.append((Path(line.split()[0]).stem, f"{path}:{number}"))
+            listed.append((listed_name(line.strip(), root / "JPEGImages"), f"{path}:{number}"))
     if split not in files:  # train_aug, as no file lists it: every augmented mask but those of val
         held_out = {name for name, _ in listed}
         listed = [(name, str(path)) for name, path in augmented.items() if name not in held_out]

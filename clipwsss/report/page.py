@@ -18,10 +18,10 @@ from PIL import Image
 
 from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
-from ..datasets.base import read_mask
+from ..datasets.label_maps import read_mask
 from ..distributed import rank
 from ..errors import InputError
-from ..files import read_json, read_text, to_json, write_text
+from ..files import existing, read_json, read_text, to_json, write_text
 from ..pictures import overlay
 from .metrics import confusion, scores
 from .scoring import CAM_THRESHOLD, list_label_maps, read_labels, worst_first
@@ -224,7 +224,7 @@ def example(dataset: TagDataset, index: int, cams: Path | None, masks: Path | No
         shown["cams"] = {"size": size, "keys": file.keys.tolist(), "maps": base64.b64encode(maps).decode()}
     label_maps = {}
     if masks:
-        label_maps["mask"] = read_mask(masks / f"{name}.png")
+        label_maps["mask"] = read_mask(existing(masks / f"{name}.png"))
     if dataset.masked[index]:
         label_maps["truth"] = dataset.load_mask(index)
     for kind, labels in label_maps.items():

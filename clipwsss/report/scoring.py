@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..cams.maps import MapGenerator, merge_scales, multi_scale_maps
 from ..datasets import TagDataset
-from ..datasets.base import files_of, read_mask
+from ..datasets.base import files_of
 from ..datasets.jobs import ImageJobs
+from ..datasets.label_maps import read_mask
 from ..datasets.loaders import size_loader
 from ..distributed import gather, shard
 from ..errors import InputError, input_errors
+from ..files import existing, nfc
 from ..progress import Progress
 from .metrics import add_counts, confusion, scores, threshold_counts
 
@@ -49,7 +51,7 @@ class MaskScore(NamedTuple):
 
 def list_label_maps(folder: Path) -> list[str]:
     """Names of the images that have a label map NAME.png in a folder; InputError where there is none."""
-    names = [path.stem for path in files_of(folder)]
+    names = [nfc(path.stem) for path in files_of(folder)]
     if not names:
         raise InputError(f"{folder}: no label maps (.png) in this folder")
     return names
@@ -63,7 +65,7 @@ def read_labels(folder: Path, name: str, size: tuple[int, int], threshold: float
     InputError names a missing or bad file.
     """
     if threshold is None:
-        return read_mask(folder / f"{name}.png")
+        return read_mask(existing(folder / f"{name}.png"))
     file = read_cam(folder, name)
     maps = resize_cam(file, size)
     foreground = maps.max(0) > np.float32(threshold)

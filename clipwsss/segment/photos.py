@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..datasets import TagDataset
-from ..datasets.base import MOST_PIXELS, Entry
+from ..datasets.base import Entry
 from ..datasets.folder import SUFFIXES, images_below
+from ..datasets.images import MOST_PIXELS
 from ..errors import InputError
 from .predict import overlay_path
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ..datasets.base import read_image, whole_image
+from ..datasets.base import whole_image
+from ..datasets.images import read_image
 from ..errors import InputError, input_errors
 from ..files import (atomic_path, load_backbone, load_weights, load_weights_into, misfit_errors,
                      read_network, save_network)

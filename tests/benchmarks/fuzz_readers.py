@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator
 from clipwsss.datasets import build_dataset
-from clipwsss.datasets.base import read_image, read_mask
+from clipwsss.datasets.images import read_image
+from clipwsss.datasets.label_maps import read_mask
 from clipwsss.datasets.coco import compress_mask
 from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.tags import read_tags

@@ -1,0 +1,111 @@
+"""Label maps: files of class numbers (0 is the background, 1..K the classes, 255 ignored).
+
+A label map holds the numbers themselves, as grey values or as indices of a palette, or the colours that stand
+for them in the data set's palette.
+"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from ..pictures import voc_palette
+from .images import MOST_PIXELS, open_file
+
+IGNORE = 255  # the mask value of pixels that are neither trained on nor scored
+MOST_CLASSES = 254  # masks have 8 bits: 0 is the background and 255 is ignored
+NUMBERS = ("P", "L", "1")  # Pillow's modes of files that hold numbers
+COLORS = ("RGB", "RGBA")
+
+
+def refuse_many_classes(n_classes: int, where: Path | str) -> None:
+    """InputError, which begins with `where`, for more classes than label maps can hold."""
+    if n_classes > MOST_CLASSES:
+        raise InputError(f"{where}: {n_classes} classes; 1 to {MOST_CLASSES} are possible, because label maps "
+                         "have 8 bits")
+
+
+@contextmanager
+def open_mask(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A label map's file, opened and not yet decoded; InputError of one line names a bad file."""
+    with open_file(path, "mask", max_pixels) as file:
+        if file.mode not in NUMBERS + COLORS:
+            raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, or an RGB PNG "
+                             f"of their colours, this is {file.mode}")
+        yield file
+
+
+def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None = None,
+              palette: np.ndarray | None = None) -> np.ndarray:
+    """A label map's file as class numbers, uint8 [H, W]: 0 background, 1..K classes, 255 ignore.
+
+    palette: uint8 [256, 3], the colours of the numbers in an RGB file (default: VOC's). InputError names a
+    file that is no label map, a colour that is not in the palette and, where `n_classes` is given, a value
+    that is no class.
+    """
+    with open_mask(path, max_pixels) as file:
+        pixels = np.array(file)
+    if pixels.ndim == 3:
+        colors = voc_palette() if palette is None else palette
+        pixels = numbers_of_colors(pixels[..., :3], colors, n_classes or MOST_CLASSES, path)
+    mask = pixels.astype(np.uint8, copy=False)
+    if n_classes is not None:
+        wrong = np.unique(mask[(mask > n_classes) & (mask != IGNORE)])
+        if wrong.size:
+            shown = ", ".join(map(str, wrong[:3].tolist()))
+            raise InputError(f"{path}: value{'s' * (wrong.size > 1)} {shown} in the mask; valid are 0 "
+                             f"(background), 1..{n_classes} and {IGNORE} (ignore){scale_hint(mask, n_classes)}")
+    return mask
+
+
+def scale_hint(mask: np.ndarray, n_classes: int) -> str:
+    """What a message adds where all values of a mask are class numbers times one factor, else ""."""
+    values = np.unique(mask[mask > 0])
+    factor = int(np.gcd.reduce(values))
+    if values.size > 1 and factor > 1 and values.max() // factor <= n_classes:
+        return f"; the values look like class numbers times {factor}: divide them"
+    return ""
+
+
+def numbers_of_colors(pixels: np.ndarray, palette: np.ndarray, n_classes: int, path: Path) -> np.ndarray:
+    """RGB pixels uint8 [H, W, 3] as the numbers uint8 [H, W] of their colours in a palette uint8 [256, 3].
+
+    The colours of 0..n_classes and of 255 are known; InputError names the file and the first other colour.
+    """
+    def code(colors: np.ndarray) -> np.ndarray:
+        """Each colour [..., 3] as one number."""
+        return colors.astype(np.int64) @ np.array([65536, 256, 1])
+
+    numbers = np.array([*range(n_classes + 1), IGNORE])
+    known = code(palette[numbers])
+    order = np.argsort(known)
+    codes = code(pixels)
+    places = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
+    found = known[order][places] == codes
+    if not found.all():
+        color = tuple(pixels[~found][0].tolist())
+        raise InputError(f"{path}: colour {color} in {(~found).sum()} pixels of the mask is not one of the "
+                         f"palette; class 1 is {tuple(palette[1].tolist())}")
+    return numbers[order][places].astype(np.uint8)
+
+
+def permuted_number(path: Path, palette: np.ndarray, n_classes: int, values: np.ndarray) -> int | None:
+    """The first of a mask's `values` whose own colour is that of another number in `palette` uint8 [256, 3].
+
+    An image editor that saves the colours of the classes with a palette of its own gives them other numbers.
+    None: the file has no palette, or its palette contradicts no number.
+    """
+    with open_mask(path, MOST_PIXELS) as file:
+        if file.mode != "P":
+            return None
+        _, stored = file.palette.getdata()
+    own = np.zeros((256, 3), np.uint8)
+    own[:len(stored) // 3] = np.frombuffer(stored, np.uint8).reshape(-1, 3)
+    numbers = [*range(n_classes + 1), IGNORE]
+    meaning = {tuple(palette[number].tolist()): number for number in numbers}
+    for value in values.tolist():
+        if meaning.get(tuple(own[value].tolist()), value) != value:
+            return value
+    return None
