@@ -85,7 +85,8 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     lines = advise_on_classes(splits)
     names = [name for data in splits.values() for name in data.names]
     unused = [path.name for path in images_below(root / "images") if nfc(path.stem) not in names]
-    no_images = [path.name for path in visible_files(root / "images") if not path.name.lower().endswith(SUFFIXES)]
+    no_images = [path.name for path in visible_files(root / "images")
+                 if not path.name.lower().endswith(SUFFIXES)]
     turned = turned_images(splits)
     for data in splits.values():
         lines += data.notes
@@ -97,8 +98,8 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     if no_images:
         lines.append(f"{shorten_list(no_images)}: not used, because images are {', '.join(SUFFIXES)}")
     if turned:
-        lines.append(f"{shorten_list(turned)}: turned as the EXIF tag says ({len(turned)} images); their masks "
-                     "have to fit the turned image")
+        lines.append(f"{shorten_list(turned)}: turned as the EXIF tag says ({len(turned)} images); their "
+                     "masks have to fit the turned image")
     if twice:
         lines.append(f"{shorten_list(twice)}: in more than one split")
     if large:

@@ -244,7 +244,7 @@ def is_binary_mask(rows: list, size: Size) -> bool:
     """Whether a list is a mask of the image (H, W) and not polygons: H rows of W values, each 0 or 1."""
     height, width = size
     same_shape = len(rows) == height and all(isinstance(row, list) and len(row) == width for row in rows)
-    return same_shape and all(isinstance(value, int | float) and value in (0, 1) for row in rows for value in row)
+    return same_shape and all(value in (0, 1) for row in rows for value in row)
 
 
 def parse_polygon(polygon: list, size: Size) -> np.ndarray:

@@ -50,8 +50,8 @@ class FolderDataset(TagDataset):
         notes = []
         several = sum(len(own_rows) > 1 for own_rows in joined.values())
         if several:
-            notes.append(f"note: {several} of {len(joined)} images have several rows in the table; their tags "
-                         "are joined")
+            notes.append(f"note: {several} of {len(joined)} images have several rows in the table; their "
+                         "tags are joined")
         super().__init__(entries, problems, splits, skip_bad, max_pixels, synonyms, notes)
 
     def _join_rows(self, rows: Sequence[TagRow], by_name: dict[str, list[Path]], spoiled: set[Path],

@@ -1,7 +1,7 @@
 """Image files: opened within limits, decoded as RGB and turned by their EXIF orientation alone.
 
-The check of a data set and the reading of its images use the same functions, so that what passes the check can
-be read.
+The check of a data set and the reading of its images use the same functions, so that what passes the check
+can be read.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager

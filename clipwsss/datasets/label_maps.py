@@ -23,8 +23,8 @@ COLORS = ("RGB", "RGBA")
 def refuse_many_classes(n_classes: int, where: Path | str) -> None:
     """InputError, which begins with `where`, for more classes than label maps can hold."""
     if n_classes > MOST_CLASSES:
-        raise InputError(f"{where}: {n_classes} classes; 1 to {MOST_CLASSES} are possible, because label maps "
-                         "have 8 bits")
+        raise InputError(f"{where}: {n_classes} classes; 1 to {MOST_CLASSES} are possible, because label "
+                         "maps have 8 bits")
 
 
 @contextmanager
@@ -54,9 +54,10 @@ def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None =
     if n_classes is not None:
         wrong = np.unique(mask[(mask > n_classes) & (mask != IGNORE)])
         if wrong.size:
-            shown = ", ".join(map(str, wrong[:3].tolist()))
-            raise InputError(f"{path}: value{'s' * (wrong.size > 1)} {shown} in the mask; valid are 0 "
-                             f"(background), 1..{n_classes} and {IGNORE} (ignore){scale_hint(mask, n_classes)}")
+            values = "value " if wrong.size == 1 else "values "
+            values += ", ".join(map(str, wrong[:3].tolist()))
+            raise InputError(f"{path}: {values} in the mask; valid are 0 (background), 1..{n_classes} and "
+                             f"{IGNORE} (ignore){scale_hint(mask, n_classes)}")
     return mask
 
 

@@ -61,7 +61,7 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
 
 
 def contradiction_note(dataset: TagDataset, where: Path | str) -> list[str]:
-    """The note of the scripts on masks that contradict their images' tags or the palette, if there are any."""
+    """The note of the scripts on masks that contradict their images' tags or the palette, if any do."""
     lines, _ = find_contradictions(dataset, SAMPLED)
     return [f"note: {where}: {'; '.join(lines)}"] if lines else []
 
