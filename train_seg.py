@@ -80,7 +80,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="training images; deeplab: scaled and cropped; mmsegmentation: the short side becomes "
         "--crop-size times the scale, with photometric distortion, and crops of more than 75 %% of one label "
         "are avoided")
-    add("--balanced", action="store_true",
+    add("--balanced", action=switch, default=False,
         help="average the cross entropy over foreground and background pixels separately, and weight each "
         "by 0.5")
     add("--head-ratio", type=real(0, 1e4), default=10.0,

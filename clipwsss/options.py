@@ -107,7 +107,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     without_help = [word for word in argv if word not in ("-h", "--help", "--help-all")]
     selecting, _ = parser.parse_known_args(without_help)
     defaults = {name: parser.get_default(name) for name in vars(selecting)}
-    choices = {name: getattr(selecting, name, None) for name in ("generator", "method", "network", "refine")}
+    selectors = ("generator", "method", "network", "weights", "refine")
+    choices = {name: getattr(selecting, name, None) for name in selectors}
     block = find_block(stage, selecting.dataset, selecting.preset, choices)
     splits = SPLITS.get(stage, {}).get(selecting.dataset, {})
     values = {name: value for name, value in block.items() if name not in ("block", "source")}

@@ -573,6 +573,18 @@ DEEPLABV2 = dict(
     test_scales=[1.0, 0.75, 0.5], test_fusion="max", test_flip=False,
     crf=True, crf_gaussian=[1.0, 3.0], crf_bilateral=[67.0, 3.0, 4.0])
 
+DEEPLABV2_IMAGENET = DEEPLABV2 | dict(
+    block="DEEPLABV2_IMAGENET",
+    source="CVI-SZU/CLIMS, segmentation/deeplabv2/configs/voc12_imagenet_pretrained.yaml and main_v2.py: the "
+    "recipe of a start from ImageNet's weights",
+    balanced=True, batch_size=10, iterations=30000, scales=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
+
+DEEPLABV2_IMAGENET_COCO = DEEPLABV2 | dict(
+    block="DEEPLABV2_IMAGENET_COCO",
+    source="as DEEPLABV2_IMAGENET, with the iterations of deeplab-pytorch's COCO configurations; CLIMS has no "
+    "segmenter on COCO",
+    balanced=True, batch_size=10, iterations=100000, scales=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
+
 DEEPLABV2_COCO = DEEPLABV2 | dict(
     block="DEEPLABV2_COCO", source="kazuto1011/deeplab-pytorch, its COCO configurations",
     iterations=100000)
@@ -717,12 +729,18 @@ TRAIN_SEG = {
     ("toy", "mask2former"): TOY_MASK2FORMER,
 }
 
+# What `--weights imagenet`, the default, selects in place of the rows above: a recipe belongs to its start.
+TRAIN_SEG_FROM_IMAGENET = {
+    ("voc12", "deeplabv2"): DEEPLABV2_IMAGENET, ("coco14", "deeplabv2"): DEEPLABV2_IMAGENET_COCO,
+}
+
 
 def find_block(stage: str, dataset: str, preset: str, choices: dict[str, object]) -> dict:
     """The block of a command; {} for eval.py, which has no settings to preset.
 
     dataset, preset: --dataset and --preset. choices: what else selects a block, by flag: `generator` and
-    `method`, `refine` (None where it was not given) or `network`. InputError where there is no such block.
+    `method`, `refine` (None where it was not given), or `network` and `weights`. InputError where there is no
+    such block.
     """
     data = dataset
     if preset == "quick" and dataset != "toy":
@@ -746,5 +764,7 @@ def find_block(stage: str, dataset: str, preset: str, choices: dict[str, object]
     if stage == "train_seg":
         if (data, choices["network"]) not in TRAIN_SEG:
             raise InputError(f"--network {choices['network']}: there is no --preset quick of it")
+        if choices["weights"] == "imagenet" and (data, choices["network"]) in TRAIN_SEG_FROM_IMAGENET:
+            return TRAIN_SEG_FROM_IMAGENET[data, choices["network"]]
         return TRAIN_SEG[data, choices["network"]]
     return {}

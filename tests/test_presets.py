@@ -29,8 +29,9 @@ def rows():
     for (data, _), walks in presets.MAKE_PSEUDO.items():
         for block in walks.values():
             yield "make_pseudo", data, block
-    for (data, _), block in presets.TRAIN_SEG.items():
-        yield "train_seg", data, block
+    for table in (presets.TRAIN_SEG, presets.TRAIN_SEG_FROM_IMAGENET):
+        for (data, _), block in table.items():
+            yield "train_seg", data, block
 
 
 def as_flags(name, value):

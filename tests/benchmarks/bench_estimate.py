@@ -111,7 +111,7 @@ def stages(dataset: str) -> dict[str, tuple[float, float]]:
     cam = settings(train_cam, *flags)
     guide = settings(train_prompt, *flags, "--method", "pole")
     irn = settings(make_pseudo, *flags)
-    seg = settings(train_seg, *flags)
+    seg = settings(train_seg, *flags, "--weights", "deeplabv1_resnet101-coco.pth")
     labels = [str(number) for number in range(classes)]
     crop = images(1, [cam["crop_size"]] * 2)
     clip = CLIP(CLIP_SIZES).requires_grad_(False).to("meta")
