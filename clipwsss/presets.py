@@ -581,8 +581,8 @@ DEEPLABV2_IMAGENET = DEEPLABV2 | dict(
 
 DEEPLABV2_IMAGENET_COCO = DEEPLABV2 | dict(
     block="DEEPLABV2_IMAGENET_COCO",
-    source="as DEEPLABV2_IMAGENET, with the iterations of deeplab-pytorch's COCO configurations; CLIMS has no "
-    "segmenter on COCO",
+    source="as DEEPLABV2_IMAGENET, with the iterations of deeplab-pytorch's COCO configurations; CLIMS' "
+    "release trains no segmenter on COCO",
     balanced=True, batch_size=10, iterations=100000, scales=[0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0])
 
 DEEPLABV2_COCO = DEEPLABV2 | dict(
