@@ -29,6 +29,11 @@ def test_patches_are_clips_own(toy, tiny_clip):
     for clip in (toy[0], tiny_clip):
         plain = F.normalize(clip.encode_image(square(clip, image), patches=True)[0], dim=-1)
         assert torch.allclose(prompt_pictures.patch_features(clip, image), plain, atol=1e-5)
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+        shown = F.interpolate(((image - mean) / deviation)[None], (clip.input_resolution,) * 2, mode="bilinear",
+                              align_corners=True)  # as the releases train
+        plain = F.normalize(clip.encode_image(shown, normalised=True, patches=True)[0], dim=-1)
+        assert torch.allclose(prompt_pictures.patch_features(clip, image, "release"), plain, atol=1e-5)
 
 
 def test_windows_are_masked_images(toy):
@@ -45,7 +50,7 @@ def test_water_is_found_where_the_water_is(toy):
     clip, files = toy
     text = encode_words(clip, "a photo of {}.", ["water", "road"])
     image = prompt_pictures.pil_to_tensor(prompt_pictures.read_image(files[0])).float() / 255
-    for features in (prompt_pictures.patch_features(clip, image), prompt_pictures.window_features(clip, image, 4)):
+    for features in (prompt_pictures.patch_features(clip, image), prompt_pictures.window_features(clip, image, steps=4)):
         water, road = (features @ text.T).unbind(-1)
         assert water[0].mean() > road[0].mean() + 0.3 and road[-1].mean() > water[-1].mean() + 0.3
 

@@ -16,7 +16,7 @@ from ..datasets.images import read_image
 from ..training import pick_device
 from ..errors import InputError, run_script
 from ..flags import Parser, whole
-from .regions import encode_regions, load_clip
+from .regions import CLIP_VIEWS, clip_view, encode_regions, load_clip
 from ..pictures import contact_sheet, heat, save
 from .prompts import read_learned
 from .propose import clip_parser
@@ -24,18 +24,22 @@ from .words import encode_words, read_words
 
 
 @torch.no_grad()
-def patch_features(clip: CLIP, image: torch.Tensor) -> torch.Tensor:
-    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square."""
-    view = F.interpolate(image[None].to(clip.text_projection.device), (clip.input_resolution,) * 2,
-                         mode="bilinear", align_corners=False, antialias=True)
-    return F.normalize(clip.encode_image(view, patches=True)[0].float(), dim=-1)
+def patch_features(clip: CLIP, image: torch.Tensor, view: str = "clip") -> torch.Tensor:
+    """Normalised features [h,w,D] of an image's patches; image [3,H,W] in [0,1] is stretched to a square.
+
+    view: see `clip_view`.
+    """
+    seen = clip_view(clip, image[None].to(clip.text_projection.device), view)
+    return F.normalize(clip.encode_image(seen, normalised=True, patches=True)[0].float(), dim=-1)
 
 
 @torch.no_grad()
-def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: float = 0.18) -> torch.Tensor:
+def window_features(clip: CLIP, image: torch.Tensor, view: str = "clip", steps: int = 12,
+                    width: float = 0.18) -> torch.Tensor:
     """Normalised features [steps,steps,D] of an image seen through soft round windows, as training masks it.
 
     A Gaussian of deviation `width` (fraction of the side) around each grid position multiplies the image.
+    view: see `clip_view`.
     """
     device = clip.text_projection.device
     centers = (torch.arange(steps) + 0.5) / steps
@@ -43,7 +47,9 @@ def window_features(clip: CLIP, image: torch.Tensor, steps: int = 12, width: flo
     falls = torch.exp(-(pixels - centers[:, None]) ** 2 / (2 * width ** 2))
     windows = (falls[:, None, :, None] * falls[None, :, None, :]).flatten(0, 1).to(device)
     image, first = image[None].to(device), torch.zeros(len(windows), dtype=torch.long, device=device)
-    features = [encode_regions(clip, image, first[:len(part)], part, False)[0] for part in windows.split(64)]
+    features = []
+    for part in windows.split(64):
+        features.append(encode_regions(clip, image, first[:len(part)], part, False, view)[0])
     return torch.cat(features).unflatten(0, (steps, steps))
 
 
@@ -79,6 +85,9 @@ def get_parser() -> Parser:
     add("--n", type=whole(1), default=5, help="number of words printed for each text and prompt")
     add("--by", choices=("patches", "windows"), default="patches",
         help="compare a text with CLIP's features of each patch, or of the image seen through soft windows")
+    add("--clip-view", choices=CLIP_VIEWS, default="clip",
+        help="how CLIP sees the images, as --clip-view of train_prompt.py: release for prompts that were "
+        "learned on VOC or COCO")
     add("--out", type=Path, default=Path("prompt_pictures"),
         help="folder to which prompt_pictures.png is written")
     return parser
@@ -106,7 +115,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{title}: " + ", ".join(f"{words[index]} {cosine:.2f}" for cosine, index in nearest))
     if images:
         see = window_features if args.by == "windows" else patch_features
-        maps = torch.stack([see(clip, pil_to_tensor(image).float() / 255) @ text.T for image in images])
+        maps = []
+        for image in images:
+            maps.append(see(clip, pil_to_tensor(image).float() / 255, args.clip_view) @ text.T)
+        maps = torch.stack(maps)
         out = args.out / "prompt_pictures.png"
         save(draw(images, [path.name for path in args.image], titles,
                   maps.permute(0, 3, 1, 2).cpu().numpy()), out)
