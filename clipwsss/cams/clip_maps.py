@@ -4,6 +4,7 @@ A ViT tower gives CLIP-ES' maps (Lin et al., "CLIP is Also an Efficient Segmente
 last block, carried along the attention. A ResNet tower gives those of MaskCLIP (Zhou et al., ECCV 2022): the
 shares of the texts at every position.
 """
+import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..errors import InputError
 from ..progress import Progress
 from ..training import use_bf16
 from .cam_files import CAM_STRIDE, write_cam
+from .last_block import LastBlock
 from .maps import min_max
 
 PATCH_SCALES = (1.5, 2.0, 3.0)  # of a ResNet's input: its shorter side over CLIP's resolution
@@ -29,22 +31,22 @@ EPSILON = 1e-7  # of CLIP-ES' scaling to [0, 1]
 
 
 def clip_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
-              box: float = 0.4) -> Tensor:
-    """CLIP's own maps [N,H,W] in [0,1] of N pairs of an image and one of its classes.
+              box: float = 0.4, bf16: bool = False) -> Tensor:
+    """CLIP's own maps [N,H,W] in [0,1], float32, of N pairs of an image and one of its classes.
 
     images [B,3,H,W] in [0,1]. image_index [N]: the pairs' images. text [N,D]: the pairs' normalised text
     features. backgrounds: normalised text features [M,D] for all pairs, or [N,M,D], each pair's own; M may be
-    0. box: see `class_affinity`; a ResNet takes none. A map without contrast is 0. InputError: an image tower
-    that has no such maps.
+    0. box: see `class_affinity`; a ResNet takes none. bf16: the image tower computes in bfloat16, all but a
+    ViT's last block. A map without contrast is 0. InputError: an image tower that has no such maps.
     """
     height, width = images.shape[-2:]
     if hasattr(clip.visual, "attnpool"):
-        return patch_maps(clip, images, image_index, text, backgrounds)
+        return patch_maps(clip, images, image_index, text, backgrounds, bf16)
     if not hasattr(clip.visual, "class_embedding"):
         raise InputError("this CLIP's image tower is neither a ViT with a class token nor a ResNet with "
                          "attention pooling, so that it has no maps of its own; use another --clip")
     view = round_up(images, clip.visual.conv1.stride[0])
-    maps, attention = grad_cam(clip, clip.normalise(view), image_index, text, backgrounds)
+    maps, attention = grad_cam(clip, clip.normalise(view), image_index, text, backgrounds, bf16)
     refined = torch.zeros_like(maps)
     for index in image_index.unique().tolist():
         own = image_index == index
@@ -75,7 +77,8 @@ def class_shares(features: Tensor, image_index: Tensor, text: Tensor, background
 
 
 @torch.no_grad()
-def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor) -> Tensor:
+def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
+               bf16: bool = False) -> Tensor:
     """A ResNet tower's maps; see `clip_maps`.
 
     At each of PATCH_SCALES, the features of all positions go through the pool's value and output projections,
@@ -89,7 +92,9 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
         view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         for mirrored in (False, True):
             seen = view.flip(-1) if mirrored else view
-            patches = F.normalize(clip.encode_image(seen, patches=True).float(), dim=-1)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+                patches = clip.encode_image(seen, patches=True)
+            patches = F.normalize(patches.float(), dim=-1)
             grid = patches.shape[1:3]
             patches = patches.flatten(1, 2)[image_index]
             shares = class_shares(patches, image_index, text, backgrounds, clip.logit_scale.exp())
@@ -101,19 +106,21 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
 
 
 def round_up(images: Tensor, patch: int) -> Tensor:
-    """Images [B,3,H,W] in [0,1] whose sides are rounded up to multiples of the patch, in steps of 1/255.
+    """Images [B,3,H,W] in [0,1] whose sides are rounded up to multiples of the patch, as CLIP-ES reads them.
 
-    Bicubic resizing to 8 bits, as Pillow's, with which CLIP-ES reads images.
+    Bicubic as Pillow's: first the width, then the height, each to 8 bits.
     """
-    size = [math.ceil(side / patch) * patch for side in images.shape[-2:]]
-    if list(images.shape[-2:]) == size:
-        return images
-    resized = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
-    return (resized * 255).round().clamp(0, 255) / 255
+    height, width = [math.ceil(side / patch) * patch for side in images.shape[-2:]]
+    for size in ((images.shape[-2], width), (height, width)):
+        if tuple(images.shape[-2:]) != size:
+            resized = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
+            images = (resized * 255).round().clamp(0, 255) / 255
+    return images
 
 
-def grad_cam(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor,
-             backgrounds: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def grad_cam(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, backgrounds: Tensor,
+             bf16: bool = False) -> tuple[Tensor, Tensor]:
     """CLIP-ES' maps before they are refined, [N,h,w] in [0,1], and each image's attention [B,hw,hw].
 
     images [B,3,H,W]: normalised, with sides that are multiples of the ViT's patch; for the rest see
@@ -124,34 +131,38 @@ def grad_cam(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor,
     tower = clip.visual
     blocks = tower.transformer.resblocks
     grid = [side // tower.conv1.stride[0] for side in images.shape[-2:]]
-    with torch.no_grad():
+    attention = images.new_zeros(len(images), 1 + math.prod(grid), 1 + math.prod(grid))
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
         x = tower.embed(images.to(tower.conv1.weight.dtype))
-        attention = torch.zeros(len(x), x.shape[1], x.shape[1], device=x.device)
         for number, block in enumerate(blocks[:-1], 1):
             if number <= len(blocks) - ATTENTION_BLOCKS:
                 x = block(x)
             else:
                 x, weights = block.with_weights(x)
                 attention += weights
-    last = blocks[-1]
-    maps = torch.empty(len(text), *grid, device=images.device)
+    last = copy.deepcopy(blocks[-1]).float()
+    final_norm = copy.deepcopy(tower.ln_post).float()
+    maps = torch.empty(len(text), *grid, device=x.device)
     for index in image_index.unique().tolist():
-        own = (image_index == index).nonzero()[:, 0]
-        with torch.enable_grad():
-            tokens = last.ln_1(x[index:index + 1]).detach().requires_grad_(True)
-            attended, weights = last.attn.with_weights(tokens)
-            feature = tower.ln_post(last.feed(x[index:index + 1] + attended))[:, 1:].mean(dim=1) @ tower.proj
-            feature = F.normalize(feature, dim=-1)[None].expand(len(own), -1, -1)
-            behind = backgrounds if backgrounds.ndim == 2 else backgrounds[own]
-            shares = class_shares(feature, image_index[own], text[own], behind, clip.logit_scale.exp())[:, 0]
-            for pair, share in zip(own.tolist(), shares):
-                gradient, = torch.autograd.grad(share, tokens, retain_graph=True)
-                channels = gradient[0, 1:].mean(dim=0)
-                maps[pair] = F.relu(tokens[0, 1:].detach() @ channels).reshape(grid)
-        attention[index] += weights[0].detach()
-    kept = min(ATTENTION_BLOCKS, len(blocks))
+        own = image_index == index
+        block = LastBlock(last, final_norm, x[index].float())
+        attention[index] += block.attention
+        behind = backgrounds if backgrounds.ndim == 2 else backgrounds[own]
+        gradients = score_gradients(clip, block.mean, text[own], behind)
+        maps[own] = F.relu(block.channel_weights(gradients) @ block.tokens[1:].T).unflatten(1, grid)
+    attention = attention[:, 1:, 1:] / min(ATTENTION_BLOCKS, len(blocks))
     # The maps are tiny, so that EPSILON counts; the release scales them twice.
-    return min_max(min_max(maps, EPSILON), EPSILON), attention[:, 1:, 1:] / kept
+    return min_max(min_max(maps, EPSILON), EPSILON), attention
+
+
+def score_gradients(clip: CLIP, mean: Tensor, text: Tensor, backgrounds: Tensor) -> Tensor:
+    """Gradients [k,W] of the shares of an image's k texts at the patches' mean [W] before the projection."""
+    with torch.enable_grad():
+        means = mean.expand(len(text), -1).clone().requires_grad_(True)
+        features = F.normalize(means @ clip.visual.proj.float(), dim=-1)[:, None]
+        same_image = torch.zeros(len(text), dtype=torch.long, device=text.device)
+        shares = class_shares(features, same_image, text, backgrounds, clip.logit_scale.exp())
+        return torch.autograd.grad(shares.sum(), means)[0]
 
 
 def class_affinity(maps: Tensor, attention: Tensor, box: float = 0.4) -> Tensor:
@@ -199,8 +210,8 @@ def write_clip_maps(clip: CLIP, loader: DataLoader, folder: Path,
         image_index, classes = batch.labels.to(device).nonzero(as_tuple=True)
         text = text_of([batch.names[i] for i in image_index.tolist()], classes)
         behind = backgrounds if backgrounds.ndim == 2 else backgrounds[classes]
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(precision, device)):
-            maps = clip_maps(clip, batch.images.to(device, non_blocking=True), image_index, text, behind, box)
+        images = batch.images.to(device, non_blocking=True)
+        maps = clip_maps(clip, images, image_index, text, behind, box, use_bf16(precision, device))
         for index, name in enumerate(batch.names):
             own = image_index == index
             save_maps(folder, name, classes[own].cpu(), maps[own].cpu(), fmt)

@@ -43,8 +43,8 @@ class ClipAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2)), weights.mean(dim=1)
 
     def split(self, x: Tensor) -> Tensor:
-        """x [B,L,W] as [B,heads,L,W/heads]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """x [..,L,W] as [..,heads,L,W/heads]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
 
 
 class ResidualBlock(nn.Module):
@@ -68,8 +68,11 @@ class ResidualBlock(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half of the block, which treats every token by itself."""
-        hidden = self.mlp.c_fc(self.ln_2(x))
-        return x + self.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+        return x + self.mlp.c_proj(self.activate(self.mlp.c_fc(self.ln_2(x))))
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        """QuickGELU as a SiLU, one pass over memory less than x sigmoid(1.702 x)."""
+        return F.silu(1.702 * hidden, inplace=True).div_(1.702)
 
 
 class Transformer(nn.Module):
