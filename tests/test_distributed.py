@@ -33,6 +33,7 @@ GUIDE = ["train_prompt", [*TRAIN, *STEP, "--frozen-bn"]]
 STAGES = {  # title: script, flags, that follow --runs RUNS --out OUT
     "classifier": ["train_cam", [*TRAIN, *STEP, "--frozen-bn"]],
     "cams": ["train_cam", [*TRAIN, "--epochs", "0", "--init", "{one}/classifier/generator.pt", "--scales", "1", "1.5"]],
+    "clip": ["train_cam", [*TRAIN, "--generator", "clip", "--cam-batch-size", "6"]],
     "pole": [GUIDE[0], [*GUIDE[1], "--method", "pole", "--init", "{one}/classifier/generator.pt",
                         "--cams", "{one}/cams/cams", "--reselect-every", "1", "--suppress-reduction", "sum",
                         "--area-over", "present"]],
@@ -157,16 +158,17 @@ def test_every_process_knows_every_choice(root):
 
 def test_lists_are_shared_without_a_trace(root):
     one, two = root / "one", root / "two"
-    names = sorted(path.stem for path in (one / "cams" / "cams").iterdir())
-    assert len(names) == 12 and names == sorted(path.stem for path in (two / "cams" / "cams").iterdir())
-    for name in names:
-        first, second = (read_cam(kind / "cams" / "cams", name) for kind in (one, two))
-        assert np.array_equal(first.cam, second.cam) and np.array_equal(first.keys, second.keys)
+    for stage in ("cams", "clip"):
+        names = sorted(path.stem for path in (one / stage / "cams").iterdir())
+        assert len(names) == 12 and names == sorted(path.stem for path in (two / stage / "cams").iterdir())
+        for name in names:
+            first, second = (read_cam(kind / stage / "cams", name) for kind in (one, two))
+            assert np.array_equal(first.cam, second.cam) and np.array_equal(first.keys, second.keys)
     for folder, count in (("color/masks", 12), ("predictions/predictions", 5)):
         files = sorted((one / folder).iterdir())
         assert len(files) == count
         assert all(path.read_bytes() == (two / folder / path.name).read_bytes() for path in files)
-    for name in ("cams/result.json", "color/result.json", "color/thresholds.json", "predictions/result.json",
+    for name in ("cams/result.json", "clip/result.json", "color/result.json", "color/thresholds.json", "predictions/result.json",
                  "scores/eval.json", "scores/images.csv"):
         assert (one / name).read_text() == (two / name).read_text(), name
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from clipwsss import clip
 from clipwsss.errors import InputError
-from clipwsss.guidance.words import ASSETS, corpora, encode_words, load_words
+from clipwsss.guidance.words import ASSETS, corpora, encode_words, load_clip_words, load_words
 
 
 def test_voc_and_coco_words():
@@ -61,6 +61,24 @@ def test_every_voc_class_has_four_names_where_the_release_has():
     assert short == {"bnc": ["bus"], "chatgpt-long": [], "news": ["bus", "chair", "train"],
                      "wikipedia": ["motorbike"]}  # there the release's 4 names are 3, or one of them twice
     assert corpora("voc12")["wikipedia"]["motorbike"] == ["bike", "bicycle"]
+
+
+def test_words_of_clips_own_maps():
+    voc = list(json.loads((ASSETS / "prompts_voc12.json").read_text())["names"])
+    names, listed = load_clip_words("voc12", voc)
+    changed = {label: name for label, name in zip(voc, names) if label != name}
+    assert changed == {"bird": "bird avian", "chair": "chair seat", "tvmonitor": "tvmonitor screen",
+                       "person": "person with clothes,people,human"}
+    assert len(listed) == len(set(listed)) == 25 and listed[0] == "ground" and listed[-1] == "sign"
+    coco = list(json.loads((ASSETS / "prompts_coco14.json").read_text())["names"])
+    names, shorter = load_clip_words("coco14", coco)
+    assert [word for word in listed if word not in shorter] == ["keyboard", "sign"]
+    by_label = dict(zip(coco, names))
+    assert by_label["couch"] == "sofa" and by_label["tv"] == "tvmonitor screen" and by_label["tie"] == "necktie"
+    assert load_clip_words("toy", ["boat"]) == (["boat"], load_words("toy", ["boat"]).background)
+    names, own = load_clip_words("folder", ["Lake", "street_lamp", "cat"], {"cat": ["rock"]})
+    assert names == ["Lake", "street_lamp", "cat"]
+    assert [word for word in listed if word not in own] == ["lake", "rock", "street"]
 
 
 def test_own_data_words(tmp_path):
