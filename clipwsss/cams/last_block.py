@@ -1,4 +1,4 @@
-"""The gradient of CLIP's class scores at a ViT's last block, in closed form: all tags of an image share it."""
+"""The gradient of CLIP's class scores at a ViT's last block, in closed form, for all tags of an image."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
