@@ -103,7 +103,7 @@ def test_goes_on_from_a_segmenter_whose_classes_are_found_by_name(tmp_path, caps
 def test_labels_a_file_a_pil_image_and_an_array_alike(tmp_path):
     network, design = built()
     test = {"test_scales": [1.0, 0.5], "test_fusion": "max", "test_flip": True, "crf": False, "max_side": 32,
-            "crf_gaussian": [3.0, 3.0], "crf_bilateral": [83.0, 5.0, 3.0]}
+            "crf_gaussian": [3.0, 3.0], "crf_bilateral": [83.0, 5.0, 3.0], "short_side": 0}
     save_segmenter(network, design, ("cat", "dog"), voc_palette(), tmp_path / "segmenter.pt", test)
     pixels = np.random.default_rng(0).integers(0, 255, (50, 80, 3)).astype(np.uint8)
     exif = Image.Exif()
