@@ -6,27 +6,30 @@ import argparse
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 
 from clipwsss.cams.clip_maps import write_clip_maps
 from clipwsss.cams.generator import GENERATORS, KIND_OF_BACKBONE, build_generator, load_generator
 from clipwsss.cams.maps import MapGenerator, finished_cams, rescale, write_cams
-from clipwsss.datasets import TagDataset
+from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network
 from clipwsss.flags import whole
-from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
+from clipwsss.generator_options import crop_loader, generator_flags, generator_settings, open_validation
 from clipwsss.guidance.method_flags import box_flag, clip_flags
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, start_run,
                               training_flags, training_settings)
+from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
+from clipwsss.run import Run
 from clipwsss.training import compile_networks, fit, pick_device, seed_everything
 
 
@@ -58,7 +61,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """InputError for a flag of the command line that means nothing to this --generator."""
     if args.generator == "clip":
         ignored = ("backbone", "weights", "init", "epochs", "lr", "optimizer", "crop_size", "augment",
-                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile")
+                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile", "keep_best")
         reason = "trains nothing and has one network, --clip"
     else:
         ignored = ("clip", "clip_cache", "template", "box")
@@ -120,6 +123,31 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     return 0
 
 
+def train_classifier(args: argparse.Namespace, run: Run, loader: DataLoader, generator: MapGenerator,
+                     validation: TagDataset | None) -> None:
+    """Train the generator as a classifier of tags; validation: the split of --keep-best."""
+    def loss(batch: Batch) -> dict[str, tuple]:
+        logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
+        terms = {}
+        for name, values in logits.items():  # POLE eq. 1 for each
+            total = F.multilabel_soft_margin_loss(values, batch.labels, reduction="sum")
+            terms[name] = (1.0, total, len(values))
+        return terms
+
+    groups = generator.parameter_groups(args.lr, args.head_ratio)
+    training = training_settings(args, "train_cam")
+    if validation is None:
+        fit(run, loader, loss, {"generator": generator}, groups, training)
+        return
+    best = BestEpoch()
+
+    def after_epoch(epoch: int) -> None:
+        best.consider(epoch, generator, cam_miou(generator, validation, args.cam_batch_size, args.workers))
+
+    fit(run, loader, loss, {"generator": generator}, groups, training, after_epoch, {"best": best})
+    best.restore(generator)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "train_cam")
     check_flags(args)
@@ -130,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.val_split:  # opened now, so that bad files are named before the training
         val_dataset = open_dataset(args, args.val_split)
     scored = open_scored(args, dataset)
+    validation = open_validation(args)
     if args.weights == "auto":
         args.weights = imagenet_or_none(dataset.classes, generator_settings(args))
     if args.weights == "none" and not args.init and args.generator == "resnet":
@@ -157,16 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")
 
-    def loss(batch):
-        logits = generator.classify(batch.images.contiguous(memory_format=torch.channels_last))
-        terms = {}
-        for name, values in logits.items():  # POLE eq. 1 for each
-            total = F.multilabel_soft_margin_loss(values, batch.labels, reduction="sum")
-            terms[name] = (1.0, total, len(values))
-        return terms
-
-    fit(run, loader, loss, {"generator": generator}, generator.parameter_groups(args.lr, args.head_ratio),
-        training_settings(args, "train_cam"))
+    train_classifier(args, run, loader, generator, validation)
     save_network(generator, "generator", generator.config, run.out / "generator.pt")
     result = {}
     if args.val_split:

@@ -17,7 +17,7 @@ from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network, write_json
-from clipwsss.generator_options import crop_loader, generator_flags, generator_settings
+from clipwsss.generator_options import crop_loader, generator_flags, generator_settings, open_validation
 from clipwsss.guidance.choices import WordChoices, read_choices, select_words
 from clipwsss.guidance.losses import (PROMPT_EPSILON, Adapter, background_prompt_loss, class_prompt_loss,
                                       guided_loss)
@@ -28,8 +28,9 @@ from clipwsss.guidance.words import Words, encode_words, load_words, read_words
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser,
                               start_run, training_flags, training_settings)
 from clipwsss.presets import find_block
+from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.page import write_report
-from clipwsss.report.scoring import BestEpoch, cam_miou, print_cam_curve
+from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
 from clipwsss.training import Training, compile_networks, fit, pick_device, seed_everything, use_bf16
 
@@ -105,11 +106,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         if args.tune != "all":
             generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
-    validation = None
-    if args.keep_best:
-        validation = open_dataset(args, args.keep_best)
-        if not validation.has_masks:
-            raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+    validation = open_validation(args)
     clip = load_clip(args.clip, device, args.clip_cache)
     if args.prompts_only or (args.class_prompt == "word" and not args.prompts):
         args.cams = args.cams or baseline / "cams"

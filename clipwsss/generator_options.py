@@ -11,6 +11,7 @@ from .datasets.loaders import make_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
+from .options import open_dataset
 from .training import PRECISIONS
 
 
@@ -41,6 +42,9 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--augment", choices=AUGMENTS, default="crop",
         help="training crops: crop is a square of the resized image (--resize-long, --brightness); area is a "
         "part of random area and shape; strong is area with RandAugment and random erasing (DeiT)")
+    add("--keep-best", metavar="SPLIT",
+        help="keep the epoch with the highest CAM mIoU on the true masks of this split, as WeakTr's and "
+        "SemPLeS' releases do; without it the last epoch is kept and no mask is used")
     add = parser.add_argument_group("CAMs").add_argument
     add("--score-split", help="split whose CAMs are scored against true masks, a part of --split; without "
         "it, all of --split")
@@ -54,6 +58,16 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="format of CAM files; npz: .npz with maps at a quarter of the image's size; full: .npz with "
         "maps at full size too; irn: .npy as in IRN's code; psa: .npy as in PSA's and WeakTr's code")
+
+
+def open_validation(args: argparse.Namespace) -> TagDataset | None:
+    """The data set of --keep-best, None without the flag; InputError for a split without masks."""
+    if not args.keep_best:
+        return None
+    validation = open_dataset(args, args.keep_best)
+    if not validation.has_masks:
+        raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+    return validation
 
 
 def generator_settings(args: argparse.Namespace) -> dict[str, object]:

@@ -1,13 +1,7 @@
-"""Scores of folders against plain sums, the curve, the printed figures; the epoch of best CAMs."""
-import json
-
+"""Scores of folders against plain sums, the curve, the printed figures."""
 import numpy as np
 import pytest
-import torch
-from test_train_scripts import guide, runs  # noqa: F401 (a fixture)
-from torch import nn
 
-import train_prompt
 from clipwsss.cams.cam_files import read_cam, resize_cam, write_cam
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.errors import InputError
@@ -111,56 +105,3 @@ def test_class_figures_list_what_pixels_are_taken_for():
     assert figures["taken_for"] == {"background": {"boat": 10.0}, "boat": {"background": 60.0, "sea": 1.0}, "sea": {}}
     assert figures["taken_from"] == {"background": {"boat": 40.0}, "boat": {"background": 20.41}, "sea": {"boat": 100.0}}
     assert figures["miou"] == pytest.approx(30.5682, abs=1e-3)
-
-
-def test_the_best_epoch_comes_back(capsys):
-    network = nn.Linear(1, 1, bias=False)
-    for mious, expected in (([30.0, 50.0, 40.0], 2), ([9.0, 8.0], 1), ([7.0, 7.0], 1)):
-        best = scoring.BestEpoch()
-        for epoch, miou in enumerate(mious):
-            nn.init.constant_(network.weight, epoch + 1)
-            best.consider(epoch, network, miou)
-        resumed = scoring.BestEpoch()
-        resumed.load_state_dict(best.state_dict())
-        for keeper in (best, resumed):
-            nn.init.constant_(network.weight, -1)
-            keeper.restore(network)
-            assert network.weight.item() == expected, mious
-            assert f"kept epoch {expected}: CAM mIoU {max(mious):.2f}" in capsys.readouterr().out
-    scoring.BestEpoch().restore(network)  # without an epoch, as with --epochs 0, the weights stay
-    assert network.weight.item() == 1
-
-
-def test_no_masks_no_best_epoch(folders):
-    data = Data()
-    data.has_masks = False
-    with pytest.raises(ValueError, match="no masks"):
-        scoring.cam_miou(nn.Linear(1, 1), data)
-
-
-def test_matching_hands_its_best_epoch_to_the_prompts(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
-    """As in SemPLeS' release, stage (b) learns on the best checkpoint of stage (a)."""
-    mious = iter([70.0, 60.0, 50.0])
-    weights = []
-
-    def cam_miou(generator, *_):
-        weights.append(generator.classifier.weight.detach().clone())
-        return next(mious)
-
-    monkeypatch.setattr(train_prompt, "cam_miou", cam_miou)
-    seen = []
-    load_state_dict = nn.Module.load_state_dict
-
-    def loaded(self, state, *args, **kwargs):
-        seen.append(state)
-        return load_state_dict(self, state, *args, **kwargs)
-
-    monkeypatch.setattr(nn.Module, "load_state_dict", loaded)
-    guide(runs, tmp_path / "run", "--method", "semples", "--match-epochs", "2", "--prompt-epochs", "1",
-          "--keep-best", "val")
-    printed = capsys.readouterr().out
-    assert printed.index("kept epoch 1: CAM mIoU 70.00") < printed.index("background_prompts 1/1")
-    assert printed.index("background_prompts 1/1") < printed.index("kept epoch 1: CAM mIoU 50.00")
-    given = [state["classifier.weight"] for state in seen if "classifier.weight" in state]
-    assert any(torch.equal(weight, weights[0]) for weight in given)
-    assert json.loads((tmp_path / "run/args.json").read_text())["keep_best"] == "val"

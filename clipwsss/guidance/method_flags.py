@@ -127,6 +127,3 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
     add("--tune", choices=("all", "head", "fusion"), default="all",
         help="weaktr: part of the generator that is trained: all of it, head (the 3x3 convolution and the "
         "attention fusion, as in SemPLeS' release), or the attention fusion alone")
-    add("--keep-best", metavar="SPLIT",
-        help="keep the epoch with the highest CAM mIoU on the true masks of this split, as SemPLeS' release "
-        "does; without it the last epoch is kept and no mask is used")

@@ -1,21 +1,17 @@
-"""Scores of CAMs and label maps against a data set's true masks: whole folders, and CAMs during training."""
-import copy
+"""Scores of folders of CAMs and of label maps against a data set's true masks."""
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..cams.cam_files import list_cams, read_cam, resize_cam
-from ..cams.maps import MapGenerator, merge_scales, multi_scale_maps
 from ..datasets import TagDataset
 from ..datasets.base import files_of
 from ..datasets.jobs import ImageJobs
 from ..datasets.label_maps import read_mask
-from ..datasets.loaders import size_loader
 from ..distributed import gather, shard
 from ..errors import InputError, input_errors
 from ..files import existing, nfc
@@ -264,67 +260,3 @@ def print_label_miou(dataset: TagDataset, folder: Path, what: str, workers: int 
     print(f"{what} mIoU {figures['miou']:.2f} ({len(image_scores)} images, {figures['classes']} classes "
           "occur)")
     return class_figures(table, ["background", *dataset.classes])
-
-
-# ---- the best epoch of a training
-
-@torch.inference_mode()
-def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, workers: int = 0) -> float:
-    """Best mIoU in percent over all THRESHOLDS of a generator's CAMs of the tagged classes at one scale.
-
-    Leaves the generator in eval mode. ValueError for a data set without masks.
-    """
-    if not dataset.has_masks:
-        raise ValueError("this split has no masks to score CAMs with")
-    device = next(generator.parameters()).device
-    n_labels = len(dataset.classes) + 1
-    tables = empty_tables(dataset, THRESHOLDS)
-    generator.eval()
-    for batch in size_loader(dataset, batch_size, workers):
-        size = tuple(batch.images.shape[-2:])
-        outputs = multi_scale_maps(generator, batch.images.to(device), scales=(1.0,), flip=False)
-        cams = merge_scales(outputs, size, from_minimum=generator.from_minimum).cpu()
-        for label, maps, mask in zip(batch.labels, cams, batch.masks):
-            keys = label.nonzero()[:, 0]
-            truth = mask.byte().numpy()
-            counts = threshold_counts(maps[keys].numpy(), keys.numpy(), truth, THRESHOLDS, n_labels)
-            add_counts(tables, counts)
-    return float(scores(sum(gather(tables)))["miou"].max())
-
-
-class BestEpoch:
-    """The weights of the epoch with the best CAM mIoU so far, as SemPLeS' release chooses its checkpoint.
-
-    The choice uses true masks, which a method that is trained on image tags alone does not have. A training
-    that is interrupted keeps it in its checkpoint (`state_dict`).
-    """
-
-    def __init__(self):
-        self.epoch = 0
-        self.miou = -1.0
-        self.weights = None
-
-    def consider(self, epoch: int, generator: MapGenerator, miou: float) -> None:
-        """Keep the generator's weights if the mIoU after this epoch (from 0) is higher than any before."""
-        if miou > self.miou:
-            self.epoch = epoch + 1
-            self.miou = miou
-            self.weights = copy.deepcopy(generator.state_dict())
-
-    def restore(self, generator: MapGenerator) -> None:
-        """Load the kept weights into the generator and print their epoch; nothing if there was no epoch."""
-        if self.weights is None:
-            return
-        generator.load_state_dict(self.weights)
-        print(f"kept epoch {self.epoch}: CAM mIoU {self.miou:.2f} at one scale. This choice uses true masks, "
-              "which a method trained on image tags alone does not have.")
-
-    def state_dict(self) -> dict:
-        """The epoch's number from 1, its mIoU and its weights."""
-        return {"epoch": self.epoch, "miou": self.miou, "weights": self.weights}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave."""
-        self.epoch = state["epoch"]
-        self.miou = state["miou"]
-        self.weights = state["weights"]
