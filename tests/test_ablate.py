@@ -80,7 +80,7 @@ def calls(monkeypatch):
         out = Path(flags[flags.index("--out") + 1])
         made.append(flags)
         code, line = next((made.fail[word] for word in made.fail if word in flags), (0, ""))
-        stdout.write(f"something before\n{line}\n")
+        stdout.write(f"something before\n{line}\n".encode())
         if code == 0:
             (out / "args.json").write_text("{}")
             (out / "result.json").write_text(json.dumps({"miou": 40.0 + len(made)}))
