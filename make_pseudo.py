@@ -21,7 +21,7 @@ from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.exports import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
-from clipwsss.distributed import broadcast, rank
+from clipwsss.distributed import broadcast
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import real, whole
 from clipwsss.options import (open_dataset, parse, open_scored, script_parser, start_run,
@@ -103,8 +103,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="exponent of a segment's background score, (1 - largest class score)^power")
     add("--score-split",
         help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
-    add("--layout", choices=tuple(LAYOUTS), help="also copy images and masks to OUT/voc in VOC's "
-        "layout, or to OUT/mmseg in that of mmsegmentation")
+    add("--layout", choices=tuple(LAYOUTS), help="also write images and masks to OUT/voc in "
+        "VOC's layout, to OUT/mmseg in that of mmsegmentation, or to OUT/coco with COCO's instances")
     crf_flags(parser, GAUSSIAN, BILATERAL)
     affinity_flags(parser)
     training_flags(parser, resumes=False)
@@ -308,8 +308,8 @@ def main(argv: list[str] | None = None) -> int:
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
     report_scores(run, MaskScore(*totals), ["background", *dataset.classes])
-    if args.layout and rank() == 0:
-        write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout)
+    if args.layout:
+        write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout, args.workers)
     write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")
     skipped = len(jobs.failures) + len(dataset.skipped)
     if skipped:

@@ -15,6 +15,7 @@ from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.exports import write_submission
+from clipwsss.datasets.instances import read_instances, write_coco, write_yolo
 from clipwsss.datasets.mask_check import contradiction_note
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.mmseg_transform import mmseg_transform
@@ -248,6 +249,13 @@ def predict_photos(args: argparse.Namespace, segmenter: Segmenter) -> None:
     names = ("background", *segmenter.classes)
     predict(args, segmenter.network, photos, folder, segmenter.palette, done,
             names if "png" in args.predict_format else (), "probabilities" in args.predict_format)
+    if "coco" in args.predict_format or "yolo" in args.predict_format:
+        found = read_instances(folder, photos.names, args.workers)
+        if "coco" in args.predict_format:
+            file_names = {name: f"{name}{files[name].suffix}" for name in photos.names}
+            write_coco(found, file_names, segmenter.classes, folder / "instances.json")
+        if "yolo" in args.predict_format:
+            write_yolo(found, segmenter.classes, folder)
     print(f"{len(photos)} photographs: {', '.join(args.predict_format)} in {folder}")
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from clipwsss.datasets import build_dataset, coco
 from clipwsss.datasets.exports import VOC_RESULTS, write_layout, write_submission
+from clipwsss.datasets.instances import image_instances, read_instances, write_yolo
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from test_datasets import save_image, save_mask, write
@@ -130,3 +131,66 @@ def test_cocos_own_code_reads_the_results(tmp_path, capsys):
     truth.createIndex()
     loaded = truth.loadRes(str(tmp_path / "results.json"))
     assert [np.array_equal(loaded.annToMask(item), labels == k) for k, item in enumerate(loaded.anns.values(), 1)] == [True] * 2
+
+
+def test_regions_are_outlined_exactly(tmp_path):
+    """COCO's rule, ours and pycocotools', draws the pixels that were outlined: holes, corners that touch, specks."""
+    rng = np.random.default_rng(0)
+    for trial in range(120):
+        size = tuple(rng.integers(1, 14, 2))
+        labels = (rng.integers(0, 3, size) if trial % 2 else rng.random(size) < 0.8).astype(np.uint8)
+        labels[rng.random(size) < 0.05] = 255
+        write_mask(tmp_path / "one.png", labels, voc_palette())
+        _, stated, ignored, instances = image_instances(tmp_path, ["one"], 0)
+        drawn = np.zeros(size, np.uint8)
+        for label, polygon, area, (x, y, width, height) in instances:
+            region = coco.decode_mask([polygon.ravel().tolist()], size)
+            assert region.sum() == area and not drawn[region].any()
+            assert region[y:y + height, x:x + width].sum() == area and region[y].any() and region[:, x].any()
+            drawn[region] = label
+        assert stated == size and ignored == (labels == 255).sum()
+        assert np.array_equal(drawn, np.where(labels == 255, 0, labels))
+    ring = np.pad(np.zeros((1, 2), np.uint8), 1, constant_values=1)
+    write_mask(tmp_path / "ring.png", ring, voc_palette())
+    (instance,) = image_instances(tmp_path, ["ring"], 0).instances
+    assert instance.polygon.tolist() == [[0, 0], [1, 1], [1, 2], [3, 2], [3, 1], [1, 1], [0, 0], [4, 0], [4, 3], [0, 3]]
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_cocos_own_code_reads_the_instances_file(made, tmp_path, capsys):
+    data, masks = made
+    write_layout("coco", data, masks, tmp_path / "out")
+    output = capsys.readouterr()
+    assert f"3 images and masks in {tmp_path}/out" in output.out and "3 of 3 label maps" in output.err
+    path = tmp_path / "out/annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    assert content.keys() == {"info", "licenses", "images", "categories", "annotations"}
+    assert content["categories"] == [{"id": 1, "name": "cat", "supercategory": ""}, {"id": 2, "name": "dog", "supercategory": ""}]
+    assert content["annotations"][0] == {"id": 1, "image_id": 1, "category_id": 1, "area": 6, "bbox": [3, 2, 3, 2],
+                                         "iscrowd": 0, "segmentation": [[3, 2, 6, 2, 6, 4, 3, 4]]}
+    theirs = pytest.importorskip("pycocotools.coco").COCO(path)
+    for number, image in theirs.imgs.items():
+        assert Image.open(tmp_path / "out/images/train" / image["file_name"]).size == (image["width"], image["height"])
+        mask = np.array(Image.open(masks / image["file_name"].replace(".jpg", ".png")))
+        drawn = sum(theirs.annToMask(item) * item["category_id"] for item in theirs.imgToAnns[number])
+        assert np.array_equal(drawn, np.where(mask == 255, 0, mask))
+
+
+def test_yolos_labels_are_shares_of_the_image(tmp_path):
+    labels = np.zeros((4, 10), np.uint8)
+    labels[1:3, 5:10] = 2
+    write_mask(tmp_path / "day/one.png", labels, voc_palette())
+    write_mask(tmp_path / "two.png", np.zeros((4, 10), np.uint8), voc_palette())
+    write_yolo(read_instances(tmp_path, ["day/one", "two"]), ["cat", "a: dog"], tmp_path / "out")
+    assert (tmp_path / "out/labels/day/one.txt").read_text() == "1 0.5 0.25 1 0.25 1 0.75 0.5 0.75\n"
+    assert (tmp_path / "out/labels/two.txt").read_text() == ""
+    assert (tmp_path / "out/data.yaml").read_text().endswith('names:\n  0: "cat"\n  1: "a: dog"\n')
+
+
+def test_cvats_form_of_voc(made, tmp_path):
+    """labelmap.txt and ImageSets/Segmentation/default.txt beside SegmentationClass/, as CVAT's manual shows them."""
+    write_layout("voc", *made, tmp_path)
+    root = tmp_path / "VOCdevkit/VOC2012"
+    assert (root / "labelmap.txt").read_text() == ("# label:color_rgb:parts:actions\nbackground:0,0,0::\n"
+                                                   "cat:128,0,0::\ndog:0,128,0::\n")
+    assert (root / "ImageSets/Segmentation/default.txt").read_text() == "plain\nturned\nother\n"

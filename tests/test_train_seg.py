@@ -111,7 +111,13 @@ def test_predicts_a_tree_of_photographs_by_the_settings_of_the_training(world, t
     kept = (folder / "scene01.png").stat().st_mtime_ns
     script.main([*flags, "--resume"])
     assert (folder / "large.png").exists() and (folder / "scene01.png").stat().st_mtime_ns == kept
-    script.main([*flags, "--overwrite", "--max-side", "0", "--predict-format", "probabilities"])
+    script.main([*flags, "--overwrite", "--max-side", "0", "--predict-format", "probabilities", "coco", "yolo"])
+    content = json.loads((folder / "instances.json").read_text())
+    assert [item["file_name"] for item in content["images"]] == ["large.png", "day.1/turned.v2.jpg", "scene01.png"]
+    assert [item["name"] for item in content["categories"]] == ["red", "green"] and content["annotations"]
+    assert (folder / "labels/day.1/turned.v2.txt").read_text().startswith("0 ") and (folder / "data.yaml").is_file()
+    with pytest.raises(InputError, match="instances.json already exists"):
+        script.main([*flags[:4], "--out", str(tmp_path / "out"), "--predict", str(photo), "--predict-format", "coco"])
     assert "are larger than" not in capsys.readouterr().out.splitlines()[-1]
     assert np.load(folder / "large.npz")["probabilities"].shape == (3, 128, 144)
     capsys.readouterr()

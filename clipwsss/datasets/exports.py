@@ -5,43 +5,59 @@ from pathlib import Path
 
 import numpy as np
 
+from ..distributed import rank
 from ..errors import InputError
 from ..files import atomic_path, write_json, write_text
 from .base import TagDataset
 from .images import exif_orientation, open_image
 from .label_maps import read_mask
 from .coco import compress_mask, pycocotools_mask
+from .instances import read_instances, write_coco
 
 VOC = Path("VOCdevkit", "VOC2012")
-LAYOUTS = {  # the places of images, masks and the list of names
+LAYOUTS = {  # the places of images, masks (coco: the file of annotations) and the list of names
     "voc": (VOC / "JPEGImages", VOC / "SegmentationClass", VOC / "ImageSets" / "Segmentation"),
-    "mmseg": (Path("img_dir", "train"), Path("ann_dir", "train"), Path("."))}
+    "mmseg": (Path("img_dir", "train"), Path("ann_dir", "train"), Path(".")),
+    "coco": (Path("images", "train"), Path("annotations"), Path("."))}
 VOC_RESULTS = "results/VOC2012/Segmentation/comp5_test_cls"  # as VOC 2012's development kit names it
 
 
-def write_layout(layout: str, dataset: TagDataset, masks: Path, folder: Path) -> None:
+def write_layout(layout: str, dataset: TagDataset, masks: Path, folder: Path, workers: int = 0) -> None:
     """Copy every image that has MASKS/NAME.png, as JPEG, and its mask into FOLDER, and print how many.
 
-    layout `voc`: for torchvision's VOCSegmentation(FOLDER, image_set="train"). `mmseg`: for an mmsegmentation
-    data set with data_root FOLDER, img_path="img_dir/train" and seg_map_path="ann_dir/train"; detectron2's
+    layout `voc`: for torchvision's VOCSegmentation(FOLDER, image_set="train"); its folder VOC2012 with
+    labelmap.txt and default.txt is also the form that CVAT imports. `mmseg`: for an mmsegmentation data set
+    with data_root FOLDER, img_path="img_dir/train" and seg_map_path="ann_dir/train"; detectron2's
     load_sem_seg takes the same folders. In masks, 0 is the background, a class like the others
     (reduce_zero_label=False), and 255 is ignored; metainfo.json has the names and colours of the classes.
-    The split is always `train`: pseudo masks are for training.
+    `coco`: one instances file, see `write_coco`. The split is always `train`: pseudo masks are for training.
+    All processes take part; the main one writes.
     """
     images, labels, lists = (folder / place for place in LAYOUTS[layout])
-    for place in (images, labels, lists):
-        place.mkdir(parents=True, exist_ok=True)
-    names = []
-    for index, name in enumerate(dataset.names):
-        mask = masks / f"{name}.png"
-        if mask.is_file():
-            write_jpeg(dataset, index, images / f"{name}.jpg")
-            shutil.copyfile(mask, labels / f"{name}.png")
-            names.append(name)
-    write_text("\n".join(names) + "\n", lists / "train.txt")
+    indices = [index for index, name in enumerate(dataset.names) if (masks / f"{name}.png").is_file()]
+    names = [dataset.names[index] for index in indices]
+    if layout == "coco":
+        files = {name: f"{name}.jpg" for name in names}
+        write_coco(read_instances(masks, names, workers), files, dataset.classes,
+                   labels / "instances_train.json", dataset.category_ids, dataset.image_ids)
+    if rank() > 0:
+        return
+    for index in indices:
+        write_jpeg(dataset, index, images / f"{dataset.names[index]}.jpg")
+    if layout != "coco":
+        labels.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(masks / f"{name}.png", labels / f"{name}.png")
     classes = ["background", *dataset.classes]
-    write_json({"classes": classes, "palette": dataset.palette[:len(classes)].tolist(),
-                "reduce_zero_label": False, "ignore_index": 255}, folder / "metainfo.json")
+    colors = dataset.palette[:len(classes)].tolist()
+    write_text("\n".join(names) + "\n", lists / "train.txt")
+    write_json({"classes": classes, "palette": colors, "reduce_zero_label": False, "ignore_index": 255},
+               folder / "metainfo.json")
+    if layout == "voc":
+        write_text("\n".join(names) + "\n", lists / "default.txt")
+        rows = [f"{name}:{red},{green},{blue}::" for name, (red, green, blue) in zip(classes, colors)]
+        rows.insert(0, "# label:color_rgb:parts:actions")
+        write_text("\n".join(rows) + "\n", folder / VOC / "labelmap.txt")
     print(f"{len(names)} images and masks in {folder}")
 
 

@@ -75,6 +75,16 @@ def results_of(name: str, folder: Path, formats: Sequence[str]) -> list[Path]:
     return results
 
 
+def joint_results(names: Iterable[str], folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The files in `folder` that are made at the end, of all label maps together."""
+    results = []
+    if "coco" in formats:
+        results.append(folder / "instances.json")
+    if "yolo" in formats:
+        results += [folder / "data.yaml", *(folder / "labels" / f"{name}.txt" for name in names)]
+    return results
+
+
 def finished_photos(files: Mapping[str, Path], folder: Path, formats: Sequence[str]) -> set[str]:
     """The names of the photographs whose results an interrupted prediction has written already."""
     return {name for name in files if all(path.exists() for path in results_of(name, folder, formats))}
@@ -96,9 +106,17 @@ def refuse_taken_names(files: Mapping[str, Path], folder: Path, formats: Sequenc
             if path.resolve() in photographs and path.exists():
                 raise InputError(f"--predict: {path} would replace an image; choose another folder by --out")
             if path.exists() and not replaces:
-                raise InputError(f"--predict: {path} already exists; choose another folder by --out, "
-                                 "continue by --resume, or replace it by --overwrite")
+                raise already_there(path)
             taken.add(path)
+    for path in joint_results(files, folder, formats):
+        if path.exists() and not replaces:
+            raise already_there(path)
+
+
+def already_there(path: Path) -> InputError:
+    """The error for a result that would replace a file."""
+    return InputError(f"--predict: {path} already exists; choose another folder by --out, continue by "
+                      "--resume, or replace it by --overwrite")
 
 
 def photos_at_once(sizes: Sequence[tuple[int, int]]) -> int:
