@@ -9,8 +9,9 @@ import numpy as np
 
 from ..distributed import gather, rank
 from ..files import to_json, write_text
-from .base import IGNORE, Size, read_mask
+from .base import Size
 from .jobs import ImageJobs
+from .label_maps import IGNORE, read_mask
 from .outlines import label_regions, outline_polygon
 
 
@@ -45,8 +46,8 @@ def read_instances(folder: Path, names: Sequence[str], workers: int = 0) -> list
     found = sorted((item for part in parts for item in part), key=lambda item: order[item.name])
     ignored = sum(item.ignored > 0 for item in found)
     if ignored and rank() == 0:
-        print(f"note: {ignored} of {len(found)} label maps in {folder} have pixels of 255 (ignored), which belong "
-              "to no instance", file=sys.stderr)
+        print(f"note: {ignored} of {len(found)} label maps in {folder} have pixels of 255 (ignored), which "
+              "belong to no instance", file=sys.stderr)
     return found
 
 
@@ -79,8 +80,9 @@ def write_coco(found: Sequence[ImageInstances], files: Mapping[str, str], classe
                        "license": 0})
         for label, polygon, area, box in instances:
             annotations.append({
-                "id": len(annotations) + 1, "image_id": image_ids[name], "category_id": category_ids[label - 1],
-                "segmentation": [polygon.ravel().tolist()], "area": area, "bbox": list(box), "iscrowd": 0})
+                "id": len(annotations) + 1, "image_id": image_ids[name],
+                "category_id": category_ids[label - 1], "segmentation": [polygon.ravel().tolist()],
+                "area": area, "bbox": list(box), "iscrowd": 0})
     categories = [{"id": number, "name": name, "supercategory": ""}
                   for number, name in zip(category_ids, classes)]
     write_text(to_json({"info": {"description": "made by clipwsss"},
