@@ -30,7 +30,8 @@ from clipwsss.report.metrics import average_precision
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
-from clipwsss.training import compile_networks, fit, pick_device, seed_everything
+from clipwsss.training import (compile_networks, fit, pick_device, refuse_lone_values,
+                               seed_everything)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -182,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.compile:
         compile_networks(generator)
     loader = crop_loader(args, dataset, args.batch_size, generator.input_multiple)
+    refuse_lone_values(generator, "classify", loader, args.crop_size, args.sync_bn)
     run = start_run(args, dataset, init=args.init, weights=args.weights)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")

@@ -32,7 +32,8 @@ from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
-from clipwsss.training import Training, compile_networks, fit, pick_device, seed_everything, use_bf16
+from clipwsss.training import (Training, compile_networks, fit, pick_device, refuse_lone_values,
+                               seed_everything, use_bf16)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -298,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     dataset, scored, words, clip, generator, validation = open_inputs(args)
     device = clip.text_projection.device
     loader, prompt_loader = make_loaders(args, dataset, clip, generator)
+    if loader is not None:
+        refuse_lone_values(generator, "classify", loader, args.crop_size, args.sync_bn)
     seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
     adapters = start_adapters(clip, args.adapter)
     choices, class_vectors, class_text = start_class_prompt(args, clip, words)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, DataLoader
 
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
@@ -35,7 +35,8 @@ from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_fil
 from clipwsss.segment.predict import CRF_KERNELS, FUSIONS, predict_images, reduced_images, write_label_maps
 from clipwsss.segment.segmenter import (SEGMENTERS, TEST_SETTINGS, Segmenter, build_segmenter, export_network,
                                         save_segmenter)
-from clipwsss.training import PRECISIONS, compile_networks, fit, pick_device, seed_everything
+from clipwsss.training import (PRECISIONS, compile_networks, fit, pick_device, refuse_lone_values,
+                               seed_everything)
 
 PIPELINES = ("deeplab", "mmsegmentation")
 PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is written after each epoch
@@ -168,16 +169,20 @@ def initial_segmenter(args: argparse.Namespace, classes: Sequence[str]) -> tuple
     return build_segmenter(design, len(classes) + 1, start_weights(args), classes)
 
 
-def train(args: argparse.Namespace, run: Run, network: nn.Module, dataset: TagDataset) -> None:
-    """Train the network on the masks of a data set."""
-    if args.compile:
-        compile_networks(network)
+def training_loader(args: argparse.Namespace, dataset: TagDataset) -> DataLoader:
+    """The batches of an epoch of training."""
     repeats = 1
     if args.epochs is None:
         # An epoch takes few images several times, so that its checkpoint costs little of the time.
         repeats = max(1, PASS_STEPS * args.accumulate * args.batch_size // len(dataset))
-    loader = make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
-                         drop_last=True)
+    return make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
+                       drop_last=True)
+
+
+def train(args: argparse.Namespace, run: Run, network: nn.Module, loader: DataLoader) -> None:
+    """Train the network on the images and masks of a loader."""
+    if args.compile:
+        compile_networks(network)
     steps_per_epoch = math.ceil(len(loader) / args.accumulate)
     whole_schedule = args.iterations if args.epochs is None else args.epochs * steps_per_epoch
     steps = min(whole_schedule, args.stop_at or whole_schedule)
@@ -329,10 +334,14 @@ def main(argv: list[str] | None = None) -> int:
     network.to(device, memory_format=torch.channels_last)
 
     # Training.
+    if learned:
+        loader = training_loader(args, learned)
+        if args.network != "mask2former":  # whose batch norm is frozen
+            refuse_lone_values(network, "training_logits", loader, args.crop_size, args.sync_bn)
     run = start_run(args, learned or unseen, masks=masks_folder(args) if learned else None,
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:
-        train(args, run, network, learned)
+        train(args, run, network, loader)
         test = {name: getattr(args, name) for name in TEST_SETTINGS}
         if args.max_side is None:
             test["max_side"] = usual_side(learned)

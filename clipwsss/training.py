@@ -78,6 +78,49 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
+class _Method(nn.Module):
+    """One method of a network as a module, for torch.func.functional_call."""
+
+    def __init__(self, network: nn.Module, method: str):
+        super().__init__()
+        self.network = network
+        self.method = method
+
+    def forward(self, images: Tensor) -> object:
+        return getattr(self.network, self.method)(images)
+
+
+def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop_size: int,
+                       sync_bn: bool = False) -> None:
+    """InputError where a batch norm that trains would see a single value of a channel, which has no variance.
+
+    That is so where maps of 1 x 1 positions come from one image in a process. The network's `method` is run
+    in training mode on the smallest batch of crops that the loader makes, without computing any value.
+    """
+    images = min(loader.batch_size, len(loader.sampler))
+    rest = len(loader.sampler) % loader.batch_size
+    if rest and not loader.drop_last:
+        images = min(images, rest)
+    if sync_bn:
+        images *= world_size()
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    shapes = {f"network.{name}": torch.empty_like(value, device="meta") for name, value in tensors}
+    crops = torch.empty(images, 3, crop_size, crop_size, device="meta")
+    was_training = network.training
+    network.train()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            torch.func.functional_call(_Method(network, method), shapes, (crops,))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(f"--batch-size {loader.sampler.batch_size}: with {images} image of {crop_size} x "
+                         f"{crop_size} pixels in a batch of a process, batch norm has one value to train on; "
+                         f"use --batch-size {2 * world_size()} or more, and at least as many images") from None
+    finally:
+        network.train(was_training)
+
+
 class Training(NamedTuple):
     """How to train; `label` is the name of the training in the progress line, the log and the checkpoint.
 
