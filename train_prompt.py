@@ -177,8 +177,9 @@ def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
         whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
         return None, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
     multiple = generator.input_multiple
-    return (crop_loader(args, dataset, args.batch_size, multiple),
-            crop_loader(args, dataset, batch_size, multiple, args.prompt_augment))
+    crops = crop_loader(args, dataset, args.batch_size, multiple)
+    refuse_lone_values(generator, "classify", crops, args.crop_size, args.sync_bn)
+    return crops, crop_loader(args, dataset, batch_size, multiple, args.prompt_augment)
 
 
 def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, prompt: LearnedPrompt,
@@ -299,8 +300,6 @@ def main(argv: list[str] | None = None) -> int:
     dataset, scored, words, clip, generator, validation = open_inputs(args)
     device = clip.text_projection.device
     loader, prompt_loader = make_loaders(args, dataset, clip, generator)
-    if loader is not None:
-        refuse_lone_values(generator, "classify", loader, args.crop_size, args.sync_bn)
     seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
     adapters = start_adapters(clip, args.adapter)
     choices, class_vectors, class_text = start_class_prompt(args, clip, words)

@@ -169,14 +169,17 @@ def initial_segmenter(args: argparse.Namespace, classes: Sequence[str]) -> tuple
     return build_segmenter(design, len(classes) + 1, start_weights(args), classes)
 
 
-def training_loader(args: argparse.Namespace, dataset: TagDataset) -> DataLoader:
-    """The batches of an epoch of training."""
+def training_loader(args: argparse.Namespace, dataset: TagDataset, network: nn.Module) -> DataLoader:
+    """The batches of an epoch of training; InputError where the network cannot train on one of them."""
     repeats = 1
     if args.epochs is None:
         # An epoch takes few images several times, so that its checkpoint costs little of the time.
         repeats = max(1, PASS_STEPS * args.accumulate * args.batch_size // len(dataset))
-    return make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
-                       drop_last=True)
+    loader = make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
+                         drop_last=True)
+    if args.network != "mask2former":  # which has no batch norm
+        refuse_lone_values(network, "training_logits", loader, args.crop_size, args.sync_bn)
+    return loader
 
 
 def train(args: argparse.Namespace, run: Run, network: nn.Module, loader: DataLoader) -> None:
@@ -335,9 +338,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Training.
     if learned:
-        loader = training_loader(args, learned)
-        if args.network != "mask2former":  # whose batch norm is frozen
-            refuse_lone_values(network, "training_logits", loader, args.crop_size, args.sync_bn)
+        loader = training_loader(args, learned, network)
     run = start_run(args, learned or unseen, masks=masks_folder(args) if learned else None,
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:

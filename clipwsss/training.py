@@ -116,7 +116,7 @@ def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop
             raise
         raise InputError(f"--batch-size {loader.sampler.batch_size}: with {images} image of {crop_size} x "
                          f"{crop_size} pixels in a batch of a process, batch norm has one value to train on; "
-                         f"use --batch-size {2 * world_size()} or more, and at least as many images") from None
+                         f"use --batch-size {2 * world_size()} or more, and as many images") from None
     finally:
         network.train(was_training)
 

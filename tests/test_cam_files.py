@@ -282,3 +282,21 @@ def test_maps_of_any_stride_fit_their_image():
             for shape in ([-(-side // stride) for side in size], [max(1, round(side / stride)) for side in size]):
                 file = CamFile(np.array([0]), np.zeros((1, *shape), np.float32), None)
                 assert check_cam(file, "x", size, 1) is file, (size, stride, shape)
+
+
+def test_maps_of_another_scale_are_named(tmp_path):
+    cam = maps((3, 3))
+    for values, told in ((cam * 255, r"cam holds values from .* to 2\d\d.*, CAMs have 0 to 1; .*an image's 0 to 255: divide"),
+                         (cam * 9 - 4, r"cam holds values from -.*they look like logits"),
+                         (cam * 900, r"cam holds values .*they look like logits")):
+        np.savez(tmp_path / "a.npz", keys=KEYS, cam=values)
+        with pytest.raises(InputError, match=f"a.npz: {told}"):
+            read_cam(tmp_path, "a")
+    np.savez(tmp_path / "a.npz", keys=KEYS, cam=cam * 1.002 - 0.001)
+    assert read_cam(tmp_path, "a").cam.max() < 1.01, "rounding is no other scale"
+
+
+def test_files_are_found_under_another_spelling(tmp_path):
+    np.savez(tmp_path / "cafe\u0301.1 b.npz", keys=KEYS, cam=maps((3, 3)))
+    assert list_cams(tmp_path) == ["caf\u00e9.1 b"]
+    assert len(read_cam(tmp_path, "caf\u00e9.1 b").keys) == 2

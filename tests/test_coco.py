@@ -146,3 +146,36 @@ def test_compressed_run_lengths_name_the_package_that_they_need(coco_root, monke
                 lambda: coco.compress_mask(np.ones((2, 3), bool))):
         with pytest.raises(ModuleNotFoundError, match="compressed run lengths need: pip install pycocotools"):
             use()
+
+
+def test_a_binary_mask_is_no_list_of_polygons():
+    mask = np.zeros((12, 20), bool)
+    mask[3:9, 4:15] = True
+    for rows in (mask.tolist(), mask.astype(int).tolist(), mask.astype(float).tolist()):
+        assert np.array_equal(coco.decode_mask(rows, mask.shape), mask)
+    square = [[2, 2, 8, 2, 8, 6, 2, 6]]
+    assert coco.decode_mask(square, (12, 20)).sum() == 24, "polygons stay polygons"
+    for wrong in (mask.T.tolist(), mask[:5].tolist(), [[[2, 2], [8, 2], [8, 6]]], [2, 2, 8, 2, 8, 6]):
+        with pytest.raises((ValueError, TypeError)):
+            coco.decode_mask(wrong, mask.shape)
+
+
+def test_names_of_files_in_coco(coco_root, capsys):
+    path = coco_root / "annotations/instances_val2014.json"
+    content = json.loads(path.read_text())
+    apart = "cafe\u0301.v 2"
+    first, second, third = content["images"]
+    (coco_root / "images/val2014" / first["file_name"]).rename(coco_root / "images/val2014" / f"{apart}.jpg")
+    first["file_name"] = "caf\u00e9.v 2.jpg"  # the same name in another Unicode form
+    save_image(coco_root / "images/val2014/sub/deep.jpg", (10, 12))
+    second["file_name"] = "sub\\deep.jpg"  # as Windows writes it
+    content["categories"][0]["name"] = "cafe\u0301"
+    path.write_text(json.dumps(content))
+    data = build_dataset("coco14", coco_root, "val")
+    assert data.names == ["deep", "caf\u00e9.v 2"] and data.classes == ["cat", "caf\u00e9"] and data[1].mask.max() == 2
+    save_image(coco_root / "images/val2014/deep.jpg", (10, 12))
+    third["file_name"] = "deep.jpg"
+    content["annotations"].append({"image_id": 5, "category_id": 3, "segmentation": [SQUARE]})
+    path.write_text(json.dumps(content))
+    fails("another image of the file is called deep too", "coco14", coco_root, "val")
+    assert build_dataset("coco14", coco_root, "val", skip_bad=True).names == ["caf\u00e9.v 2"], "none of the two is kept"

@@ -325,3 +325,23 @@ def test_missing_parts_of_a_folder(folder):
     (folder / "klassen.txt").rename(folder / "classes.txt")
     (folder / "images").rename(folder / "bilder")
     fails("images: no such folder", "folder", folder, "train")
+
+
+def test_names_in_lists_are_taken_whole(voc):
+    for number, name in enumerate(("2008.v1", "my photo 2", "cafe\u0301")):
+        save_image(voc / "JPEGImages" / f"{name}.jpg", seed=number)
+        write(voc / "Annotations" / f"{name}.xml", "<annotation><object><name>cat</name></object></annotation>")
+    (voc / "ImageSets/Segmentation/train.txt").write_text(
+        "2008.v1\nmy photo 2  \ncaf\u00e9\na 1\n/JPEGImages/b.jpg /SegmentationClassAug/b.png\n", encoding="utf-8")
+    data = build_dataset("voc12", voc, "train")
+    assert data.names == ["2008.v1", "my photo 2", "caf\u00e9", "a", "b"] and len(data[2].image) == 3
+    text = '<?xml version="1.0" encoding="GBK"?><annotation/>'
+    (voc / "Annotations/a.xml").write_text(text)
+    fails("a.xml: not a readable annotation", "voc12", voc, "train")
+
+
+def test_entries_that_contradict_each_other_are_all_left_out(voc):
+    data = build_dataset("voc12", voc, "train")
+    entries = [*data.entries, data.entries[0]._replace(tags=(1,)), data.entries[1]]
+    data._keep_good(entries, [], skip_bad=True)
+    assert data.names == ["b"] and len(data.skipped) == 2, "a has two kinds of tags; b is only listed twice"

@@ -120,7 +120,7 @@ def test_bad_predictions_stop_or_are_skipped(own_data, tmp_path, capsys):
             (fill((5, 6), 0), "photo1: the prediction is 5x6"),
             (fill(SIZES[1], 9), "photo1: the prediction has value 9"),
             (lambda path: path.write_bytes(good[:80]), "photo1.png: not a readable mask"),
-            (lambda path: Image.new("RGB", (9, 9)).save(path), "photo1.png: a mask is a palette or 8-bit grey PNG")):
+            (lambda path: Image.new("I;16", (9, 9)).save(path), "photo1.png: a mask is a palette or 8-bit grey PNG")):
         bad.write_bytes(good)
         spoil(bad)
         with pytest.raises(InputError, match=f"{message}.*--skip-bad") as caught:
@@ -177,3 +177,17 @@ def test_as_a_script_a_mistake_is_one_line_and_torchvision_is_not_imported(own_d
     assert done.returncode == 2 and done.stderr.startswith("error: --split nope")
     assert done.stderr.count("\n") == 1
     assert done.stdout.strip() == "[]"
+
+
+def test_images_without_a_figure_stand_last_and_json_has_null(own_data, tmp_path):
+    ignored = Image.fromarray(np.full(SIZES[0], 255, np.uint8))
+    ignored.save(own_data / "masks/photo0.png")  # the first of the images
+    run(own_data, "--masks", tmp_path / "shifted", "--per-image", tmp_path / "rows.csv", "--json", tmp_path / "a.json")
+    rows = list(csv.DictReader(open(tmp_path / "rows.csv")))
+    values = [float(row["miou"]) for row in rows]
+    assert [row["image"] for row in rows][-1] == "photo0" and np.isnan(values[-1]) and values[:2] == sorted(values[:2])
+    for number, size in enumerate(SIZES):
+        Image.fromarray(np.full(size, 255, np.uint8)).save(own_data / f"masks/photo{number}.png")
+    run(own_data, "--masks", tmp_path / "shifted", "--json", tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text()
+    assert "NaN" not in text and json.loads(text)["best"]["miou"] is None

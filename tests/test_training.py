@@ -14,7 +14,7 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.errors import InputError
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.run import Run
-from clipwsss.training import (Training, compile_networks, fit, joined_loss, make_optimizer, make_scheduler,
+from clipwsss.training import (Training, refuse_lone_values, compile_networks, fit, joined_loss, make_optimizer, make_scheduler,
                                pick_device, seed_everything, use_bf16)
 
 CPU = torch.device("cpu")
@@ -229,3 +229,33 @@ def test_compilation_that_does_not_work_is_one_line(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(InputError, match=r"^--compile: .*\(No working C\+\+ compiler\)$"):
         compile_networks(nn.Linear(2, 1))
+
+
+def test_batch_norm_over_one_value_is_refused_before_training():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4))
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4))
+
+        def classify(self, images):
+            return self.pool(self.body(images))
+
+    network = Pooled().eval()
+    before = copy.deepcopy(network.state_dict())
+    state = torch.get_rng_state()
+    told = r"--batch-size 1: with 1 image of 32 x 32 pixels in a batch of a process, .*use --batch-size 2 or more"
+    with pytest.raises(InputError, match=told):
+        refuse_lone_values(network, "classify", make_loader(Points(), 1), 32)
+    for loader in (make_loader(Points(), 2), make_loader(Points(), len(Points()) - 1, drop_last=True)):
+        refuse_lone_values(network, "classify", loader, 32)
+    with pytest.raises(InputError, match="with 1 image of 32"):  # the last batch has one image
+        refuse_lone_values(network, "classify", make_loader(Points(), len(Points()) - 1), 32)
+    assert not network.training and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    network.pool.eval()
+    network.train = lambda mode=True: network  # batch norm that is frozen
+    refuse_lone_values(network, "classify", make_loader(Points(), 1), 32)
+    with pytest.raises(InputError, match="with 1 image of 2 x 2"):  # the body's maps have one position
+        network.body.train()
+        refuse_lone_values(network, "classify", make_loader(Points(), 1), 2)

@@ -13,13 +13,14 @@ from ..files import atomic_path, existing, nfc
 from ..npy_files import read_dictionary
 
 CAM_STRIDE = 4
+ROUNDING = 0.01  # by which values may lie outside [0, 1]
 FORMATS = {"npz": ".npz", "full": ".npz", "irn": ".npy", "psa": ".npy"}
 
 
 class CamFile(NamedTuple):
     """The maps of one image's k present classes.
 
-    keys: int64 [k], 0-based classes without background. cam: float32 [k,h,w], usually in [0, 1], at a quarter
+    keys: int64 [k], 0-based classes without background. cam: float32 [k,h,w] in [0, 1], at a quarter
     of the image's size (rounded up). high_res: float32 [k,H,W] at the image's size, or None.
     """
     keys: np.ndarray
@@ -63,8 +64,8 @@ def read_cam(folder: Path | str, name: str) -> CamFile:
     """The CAM file NAME.npz or NAME.npy (IRN's, or PSA's {class: map}) of a folder; no code in it is run.
 
     InputError: neither file or both files exist; a damaged file; a pickle of anything but arrays and tensors;
-    missing fields; shapes that do not match; no class; NaN or infinity. `check_cam` compares the file with
-    its image and data set.
+    missing fields; shapes that do not match; no class; NaN, infinity or values outside [0, 1]. `check_cam`
+    compares the file with its image and data set.
     """
     candidates = [existing(Path(folder) / (name + suffix)) for suffix in (".npz", ".npy")]
     paths = [path for path in candidates if path.is_file()]
@@ -150,6 +151,17 @@ def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes
     return file
 
 
+def refuse_other_scale(field: str, lowest: float, highest: float) -> None:
+    """InputError for maps whose values are not in [0, 1] up to rounding; it says what they look like."""
+    if lowest >= -ROUNDING and highest <= 1 + ROUNDING:
+        return
+    looks_like = "logits: set values below 0 to 0 and divide each map by its maximum"
+    if lowest >= 0 and highest <= 255:
+        looks_like = "an image's 0 to 255: divide them by 255"
+    raise InputError(f"{field} holds values from {lowest:.4g} to {highest:.4g}, CAMs have 0 to 1; they look "
+                     f"like {looks_like}")
+
+
 def _checked_file(keys: object, cam: object, high_res: object, maps_type: type) -> CamFile:
     """The fields (arrays, tensors or lists) as a CamFile whose maps have the type `maps_type`.
 
@@ -181,6 +193,8 @@ def _checked_file(keys: object, cam: object, high_res: object, maps_type: type) 
     for field, values in (("cam", cam), ("high_res", high_res)):
         if values is not None and not np.isfinite(values).all():
             raise InputError(f"{field} holds NaN or infinity")
+        if values is not None:
+            refuse_other_scale(field, float(values.min()), float(values.max()))
     return CamFile(keys, cam, high_res)
 
 

@@ -226,8 +226,11 @@ def parse_region(segmentation: list | dict, size: Size) -> Region:
     counts are a list or a compressed text. ValueError or TypeError: a value of another form.
     ModuleNotFoundError: a compressed text without pycocotools.
     """
-    if isinstance(segmentation, list) and is_binary_mask(segmentation, size):
-        return [run_lengths(np.asarray(segmentation))]
+    if isinstance(segmentation, list) and is_binary_mask(segmentation):
+        mask = np.asarray(segmentation, bool)
+        if mask.shape != tuple(size):
+            raise ValueError(f"a binary mask is {list(mask.shape)}, the image is {list(size)}")
+        return [run_lengths(mask)]
     if isinstance(segmentation, list):
         return [parse_polygon(polygon, size) for polygon in segmentation]
     if not isinstance(segmentation, dict):
@@ -240,11 +243,14 @@ def parse_region(segmentation: list | dict, size: Size) -> Region:
     return [parse_counts(counts, size)]
 
 
-def is_binary_mask(rows: list, size: Size) -> bool:
-    """Whether a list is a mask of the image (H, W) and not polygons: H rows of W values, each 0 or 1."""
-    height, width = size
-    same_shape = len(rows) == height and all(isinstance(row, list) and len(row) == width for row in rows)
-    return same_shape and all(value in (0, 1) for row in rows for value in row)
+def is_binary_mask(rows: list) -> bool:
+    """Whether a list is a mask and not a list of polygons: several rows of one length, all values 0 or 1.
+
+    Polygons of such numbers would lie in the image's first pixel.
+    """
+    if len(rows) < 2 or not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
+        return False
+    return all(value in (0, 1) for row in rows for value in row)
 
 
 def parse_polygon(polygon: list, size: Size) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cams.cam_files import list_cams, read_cam, resize_cam
+from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
 from ..datasets.base import files_of
 from ..datasets.jobs import ImageJobs
-from ..datasets.label_maps import read_mask
+from ..datasets.label_maps import MOST_CLASSES, read_mask
 from ..distributed import gather, shard
 from ..errors import InputError, input_errors
 from ..files import existing, nfc
@@ -62,7 +62,7 @@ def read_labels(folder: Path, name: str, size: tuple[int, int], threshold: float
     """
     if threshold is None:
         return read_mask(existing(folder / f"{name}.png"))
-    file = read_cam(folder, name)
+    file = check_cam(read_cam(folder, name), folder / name, size, MOST_CLASSES)
     maps = resize_cam(file, size)
     foreground = maps.max(0) > np.float32(threshold)
     return np.where(foreground, file.keys[maps.argmax(0)] + 1, 0).astype(np.uint8)
@@ -133,7 +133,7 @@ def cam_counts(dataset: TagDataset, folder: Path, thresholds: Sequence[float],
     name = dataset.names[index]
     truth = dataset.load_mask(index)
     with input_errors(f"{folder / name}: "):
-        file = read_cam(folder, name)
+        file = check_cam(read_cam(folder, name), folder / name, truth.shape, len(dataset.classes))
         maps = resize_cam(file, truth.shape)
         return threshold_counts(maps, file.keys, truth, thresholds, len(dataset.classes) + 1)
 
