@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader
 
 from clipwsss.cams.clip_maps import write_clip_maps
 from clipwsss.cams.generator import GENERATORS, KIND_OF_BACKBONE, build_generator, load_generator
-from clipwsss.cams.maps import MapGenerator, finished_cams, rescale, write_cams
+from clipwsss.cams.maps import MapGenerator, rescale, write_cams
 from clipwsss.datasets import Batch, TagDataset
-from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import InputError, run_script
 from clipwsss.files import save_network
 from clipwsss.flags import whole
-from clipwsss.generator_options import crop_loader, generator_flags, generator_settings, open_validation
+from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
+                                        open_validation)
 from clipwsss.guidance.method_flags import box_flag, clip_flags
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
@@ -113,11 +113,8 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; CLIP's own "
           f"maps against {len(listed)} background words; writing {run.out}")
     cams = run.out / "cams"
-    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    whole_images = dataset.with_transform(whole_image, masks=False)
-    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
-    write_clip_maps(clip, loader, cams, lambda names, classes: text[classes], backgrounds, args.box,
-                    args.cam_format, args.test_precision)
+    write_clip_maps(clip, cam_loader(args, dataset, cams), cams, lambda names, classes: text[classes],
+                    backgrounds, args.box, args.cam_format, args.test_precision)
     print("classifier mAP: none, because --generator clip has no classifier")
     run.result(**print_cam_curve(scored, cams))
     write_report(run.out, "train_cam", scored, cams=cams)
@@ -196,10 +193,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"classifier mAP on {args.val_split}: {result['mAP']:.2f}")
 
     cams = run.out / "cams"
-    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    whole_images = dataset.with_transform(whole_image, masks=False)
-    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, loader, cams, args.scales, args.flip, args.cam_format, args.test_precision)
+    write_cams(generator, cam_loader(args, dataset, cams), cams, args.scales, args.flip, args.cam_format,
+               args.test_precision)
     result.update(print_cam_curve(scored, cams))
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)

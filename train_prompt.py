@@ -1,30 +1,35 @@
 """Stage 2: choose or learn prompts, fine-tune the generator under frozen CLIP, and write better CAMs."""
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clipwsss.cams.cam_files import check_cam, list_cams, read_cam
+from clipwsss.cams.clip_maps import write_clip_maps
 from clipwsss.cams.generator import load_generator
-from clipwsss.cams.maps import MapGenerator, finished_cams, write_cams
+from clipwsss.cams.maps import MapGenerator, write_cams
+from clipwsss.cams.mean import MEANS, write_mean_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset
-from clipwsss.datasets.base import whole_image
-from clipwsss.datasets.loaders import make_loader, size_loader
+from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import square_transform
 from clipwsss.errors import InputError, run_script
-from clipwsss.files import save_network, write_json
-from clipwsss.generator_options import crop_loader, generator_flags, generator_settings, open_validation
-from clipwsss.guidance.choices import WordChoices, read_choices, select_words
+from clipwsss.files import save_network
+from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
+                                        open_validation)
+from clipwsss.guidance.choices import WordChoices, read_choices, save_choices, select_words
 from clipwsss.guidance.losses import (PROMPT_EPSILON, Adapter, background_prompt_loss, class_prompt_loss,
                                       guided_loss)
-from clipwsss.guidance.method_flags import loss_flags, prompt_flags
+from clipwsss.guidance.method_flags import CLIP_CAMS, loss_flags, prompt_flags
 from clipwsss.guidance.prompts import LearnedPrompt, read_learned, save_learned
 from clipwsss.guidance.regions import Regions, cam_file_regions, generator_regions, load_clip
-from clipwsss.guidance.words import Words, encode_words, load_words, read_words
+from clipwsss.guidance.words import (Words, background_texts, encode_words, load_clip_words, load_words,
+                                     read_words)
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser,
                               start_run, training_flags, training_settings)
 from clipwsss.presets import find_block
@@ -50,11 +55,13 @@ def get_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """InputError for flags that do not fit together, where one would be ignored or mean something else."""
     given = {name for name, source in args.set_by.items() if source == COMMAND_LINE}
-    choices = {"generator": args.generator, "method": args.method}
-    usual = find_block("train_prompt", args.dataset, args.preset, choices)["background_prompt"]
+    block = find_block("train_prompt", args.dataset, args.preset, vars(args))
+    usual = block["background_prompt"]
     if args.background_prompt not in (usual, "none"):
-        needed = ["w_suppress", "suppress_threshold", "suppress_reduction"]
-        if args.background_prompt == "learned" and not args.background_prompts:
+        needed = []
+        if args.maps != "clip" and ("list" in args.background_prompt) != ("list" in usual):
+            needed = ["w_suppress", "suppress_threshold", "suppress_reduction"]
+        if "learned" in args.background_prompt and "learned" not in usual and not args.background_prompts:
             needed.append("prompt_epochs")
         missing = [f"--{name.replace('_', '-')}" for name in needed if name not in given]
         if missing:
@@ -71,16 +78,13 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError(f"--reselect-every: --class-prompt {args.class_prompt} chooses no words; use word")
     if args.background_prompts and args.background_prompt == "none":
         raise InputError("--background-prompts: --background-prompt none repels nothing; use learned or list")
-    if args.background_words and args.background_prompt != "list":
+    if args.background_words and "list" not in args.background_prompt:
         raise InputError(f"--background-words: --background-prompt {args.background_prompt} takes no words; "
                          "use list")
-    learns_alone = args.class_prompt == "learned" and not args.joint
-    if args.prompts_only and args.class_prompt != "word" and not learns_alone \
-            and args.background_prompt != "learned":
-        raise InputError("--prompts-only: there is no prompt to choose or learn; use --class-prompt word, "
-                         "--class-prompt learned --no-joint or --background-prompt learned")
     if args.class_prompt != "learned" or args.prompts:
         args.joint = False
+    if args.maps == "clip" and args.joint:
+        raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint")
 
 
 def open_inputs(args: argparse.Namespace) -> tuple:
@@ -92,6 +96,8 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     dataset = open_dataset(args)
     scored = open_scored(args, dataset)
     listed = read_words(args.background_words) if args.background_words else None
+    if "list" not in args.background_prompt:
+        listed = []
     words = load_words(args.dataset, dataset.classes, dataset.synonyms, args.synonyms, args.n_synonyms,
                        args.person, listed)
     if args.class_prompt == "word" and all(len(row) == 1 for row in words.candidates):
@@ -100,7 +106,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
               "--words WORDS --out synonyms.json, and then --synonyms synonyms.json")
     baseline = args.runs / args.dataset / "train_cam"
     generator = None
-    if not args.prompts_only:
+    if args.maps != "clip":
         args.init = args.init or baseline / "generator.pt"
         generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
                                    **generator_settings(args))
@@ -109,20 +115,22 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         generator.to(device, memory_format=torch.channels_last)
     validation = open_validation(args)
     clip = load_clip(args.clip, device, args.clip_cache)
-    if args.prompts_only or (args.class_prompt == "word" and not args.prompts):
+    chooses = args.class_prompt == "word" and not args.prompts
+    learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts
+    learns_background = "learned" in args.background_prompt and not args.background_prompts
+    learns_by_files = args.maps != "generator" and (learns_class or learns_background)
+    if (chooses or learns_by_files) and args.cams != CLIP_CAMS:
         args.cams = args.cams or baseline / "cams"
         absent = set(dataset.names) - set(list_cams(args.cams))
         if absent:
             raise InputError(f"{args.cams}: image {min(absent)} has no CAM file, and neither have "
                              f"{len(absent) - 1} others")
-    if args.prompts_only:
         for index, name in enumerate(dataset.names):
             tags = dataset.labels[index].nonzero()[:, 0].tolist()
-            check_cam(read_cam(args.cams, name), args.cams / name, dataset.sizes[index],
-                      len(dataset.classes), tags)
+            check_cam(read_cam(args.cams, name), args.cams / name, dataset.sizes[index], len(dataset.classes),
+                      tags)
     if args.compile:
-        networks = [clip.visual] if generator is None else [generator, clip.visual]
-        compile_networks(*networks)
+        compile_networks(clip.visual, *filter(None, [generator]))
     return dataset, scored, words, clip, generator, validation
 
 
@@ -132,54 +140,47 @@ def start_adapters(clip: CLIP, kind: str) -> nn.ModuleList:
     return nn.ModuleList([Adapter(width, kind), Adapter(width, kind)]).to(clip.text_projection.device)
 
 
-def start_class_prompt(args: argparse.Namespace, clip: CLIP,
-                       words: Words) -> tuple[WordChoices | None, LearnedPrompt | None, Tensor | None]:
-    """The class prompt before training: (POLE's choices, None, None), (None, vectors to learn, None) or
-    (None, None, text [K,D])."""
+def start_prompts(args: argparse.Namespace, clip: CLIP, words: Words) -> tuple:
+    """The prompts before training.
+
+    (POLE's choices, class vectors to learn, class texts [K,D], background vectors to learn, background texts
+    that are learned already [K,L,D]); L is 0 or 1, and of the others those are None that are not used.
+    """
+    choices = None
+    class_vectors = None
+    class_text = encode_words(clip, args.template, words.names) if args.class_prompt == "name" else None
     if args.class_prompt == "word":
         choices = WordChoices(clip, args.template, words.candidates)
         if args.prompts:
             choices.take_table(read_choices(args.prompts), words.classes)
-        return choices, None, None
-    if args.class_prompt == "learned" and args.prompts:
-        _, text = read_learned(args.prompts, clip, len(words.names))
-        return None, None, text
-    if args.class_prompt == "learned":
-        return None, LearnedPrompt(clip, args.template, words.names, args.prompt_start), None
-    return None, None, encode_words(clip, args.template, words.names)
-
-
-def start_background_prompt(args: argparse.Namespace, clip: CLIP,
-                            words: Words) -> tuple[LearnedPrompt | None, Tensor | None]:
-    """The background prompt before training: (vectors to learn, None) or (None, the M texts of each class,
-    [K,M,D])."""
-    stored = None
+    elif args.prompts:
+        _, class_text = read_learned(args.prompts, clip, len(words.names))
+    elif args.class_prompt == "learned":
+        class_vectors = LearnedPrompt(clip, args.template, words.names, args.prompt_start)
+    background_vectors = None
+    width = clip.text_projection.shape[1]
+    learned = torch.empty(len(words.names), 0, width, device=clip.text_projection.device)
     if args.background_prompts:
         _, stored = read_learned(args.background_prompts, clip, len(words.names))
-    if args.background_prompt == "learned" and stored is None:
-        vectors = LearnedPrompt(clip, args.background_template, words.names, args.prompt_start,
-                                "--background-template")
-        return vectors, None
-    if args.background_prompt == "learned":
-        return None, stored[:, None]
-    listed = words.background if args.background_prompt == "list" else []
-    text = encode_words(clip, "a photo of {}.", listed).expand(len(words.names), -1, -1)
-    if stored is not None:
-        text = torch.cat([text, stored[:, None]], dim=1)
-    return None, text
+        learned = stored[:, None]
+    elif "learned" in args.background_prompt:
+        background_vectors = LearnedPrompt(clip, args.background_template, words.names, args.prompt_start,
+                                           "--background-template")
+    return choices, class_vectors, class_text, background_vectors, learned
 
 
 def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
                  generator: MapGenerator | None) -> tuple[DataLoader | None, DataLoader]:
     """The batches that the generator learns from, None without one, and those that prompts learn from."""
+    loader = None
+    if generator is not None:
+        loader = crop_loader(args, dataset, args.batch_size, generator.input_multiple)
+        refuse_lone_values(generator, "classify", loader, args.crop_size, args.sync_bn)
     batch_size = args.prompt_batch_size or args.batch_size
-    if generator is None:
-        whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
-        return None, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
-    multiple = generator.input_multiple
-    crops = crop_loader(args, dataset, args.batch_size, multiple)
-    refuse_lone_values(generator, "classify", crops, args.crop_size, args.sync_bn)
-    return crops, crop_loader(args, dataset, batch_size, multiple, args.prompt_augment)
+    if args.maps == "generator":
+        return loader, crop_loader(args, dataset, batch_size, generator.input_multiple, args.prompt_augment)
+    whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
+    return loader, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
 
 
 def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, prompt: LearnedPrompt,
@@ -213,18 +214,56 @@ def learn_background(args: argparse.Namespace, run: Run, loader: DataLoader, pro
     return prompt(clip).detach()[:, None]
 
 
-def save_choices(run: Run, choices: WordChoices, classes: list[str]) -> None:
-    """Write prompts.json and print how often each class's own name was chosen."""
-    table = choices.table(classes)
-    path = run.out / "prompts.json"
-    write_json(table, path)
-    shares = []
-    for label in classes:
-        entries = [rows[label] for rows in table.values() if label in rows]
-        own = sum(entry["word"] == next(iter(entry["similarity"])) for entry in entries)
-        if entries:
-            shares.append(f"{label} {100 * own / len(entries):.0f}%")
-    print(f"own name chosen: {', '.join(shares)} (all choices: {path})")
+def write_own_cams(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, words: Words,
+                   choices: WordChoices | None, text: Tensor | None, learned: Tensor, folder: Path) -> None:
+    """Write the CAM file of each image with CLIP's own maps (see clip_maps.py).
+
+    The text of a class is POLE's word (`choices`), a learned prompt (`text` [K,D]) or else its name. Its
+    backgrounds are the list, where that is used, and its learned prompts [K,L,D].
+    """
+    names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
+    if args.background_words or "list" not in args.background_prompt:
+        listed = words.background
+    backgrounds = background_texts(clip, args.map_template, listed, learned)
+    if choices is not None:
+        in_maps = WordChoices(clip, args.map_template, words.candidates)
+        in_maps.similarities = choices.similarities
+        text_of = in_maps.chosen_text
+    else:
+        if text is None or args.class_prompt == "name":
+            text = encode_words(clip, args.map_template, names)
+
+        def text_of(images: Sequence[str], classes: Tensor) -> Tensor:
+            return text[classes]
+
+    write_clip_maps(clip, cam_loader(args, dataset, folder), folder, text_of, backgrounds, args.box,
+                    args.cam_format, args.test_precision)
+
+
+def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, generator: MapGenerator | None,
+               words: Words, choices: WordChoices | None, text: Tensor | None, learned: Tensor) -> None:
+    """Write the CAM files of the run: the generator's maps, CLIP's own, or a mean of both (--maps)."""
+    cams = args.out / "cams"
+    if args.maps != "clip":
+        of_generator = cams if args.maps == "generator" else args.out / "generator_cams"
+        write_cams(generator, cam_loader(args, dataset, of_generator), of_generator, args.scales, args.flip,
+                   args.cam_format, args.test_precision)
+    if args.maps != "generator":
+        of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
+        write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)
+    if args.maps in MEANS:
+        write_mean_cams(dataset, [of_generator, of_clip], cams, args.maps, args.cam_format)
+
+
+def seen_regions(args: argparse.Namespace, cams: Path, generator: MapGenerator | None, clip: CLIP,
+                 batch: Batch) -> Regions:
+    """The regions of a batch that prompts learn from: by the generator, which is fixed, or by CAM files."""
+    with torch.no_grad():
+        if args.maps != "generator":
+            return cam_file_regions(clip, cams, batch, clip.text_projection.device, resized=True,
+                                    view=args.clip_view)
+        return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON,
+                                 args.clip_view)
 
 
 def class_features(args: argparse.Namespace, choices: WordChoices | None, vectors: LearnedPrompt | None,
@@ -275,26 +314,18 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
         best.restore(generator)
 
 
-def finish(args: argparse.Namespace, run: Run, dataset: TagDataset, scored: TagDataset,
-           generator: MapGenerator, choices: WordChoices | None, class_vectors: LearnedPrompt | None,
-           clip: CLIP) -> None:
-    """Write the generator, the prompts that changed with it, its CAMs, their scores and the report."""
-    save_network(generator, "generator", generator.config, run.out / "generator.pt")
+def save_generator(args: argparse.Namespace, generator: MapGenerator, choices: WordChoices | None,
+                   class_vectors: LearnedPrompt | None, classes: list[str], clip: CLIP) -> None:
+    """Save the tuned generator, and the class prompts that changed with it."""
+    save_network(generator, "generator", generator.config, args.out / "generator.pt")
     if choices is not None:
-        save_choices(run, choices, dataset.classes)
+        save_choices(choices, classes, args.out / "prompts.json")
     if args.joint:
-        save_learned(class_vectors, clip, run.out / "class_prompts.pt")
-    cams = run.out / "cams"
-    finished = finished_cams(dataset, cams, args.cam_format) if args.resume else set()
-    whole_images = dataset.with_transform(whole_image, masks=False)
-    loader = size_loader(whole_images, args.cam_batch_size, args.workers, finished)
-    write_cams(generator, loader, cams, args.scales, args.flip, args.cam_format, args.test_precision)
-    run.result(**print_cam_curve(scored, cams))
-    write_report(run.out, "train_prompt", scored, cams=cams)
+        save_learned(class_vectors, clip, args.out / "class_prompts.pt")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The stages of POLE and SemPLeS in the papers' order; with --prompts-only, those of prompts alone."""
+    """The stages of POLE and SemPLeS in the papers' order; with --maps clip, those without a generator."""
     args = parse(get_parser(), argv, "train_prompt")
     check_flags(args)
     dataset, scored, words, clip, generator, validation = open_inputs(args)
@@ -302,21 +333,13 @@ def main(argv: list[str] | None = None) -> int:
     loader, prompt_loader = make_loaders(args, dataset, clip, generator)
     seed_everything(args.seed)  # random starts are drawn in one order, so that a resumed run draws the same
     adapters = start_adapters(clip, args.adapter)
-    choices, class_vectors, class_text = start_class_prompt(args, clip, words)
-    background_vectors, background = start_background_prompt(args, clip, words)
-    run = start_run(args, dataset, init=args.init, cams=args.cams, prompts=args.prompts, clip=args.clip,
+    choices, class_vectors, class_text, background_vectors, learned = start_prompts(args, clip, words)
+    cams = args.cams if args.cams != CLIP_CAMS else None
+    run = start_run(args, dataset, init=args.init, cams=cams, prompts=args.prompts, clip=args.clip,
                     background_prompts=args.background_prompts, synonyms=args.synonyms,
                     background_words=args.background_words)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
-
-    @torch.no_grad()
-    def see(batch: Batch) -> Regions:
-        """The regions of a batch that prompts learn from; the generator is fixed."""
-        if generator is None:
-            return cam_file_regions(clip, args.cams, batch, device, resized=True, view=args.clip_view)
-        return generator_regions(generator.eval(), clip, batch, args.map_scale, PROMPT_EPSILON,
-                                 args.clip_view)
 
     def guide(repelled: Tensor, training: Training) -> None:
         """Train the generator; repelled [K,M,D] are the texts that each class's foreground repels."""
@@ -334,34 +357,42 @@ def main(argv: list[str] | None = None) -> int:
             modules["class_prompt"] = class_vectors
         tune(args, run, loader, loss, modules, choices, training, validation)
 
+    # The maps by which words are chosen; with --cams clip, CLIP's own maps of the class names.
+    if args.cams == CLIP_CAMS:
+        cams = run.out / "first_cams"
+        write_own_cams(args, dataset, clip, words, None, None, learned, cams)
+    see = partial(seen_regions, args, cams, generator, clip)
     # Class prompts: a word for each image and class (POLE eq. 6), or vectors that are learned in advance.
     if choices is not None:
         if not args.prompts:
-            select_words(clip, dataset, args.cams, choices, args.cam_batch_size, args.workers)
-        save_choices(run, choices, dataset.classes)
+            select_words(clip, dataset, cams, choices, args.cam_batch_size, args.workers)
+        save_choices(choices, dataset.classes, run.out / "prompts.json")
     if class_vectors is not None and not args.joint:
         class_text = learn_class_prompt(args, run, prompt_loader, class_vectors, clip, see)
     # SemPLeS stage a: the generator learns to match the class prompts, and nothing is suppressed.
     if generator is not None:
         if args.restart:
             start = copy.deepcopy(generator.state_dict())
-        if device.type == "cuda" and use_bf16(args.precision, device):
+        if device.type == "cuda" and args.maps == "generator" and use_bf16(args.precision, device):
             clip.visual.bfloat16()  # it is frozen, and autocast would cast it in every step
         if args.match_epochs:
-            nothing = encode_words(clip, "{}", []).expand(len(words.names), -1, -1)
             match_lr = args.match_lr or args.lr
-            guide(nothing, training_settings(args, "match", epochs=args.match_epochs, lr=match_lr))
+            guide(learned[:, :0], training_settings(args, "match", epochs=args.match_epochs, lr=match_lr))
     # SemPLeS stage b: background prompts learn (eq. 2), and the generator is fixed.
     if background_vectors is not None:
-        background = learn_background(args, run, prompt_loader, background_vectors, clip, words, see)
-    if generator is None:
-        run.result(**print_cam_curve(scored, args.cams))
-        return 0
+        learned = learn_background(args, run, prompt_loader, background_vectors, clip, words, see)
     # SemPLeS stage c, and all of CLIMS and POLE: guidance with suppression.
-    if args.restart:
-        generator.load_state_dict(start)
-    guide(background, training_settings(args, "guide"))
-    finish(args, run, dataset, scored, generator, choices, class_vectors, clip)
+    if generator is not None:
+        if args.restart:
+            generator.load_state_dict(start)
+        background = background_texts(clip, "a photo of {}.", words.background, learned)
+        guide(background, training_settings(args, "guide"))
+        save_generator(args, generator, choices, class_vectors, dataset.classes, clip)
+        if args.joint:
+            class_text = class_vectors(clip).detach()
+    write_maps(args, dataset, clip, generator, words, choices, class_text, learned)
+    run.result(**print_cam_curve(scored, run.out / "cams"))
+    write_report(run.out, "train_prompt", scored, cams=run.out / "cams")
     return 0
 
 

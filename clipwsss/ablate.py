@@ -146,8 +146,10 @@ def later_stages(row: AblationRow, through: str, dataset: str,
         starts={"cams": row.name},
         against=tuple(f"{name}, masks" for name in row.against), paper=row.paper[1:])
     flags = ["--masks", "{masks}/masks"]
-    if dataset == "toy":  # it has no pre-trained weights: its segmenter starts from the row's ResNet
-        flags += ["--weights", "none" if "weaktr" in row.flags else "{generator}/generator.pt"]
+    if dataset == "toy":  # it has no pre-trained weights: its segmenter starts from the row's ResNet, if any
+        given = set(zip(row.flags, row.flags[1:]))
+        without = {("--generator", "weaktr"), ("--generator", "clip"), ("--maps", "clip")}
+        flags += ["--weights", "none" if given & without else "{generator}/generator.pt"]
     segmenter = AblationRow(
         name=f"{row.name}, segmenter", stage="train_seg", flags=tuple(flags),
         starts={"masks": masks.name, "generator": row.name},

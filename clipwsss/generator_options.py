@@ -1,13 +1,16 @@
 """The command line that train_cam.py and train_prompt.py share: the CAM generator, its crops and its CAMs."""
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from .cams.cam_files import FORMATS
 from .cams.generator import GENERATORS
+from .cams.maps import finished_cams
 from .datasets import TagDataset
-from .datasets.loaders import make_loader
+from .datasets.base import whole_image
+from .datasets.loaders import make_loader, size_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .flags import Ascending, real, whole
@@ -99,3 +102,10 @@ def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, 
         transform = area_transform(args.crop_size, augment == "strong")
     return make_loader(dataset.with_transform(transform, masks=False), batch_size, args.workers,
                        seed=args.seed, drop_last=True)
+
+
+def cam_loader(args: argparse.Namespace, dataset: TagDataset, folder: Path) -> DataLoader:
+    """Whole images in batches of one size; a resumed run leaves out those with a CAM file in `folder`."""
+    finished = finished_cams(dataset, folder, args.cam_format) if args.resume else set()
+    whole_images = dataset.with_transform(whole_image, masks=False)
+    return size_loader(whole_images, args.cam_batch_size, args.workers, finished)

@@ -16,7 +16,8 @@ from .errors import InputError
 SPLITS = {
     "train_cam": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
                   "folder": dict(val_split="")},
-    "train_prompt": {"voc12": dict(split="train_aug", score_split="train", cam_format="full")},
+    "train_prompt": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
+                     "coco14": dict(box=0.7)},  # of CLIP's own maps (CLIP-ES)
     "make_pseudo": {"voc12": dict(split="train_aug", score_split="train")},
     "train_seg": {"voc12": dict(split="train_aug"), "folder": dict(predict_split="train")},
 }
@@ -156,17 +157,18 @@ SEMPLES = dict(
 
 BOTH = dict(
     block="BOTH",
-    source="this project: POLE's words, schedule and weights with SemPLeS' maps and prompts; on VOC "
-    "a hypothesis",
-    class_prompt="word", background_prompt="learned", background_template="a photo of [C*30].",
-    map_scale="minmax", w_fg=10.0, w_bg=24.0, w_area=0.2,  # 24 / 10 is SemPLeS' 2.4 / 1
-    w_suppress=0.5, suppress_threshold=0.0, suppress_reduction="mean",  # ten times SemPLeS', as the others
+    source="this project: POLE's words and guidance and SemPLeS' prompts on CLIP's own maps; tried on "
+    "the toy world, not on photographs",
+    clip="ViT-B/16", cams="clip", maps="geometric", test_precision="fp32",  # CLIP's own maps as in CLIP-ES
+    class_prompt="word", adapter="learnable",
+    background_prompt="list+learned", background_template="a photo of [C*30].",
+    map_scale="sigmoid", w_fg=10.0, w_bg=24.0, w_area=0.2,
+    w_suppress=1.0, suppress_threshold=0.26, suppress_reduction="sum",
     w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
-    prompt_start="uniform", prompt_lr=0.025, prompt_batch_size=128,
-    prompt_epochs=60, epochs=10,
+    prompt_start="uniform", prompt_lr=0.025, prompt_batch_size=128, prompt_epochs=60,
     freeze_stages=1, frozen_bn=False, head_ratio=10.0,
     optimizer="sgd", lr=2.5e-4, schedule="cosine", weight_decay=1e-4, momentum=0.0,
-    batch_size=16, crop_size=512, resize_long=[320, 640],
+    batch_size=16, epochs=10, crop_size=512, resize_long=[320, 640],
     scales=[1.0, 0.5, 1.5, 2.0])
 
 SEMPLES_WEAKTR = SEMPLES | dict(
@@ -201,8 +203,8 @@ CLIMS_WEAKTR = dict(
     scales=[1.0, 1.2])
 
 BOTH_WEAKTR = BOTH | dict(
-    block="BOTH_WEAKTR", source="this project: BOTH with optimiser, rate and batch of WeakTr's own training",
-    pooling="max", drop_path=0.1, head_ratio=1.0,
+    block="BOTH_WEAKTR", source="this project: BOTH with POLE_WEAKTR's training; not tried on photographs",
+    map_scale="minmax", pooling="max", drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
     crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 1.2])
@@ -297,8 +299,8 @@ SEMPLES_COCO = SEMPLES | dict(
     prompt_lr=0.0025)
 
 BOTH_COCO = BOTH | dict(
-    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; a hypothesis",
-    w_fg=2.0, w_bg=14.0)
+    block="BOTH_COCO", source="this project: BOTH with CLIMS' weights for COCO; not tried on photographs",
+    w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285, prompt_lr=0.0025)
 
 SEMPLES_WEAKTR_COCO = SEMPLES | dict(
     block="SEMPLES_WEAKTR_COCO", source="SemPLeS' release (COCO; paper sec. 4.2 in brackets), as published",
@@ -329,8 +331,9 @@ CLIMS_WEAKTR_COCO = POLE | dict(
     scales=[1.0, 0.8, 1.2], crowds="class")
 
 BOTH_WEAKTR_COCO = BOTH | dict(
-    block="BOTH_WEAKTR_COCO", source="this project: BOTH_WEAKTR with CLIMS' weights for COCO; a hypothesis",
-    w_fg=2.0, w_bg=14.0,
+    block="BOTH_WEAKTR_COCO",
+    source="this project: BOTH_WEAKTR with CLIMS' weights for COCO; not tried on photographs",
+    map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285, prompt_lr=0.0025,
     pooling="avg", drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
     crop_size=224, augment="strong", precision="auto",
@@ -381,17 +384,10 @@ QUICK_SEMPLES = dict(
     test_precision="auto", scales=[1.0])
 
 QUICK_BOTH = dict(
-    block="QUICK_BOTH", source="this project: a first look; no published setting",
-    class_prompt="word", background_prompt="learned", background_template="a photo of [C*30].",
-    map_scale="minmax", w_fg=10.0, w_bg=24.0, w_area=0.2,
-    w_suppress=0.5, suppress_threshold=0.0, suppress_reduction="mean",
-    w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
-    prompt_start="uniform", prompt_lr=0.025, prompt_batch_size=8,
-    prompt_epochs=3, epochs=3,
-    freeze_stages=1, frozen_bn=False, head_ratio=10.0,
-    optimizer="adamw", lr=5e-5, schedule="cosine", weight_decay=0.01,
-    batch_size=8, crop_size=224, resize_long=[256, 384],
-    test_precision="auto", scales=[1.0])
+    block="QUICK_BOTH",
+    source="this project: a first look in minutes on 2 CPU cores, by CLIP alone; no published setting",
+    clip="ViT-B/16", maps="clip", class_prompt="word", background_prompt="list",
+    batch_size=8, test_precision="auto")
 
 QUICK_SEMPLES_WEAKTR = QUICK_SEMPLES | dict(
     block="QUICK_SEMPLES_WEAKTR", source="as QUICK_SEMPLES, on WeakTr",
@@ -406,16 +402,13 @@ QUICK_CLIMS_WEAKTR = QUICK_POLE | dict(
     class_prompt="name", adapter="none",
     map_scale="minmax", pooling="max", drop_path=0.1, head_ratio=1.0, precision="auto")
 
-QUICK_BOTH_WEAKTR = QUICK_BOTH | dict(
-    block="QUICK_BOTH_WEAKTR", source="as QUICK_BOTH, on WeakTr",
-    pooling="max", drop_path=0.1, head_ratio=1.0, precision="auto")
-
 # ----------------------------------------------------------------------------------------------------
 # train_prompt.py --dataset toy: a tiny network and CLIP, 96 x 96 images; chosen on training images
 
 TOY_POLE = dict(
     block="TOY_POLE", source="toy world, chosen on training images: a tiny network and CLIP, 96 x 96 images",
-    clip="toy", class_prompt="word", adapter="learnable", background_prompt="list",
+    clip="toy", map_template="a photo of {}.",
+    class_prompt="word", adapter="learnable", background_prompt="list",
     map_scale="sigmoid", w_fg=1.0, w_bg=1.0, w_area=1.0, area_over="present",
     w_suppress=0.5, suppress_threshold=0.2, suppress_reduction="mean",
     freeze_stages=0, frozen_bn=False, head_ratio=1.0,
@@ -444,7 +437,7 @@ TOY_DEFO = TOY_POLE | dict(
 
 TOY_SEMPLES = dict(
     block="TOY_SEMPLES", source="toy world, chosen on training images; SemPLeS' own weights of maps",
-    clip="toy", class_prompt="name", background_prompt="learned",
+    clip="toy", map_template="a photo of {}.", class_prompt="name", background_prompt="learned",
     background_template="a photo of [C*9].",  # the toy CLIP reads 16 tokens, so that 9 vectors fit
     map_scale="minmax", w_fg=1.0, w_bg=2.4, w_area=0.0,
     w_suppress=0.5, suppress_threshold=0.0, suppress_reduction="mean",
@@ -456,18 +449,12 @@ TOY_SEMPLES = dict(
     batch_size=12, crop_size=96, resize_long=[0, 0], brightness=0.2, precision="fp32", workers=0,
     scales=[1.0], cam_batch_size=50)
 
-TOY_BOTH = dict(
+TOY_BOTH = TOY_POLE | dict(
     block="TOY_BOTH", source="toy world, chosen on training images of seeds 0, 1 and 2",
-    clip="toy", class_prompt="word", background_prompt="learned", background_template="a photo of [C*9].",
-    map_scale="minmax", w_fg=1.0, w_bg=1.0, w_area=1.0, area_over="present",
-    w_suppress=1.0, suppress_threshold=0.0, suppress_reduction="mean",
+    cams="clip", maps="geometric", test_precision="fp32",
+    background_prompt="list+learned", background_template="a photo of [C*9].",
     w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
-    prompt_start="uniform", prompt_lr=0.025, prompt_batch_size=12,
-    prompt_epochs=1, epochs=3,
-    freeze_stages=0, frozen_bn=False, head_ratio=1.0,
-    optimizer="adamw", lr=0.002, adapter_lr=1e-4, schedule="cosine", weight_decay=0.01, clip_norm=5.0,
-    batch_size=12, crop_size=96, resize_long=[0, 0], brightness=0.2, precision="fp32", workers=0,
-    scales=[1.0], cam_batch_size=50)
+    prompt_start="uniform", prompt_lr=0.025, prompt_epochs=1)
 
 TOY_SEMPLES_WEAKTR = TOY_SEMPLES | dict(
     block="TOY_SEMPLES_WEAKTR", source="toy world, a first guess, not tuned: a tiny transformer",
@@ -482,9 +469,13 @@ TOY_CLIMS_WEAKTR = TOY_POLE | dict(
     class_prompt="name", adapter="none", schedule="poly",
     map_scale="minmax", drop_path=0.0, lr=0.0005, match_lr=0.0005)
 
-TOY_BOTH_WEAKTR = TOY_BOTH | dict(
+TOY_BOTH_WEAKTR = TOY_POLE | dict(
     block="TOY_BOTH_WEAKTR", source="toy world, a first guess, not tuned: a tiny transformer",
-    drop_path=0.0, lr=0.0005, match_lr=0.0005)
+    cams="clip", maps="geometric", test_precision="fp32",
+    background_prompt="list+learned", background_template="a photo of [C*9].",
+    w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
+    prompt_start="uniform", prompt_lr=0.025, prompt_epochs=1,
+    map_scale="minmax", drop_path=0.0, lr=0.0005)
 
 # ----------------------------------------------------------------------------------------------------
 # make_pseudo.py: CAMs to pseudo masks, by the walk that --refine names
@@ -686,7 +677,7 @@ QUICK_METHODS = {
     ("resnet", "coop"): QUICK_COOP, ("resnet", "target"): QUICK_TARGET, ("resnet", "defo"): QUICK_DEFO,
     ("resnet", "semples"): QUICK_SEMPLES, ("resnet", "both"): QUICK_BOTH,
     ("weaktr", "clims"): QUICK_CLIMS_WEAKTR, ("weaktr", "pole"): QUICK_POLE_WEAKTR,
-    ("weaktr", "semples"): QUICK_SEMPLES_WEAKTR, ("weaktr", "both"): QUICK_BOTH_WEAKTR,
+    ("weaktr", "semples"): QUICK_SEMPLES_WEAKTR,
 }
 TOY_METHODS = {
     ("resnet", "clims"): TOY_CLIMS, ("resnet", "pole"): TOY_POLE, ("resnet", "manual"): TOY_MANUAL,

@@ -24,7 +24,7 @@ FREE_ON_RESUME = {"resume", "overwrite", "device", "workers", "pictures", "skip_
                   "tensorboard"}
 # Files that runs write. A folder with any of them holds a run; --overwrite deletes them and no other file.
 RUN_FILES = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
-             "segmenter.pt", "affinity.pt", "*_prompts.pt", "cams/*.np[yz]", "labels/*.png", "masks/*.png",
+             "segmenter.pt", "affinity.pt", "*_prompts.pt", "*cams/*.np[yz]", "labels/*.png", "masks/*.png",
              "predictions/*.png")
 TAIL = 1 << 14  # bytes at a file's end, where npz, PNG and torch's archives keep checksums of their contents
 

@@ -92,12 +92,12 @@ def test_interrupted_tuning_resumes_exactly(world, tmp_path, monkeypatch):
 
 def test_prompts_are_learned_from_given_maps_without_a_generator(world, tmp_path):
     argv = [*FAST, "--runs", str(tmp_path), "--data-root", str(world / "toy" / "data"), "--method", "semples",
-            "--prompts-only", "--cams", str(world / "resnet" / "cams"), "--prompt-epochs", "2",
+            "--maps", "clip", "--cams", str(world / "resnet" / "cams"), "--prompt-epochs", "2",
             "--prompt-batch-size", "6", "--out", str(tmp_path / "prompts")]
     assert train_prompt.main(argv) == 0
     rows = [json.loads(line) for line in (tmp_path / "prompts" / "log.jsonl").read_text().splitlines()]
     assert [row["label"] for row in rows] == ["background_prompts", "background_prompts", "result"]
-    assert rows[1]["image"] < rows[0]["image"] and "miou" in rows[-1]  # of the given maps
+    assert rows[1]["image"] < rows[0]["image"] and "miou" in rows[-1]
     assert not (tmp_path / "prompts" / "generator.pt").exists()
     stored = str(tmp_path / "prompts" / "background_prompts.pt")
     log = guide(world, "weaktr", tmp_path / "guided", "--method", "semples", "--match-epochs", "0",

@@ -60,8 +60,7 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             (["--method", "pole", "--background-prompt", "none", "--background-prompts", "b.pt"],
              "--background-prompts: --background-prompt none repels nothing"),
             (["--method", "semples", "--background-words", "w.txt"], "--background-words: --background-prompt learned"),
-            (["--method", "coop", "--prompts-only"], "--prompts-only: there is no prompt to choose or learn"),
-            (["--method", "clims", "--prompts-only"], "--prompts-only: there is no prompt to choose or learn")):
+            (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts")):
         with pytest.raises(InputError, match=told):
             train_prompt.main([*data, *flags])
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,10 @@
-"""Ten steps of each stage of SemPLeS and of both papers together beside loops as in test_trajectory.py."""
+"""Ten steps of each stage of SemPLeS beside loops as in test_trajectory.py."""
 import test_trajectory
 import torch
 import torch.nn.functional as F
-from test_trajectory import (CLASSES, NEUTRAL, STEPS, N, batches, chosen_words, close, compare,
-                             compare_networks, cosine, flags_of, fresh, guide, masked_views, published, rate,
-                             resize_then_minmax, run_script, start_of, text_features)
+from test_trajectory import (CLASSES, NEUTRAL, STEPS, N, batches, close, compare, compare_networks, cosine,
+                             flags_of, fresh, masked_views, published, rate, resize_then_minmax, start_of,
+                             text_features)
 from torch import nn
 
 import train_prompt
@@ -106,36 +106,8 @@ def test_semples(world, tmp_path):
 
 def test_prompts_that_no_epoch_trains(world, tmp_path):
     """SemPLeS Table 5, row 2: --prompt-epochs 0 leaves the vectors as they were drawn."""
-    assert train_prompt.main([*start_of(world), "--method", "semples", "--out", str(tmp_path), "--prompts-only",
+    assert train_prompt.main([*start_of(world), "--method", "semples", "--out", str(tmp_path), "--maps", "clip",
                               "--cams", str(world / "toy/train_cam/cams"), "--prompt-epochs", "0", *NEUTRAL]) == 0
     seed_everything(0)
     _, weights = read_network(tmp_path / "background_prompts.pt", "learned prompt")
     assert torch.equal(weights["vectors"], torch.rand(6 * 9, 64))
-
-
-def minmax_area(maps):
-    m = F.relu(maps).flatten(2)
-    low, high = m.amin(2, keepdim=True), m.amax(2, keepdim=True)
-    return ((m - low) / (high - low + 0.1)).mean()
-
-
-def test_both(world, tmp_path):
-    """POLE's words, SemPLeS' maps, and its prompts, learned on the start's maps."""
-    settings = published(train_prompt, "train_prompt", "--method", "both")
-    assert settings["map_scale"] == "minmax" and settings["match_epochs"] == 0 and settings["w_area"] > 0
-    assert settings["clip_view"] == "clip"
-    run_script(world, tmp_path, "both", {**settings, **TINY_PROMPTS}, "class_prompt", "background_prompt",
-               "adapter", "match_epochs", "restart", "reselect_every", *PROMPTS, *TINY_PROMPTS)
-
-    clip, words, log = load_clip("toy", "cpu"), load_words("toy", CLASSES), tmp_path / "log.jsonl"
-    class_text = text_features(clip, [f"a photo of {name}." for name in words.names])
-    vectors, losses = learn_backgrounds(world, clip, fresh(world), settings, class_text)
-    compare(log, "background_prompts", losses)
-    assert close(learned_vectors(tmp_path), vectors)
-
-    chosen, generator = chosen_words(world, clip, words), fresh(world, stem=False)
-    losses = guide(world, generator, settings,
-                   lambda pairs: text_features(clip, [f"a photo of {chosen[pair]}." for pair in pairs]),
-                   prompt_text(clip, vectors)[:, None], scale=(resize_then_minmax(0.1), minmax_area))
-    compare(log, "guide", losses)
-    compare_networks(tmp_path, generator)

@@ -17,7 +17,7 @@ from ..datasets import TagDataset, build_dataset
 from ..datasets.loaders import size_loader
 from ..distributed import gather
 from ..errors import InputError, input_errors, run_script
-from ..files import read_json
+from ..files import read_json, write_json
 from ..flags import Parser
 from ..pictures import save
 from ..progress import Progress
@@ -121,6 +121,19 @@ def select_words(clip: CLIP, dataset: TagDataset, cams: Path, choices: WordChoic
         progress.update(len(batch.names))
     progress.close()
     choices.share()
+
+
+def save_choices(choices: WordChoices, classes: Sequence[str], path: Path) -> None:
+    """Write prompts.json and print how often each class's own name was chosen."""
+    table = choices.table(classes)
+    write_json(table, path)
+    shares = []
+    for label in classes:
+        entries = [rows[label] for rows in table.values() if label in rows]
+        own = sum(entry["word"] == next(iter(entry["similarity"])) for entry in entries)
+        if entries:
+            shares.append(f"{label} {100 * own / len(entries):.0f}%")
+    print(f"own name chosen: {', '.join(shares)} (all choices: {path})")
 
 
 def read_choices(path: Path) -> dict:

@@ -3,13 +3,20 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from ..cams.mean import MEANS
 from ..datasets.transforms import AUGMENTS
 from ..flags import real, whole
 from .losses import ADAPTERS
 from .prompts import PROMPT_STARTS
 from .regions import CLIP_VIEWS
 
+CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
+
+
+def cam_source(text: str) -> Path | str:
+    """Parse --cams: a folder, or CLIP_CAMS."""
+    return text if text == CLIP_CAMS else Path(text)
 
 
 def prompt_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +29,22 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
     add("--class-prompt", choices=("name", "word", "learned"), default="name",
         help="what stands for a class in its prompt: its name, the word that CLIP selects for each image "
         "(POLE), or learned vectors")
-    add("--background-prompt", choices=("none", "list", "learned"), default="none",
-        help="texts that the foreground must not match: none, CLIMS' list of background words, or SemPLeS' "
-        "learned prompts")
+    add("--background-prompt", choices=("none", "list", "learned", "list+learned"), default="none",
+        help="texts that the foreground must not match: none, CLIMS' list of background words, SemPLeS' "
+        "learned prompts, or both")
     add("--background-words", type=Path, metavar="FILE",
-        help="file of words, one a line, that replace CLIMS' list in --background-prompt list")
+        help="file of words, one a line, that replace CLIMS' list in --background-prompt list, and that of "
+        "CLIP's own maps")
+    add("--maps", choices=("generator", "clip", *MEANS), default="generator",
+        help="whose maps become the CAM files: those of the generator that is tuned; CLIP's own, by class "
+        "and background prompts, for which no generator is read; or the mean or geometric mean of both. "
+        "With all but generator, prompts are learned by the CAM files of --cams")
     add("--template", default="a photo of {}.",
         help="template of the class prompt: {} is the class's name or word, [S*n] are n learned vectors that "
         "all classes share, [C*n] are n learned vectors of each class, and [S:words] and [C:words] are "
         "learned vectors that start from the embeddings of words")
+    add("--map-template", default="a clean origami {}.",
+        help="template of classes and listed backgrounds in CLIP's own maps (CLIP-ES)")
     add("--background-template", default="a photo of [C*30].",
         help="template of SemPLeS' background prompt, written like --template")
     add("--prompt-start", choices=PROMPT_STARTS, default="normal",
@@ -53,16 +67,17 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("inputs").add_argument
     add("--init", type=Path,
         help="file of the generator to start from (default: the generator.pt of train_cam.py)")
-    add("--cams", type=Path, help="folder of the CAMs by which words are selected, and from which "
-        "--prompts-only learns prompts (default: the CAMs of train_cam.py)")
+    add("--cams", type=cam_source, metavar="FOLDER|clip",
+        help="folder of the CAMs by which words are selected and, unless --maps is generator, prompts are "
+        "learned (default: the CAMs of train_cam.py); clip: CLIP's own maps of the class names, which are "
+        "made first")
     add("--prompts", type=Path, metavar="FILE", help="class prompts of an earlier run, which are used as "
         "they are: prompts.json or class_prompts.pt")
     add("--background-prompts", type=Path, metavar="FILE",
         help="background_prompts.pt of an earlier run, used instead of learning background prompts; with "
         "--background-prompt list they are added to the list")
-    add("--prompts-only", action="store_true",
-        help="select or learn prompts from the CAMs of --cams and stop; no generator is read or trained")
     clip_flags(add)
+    box_flag(add)
 
 
 def clip_flags(add: Callable[..., argparse.Action]) -> None:

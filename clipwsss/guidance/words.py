@@ -42,6 +42,13 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
         return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
 
 
+def background_texts(clip: CLIP, template: str, listed: Sequence[str], learned: Tensor) -> Tensor:
+    """The background texts of each class, [K,M,D]: the listed words in the template, and then its learned
+    prompts [K,L,D]; either may be empty."""
+    text = encode_words(clip, template, listed).expand(len(learned), -1, -1)
+    return torch.cat([text, learned], dim=1)
+
+
 def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] | None = None,
                synonyms_file: Path | str | None = None, n_synonyms: int | None = None,
                person: str | None = None, background: list[str] | None = None) -> Words:
