@@ -32,6 +32,7 @@ from clipwsss.datasets.label_maps import read_mask
 from clipwsss.datasets.coco import compress_mask
 from clipwsss.datasets.folder import read_classes
 from clipwsss.datasets.tags import read_tags
+from clipwsss.datasets.voc import read_labels
 from clipwsss.errors import InputError
 from clipwsss.files import save_network
 from clipwsss.guidance.choices import read_choices
@@ -87,6 +88,7 @@ def readers() -> dict[str, Reader]:
     rows = [{"image": "a.jpg", "labels": ["boat"], "split": "train"}, {"file_name": "b.jpg", "label": "boat;cat"}]
     choices = {"a": {"boat": {"word": "ship", "similarity": {"boat": 0.2, "ship": 0.3}}}}
     xml = b"<annotation><object><name>boat</name><part><name>sail</name></part></object></annotation>"
+    labels = {"2007_000032": np.eye(20, dtype=np.float32)[3], np.int32(2007000039): np.ones(20, np.float32)}
     state = {"lr": 0.1, "stage": "train_cam", "inputs": {"cams": ["cams", "0123"]}, "scales": [1.0]}
     return {
         "cams npz": Reader("a.npz", [a_cam("npz"), a_cam("full")], lambda folder: read_cam(folder, "a")),
@@ -109,6 +111,8 @@ def readers() -> dict[str, Reader]:
                           lambda folder: read_classes(folder / "c.txt")),
         "words": Reader("w.txt", ["ship\nred boat\nété\n".encode()], lambda folder: read_words(folder / "w.txt")),
         "xml": Reader("voc/Annotations/a.xml", [xml], lambda folder: build_dataset("voc12", folder / "voc", "train")),
+        "class labels": Reader("cls_labels.npy", [written(lambda path: np.save(path.with_suffix(".npy"), labels))],
+                               lambda folder: read_labels(folder / "cls_labels.npy", 20)),
         "coco": Reader("coco/annotations/instances_train2014.json", [json.dumps(annotations).encode()],
                        lambda folder: build_dataset("coco14", folder / "coco", "train").load_mask(0), True),
         "segments json": Reader("x.json", [written(lambda path: write_segments(path.parent, "a", map(Segment, masks))), compressed],
