@@ -125,11 +125,13 @@ def read_labels(path: Path, n_classes: int) -> dict[str, tuple[int, ...]]:
         raise InputError(f"{path}: not a readable file of class labels ({one_line(error)})") from error
     tags = {}
     for image, marks in contents.items():
+        if not isinstance(image, str | int | np.integer):
+            raise InputError(f"{path}: an image is called by a {type(image).__name__}, not by a name")
         name = str(image).removesuffix(".jpg")
         if name.isdigit():
             name = f"{name[:4]}_{name[4:]}"
-        marks = np.asarray(marks)
-        if marks.shape != (n_classes,) or not np.isin(marks, (0, 1)).all():
+        fits = isinstance(marks, np.ndarray) and marks.shape == (n_classes,)
+        if not fits or not np.isin(marks, (0, 1)).all():
             raise InputError(f"{path}: the labels of image {ascii(name)[:40]} are not {n_classes} values of "
                              "0 and 1")
         tags[name] = tuple(marks.nonzero()[0].tolist())
