@@ -75,7 +75,7 @@ def get_parser() -> argparse.ArgumentParser:
     """The flags of this script; the defaults are IRN's values, which presets and explicit flags replace."""
     parser = script_parser(__doc__, "python make_pseudo.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
                            "--refine irn crf",
-                           ("refine", "cams", "threshold", "segments", "weights"))
+                           ("refine", "generator", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
     add("--generator", choices=tuple(GENERATORS), default="resnet",
         help="network that made the CAMs; it selects the defaults of the other flags: for weaktr those of "
