@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_datasets import fails, save_image, save_mask, write
 
+from clipwsss.cams.generator import build_generator
 from clipwsss.datasets import DATASETS, build_dataset
 from clipwsss.datasets.__main__ import main as check
 
@@ -18,12 +19,13 @@ VAL = {"2007_000033": ["aeroplane"], "2007_000042": ["train"]}
 SBD = {"2008_000002": ["tvmonitor"], "2011_003276": ["dog", "person"]}  # images of VOC's archive that SBD has masks of
 OBJECT = ("<object><name>{}</name><pose>Left</pose><truncated>1</truncated><difficult>0</difficult><bndbox><xmin>5"
           "</xmin><ymin>5</ymin><xmax>30</xmax><ymax>30</ymax></bndbox><part><name>head</name></part></object>")
-TINY = "--backbone resnet_tiny --weights none --epochs 1 --batch-size 2 --crop-size 32 --device cpu"
+NETWORK = "--backbone resnet_tiny --weights none"
+TRAIN_FLAGS = "--batch-size 2 --crop-size 32 --device cpu"
 MAPS = "--resize-long 0 0 --scales 1"
-SMALL = {"train_cam": f"{TINY} --output-stride 4 {MAPS}",
-         "train_prompt": f"{TINY.partition('none ')[2]} {MAPS} --clip tiny_clip.pt --n-synonyms 1",
-         "make_pseudo": f"{TINY} --train-radius 3 --exp-times 2",
-         "train_seg": f"{TINY} --output-stride 4 --rates 1 --test-scales 1 --no-crf --accumulate 1 --no-multi-scale",
+SMALL = {"train_cam": f"{NETWORK} {TRAIN_FLAGS} {MAPS} --output-stride 4",
+         "train_prompt": f"{TRAIN_FLAGS} {MAPS} --epochs 1 --clip tiny_clip.pt --n-synonyms 1",
+         "make_pseudo": f"{NETWORK} {TRAIN_FLAGS} --epochs 1 --train-radius 3 --exp-times 2",
+         "train_seg": f"{NETWORK} {TRAIN_FLAGS} --epochs 1 --output-stride 4 --rates 1 --test-scales 1 --no-crf --accumulate 1 --no-multi-scale",
          "eval": ""}
 
 
@@ -71,6 +73,14 @@ def add_labels(root, key=lambda name: np.int32(name.replace("_", ""))):
         path.unlink()
 
 
+def write_start(path):
+    """A small res50_cam.pth: IRN's names, each layer also under the name of its stage."""
+    generator = build_generator(CLASSES, "resnet_tiny", "none", output_stride=4)
+    state = {name.replace("backbone.", "resnet50."): value for name, value in generator.state_dict().items()}
+    stages = {name.replace("resnet50.layer2.", "stage2.0."): value for name, value in state.items() if ".layer2." in name}
+    torch.save(state | stages | {"newly_added.0.weight": state["classifier.weight"]}, path)
+
+
 def commands():
     """The README's first commands for VOC as [script, flags ...]."""
     block = README.read_text().partition("## VOC 2012 and COCO 2014")[2].split("```")[1]
@@ -81,6 +91,7 @@ def commands():
 def test_the_commands_of_the_readme(archive, tmp_path, monkeypatch, capsys, tiny_clip, extra, flags):
     monkeypatch.chdir(tmp_path)
     torch.save(tiny_clip.state_dict(), "tiny_clip.pt")
+    write_start("res50_cam.pth")
     scripts = commands()
     assert [script for script, *_ in scripts] == ["train_cam.py", "train_prompt.py", "make_pseudo.py", "train_seg.py", "eval.py"]
     if extra:

@@ -199,15 +199,15 @@ def main(argv: list[str] | None = None) -> int:
     if splits:
         for line in describe(splits):
             print(line)
-        on_masks, errors = compare_masks(args.folder, splits)
-        problems += errors
         if layout is FolderDataset:
+            on_masks, errors = compare_masks(args.folder, splits)
+            problems += errors
             print("\nto improve the masks:")
-            lines = advise(args.folder, splits)
+            lines = advise(args.folder, splits) + on_masks
         else:
             print("\nwhat is not there:")
             lines = missing_parts(layout, splits) or ["nothing is missing"]
-        for line in lines + on_masks:
+        for line in lines:
             print(line)
         print()
     print("\n".join(problems) or "no errors found")
