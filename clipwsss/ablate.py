@@ -2,27 +2,7 @@
 
     python -m clipwsss.ablate --table pole1 --dataset toy --seeds 3
 
-The tables are in assets/tables.json. A table has these entries:
-
-    title           its heading
-    rows            its rows; a row comes after the rows that it starts from
-    through         the last stage that is run for each row (default: train_prompt)
-    reference       the row that the other rows are compared with
-    make_pseudo     flags of make_pseudo.py for the pseudo masks of all rows
-    radar           a row with --class-prompt word, whose chosen words are counted and drawn
-
-A row has these entries:
-
-    name            its name, unique in the table
-    flags           its flags
-    toy, voc12, coco14, folder
-                    further flags on this data set
-    stage           train_cam or train_prompt (default)
-    datasets        the data sets on which the row is run (default: all)
-    baseline        the train_cam row that a train_prompt row starts from (default: CAM)
-    needs           another row that it starts from; {needs} in the flags stands for that run's folder
-    against         the rows that it is compared with (default: the table's reference)
-    paper           the paper's mIoU of its CAMs, or a list: of its CAMs, pseudo masks and segmenter
+The tables are in assets/tables.json; ablation_rows.py says what they may hold.
 
 A row that has a finished run is not run again, and an interrupted run is resumed. Several processes may run
 different seeds of a table at the same time (--first-seed, --seeds 1); a run over all these seeds afterwards
@@ -39,10 +19,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from .ablation_rows import (BASELINE, AblationRow, later_stages, read_rows, with_released_cams,
+                            with_starts)
 from .datasets import DATASETS
 from .errors import InputError, run_script
 from .files import read_json, write_text
@@ -61,25 +42,6 @@ NOT_OF_THE_ROW = FREE_ON_RESUME | {"dataset", "data_root", "runs", "out", "seed"
 SCRIPTS_AT_ONCE = 4  # scripts that answer --dry-run at the same time; each of them loads PyTorch
 UTF8_OUTPUT = {**os.environ, "PYTHONIOENCODING": "utf-8"}  # the environment of scripts whose output is read
 INTERRUPTED = (130, -2)  # exit status of a script that Ctrl-C ended
-
-
-class AblationRow(NamedTuple):
-    """A row of a table on one data set: the run of one script.
-
-    flags: they contain marks such as {baseline}, each standing for the folder of a run that this one reads.
-    starts: the name of the row whose run each mark stands for.
-    against: the names of the rows that it is compared with.
-    paper: the paper's figures of the row's own stage and of the stages after it, as far as printed.
-    """
-    name: str
-    stage: str
-    flags: tuple[str, ...]
-    starts: dict[str, str]
-    against: tuple[str, ...]
-    paper: tuple[str, ...]
-
-
-BASELINE = AblationRow("CAM", "train_cam", (), {}, (), ())
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -105,72 +67,22 @@ def get_parser() -> argparse.ArgumentParser:
     add("--first-seed", type=whole(0), default=0, help="the first seed; the others follow it")
     add("--through", choices=THROUGH,
         help="last script that is run for each row (default: that of the table)")
+    add("--cam-weights", type=Path, metavar="FILE",
+        help="the ResNet's baseline is this released file (CLIMS' res50_cam.pth) and is not trained")
+    add("--weaktr-weights", type=Path, metavar="FILE",
+        help="WeakTr's baseline is this released file (checkpoint_best_mIoU.pth) and is not trained")
+    add("--segments", type=Path, metavar="DIR",
+        help="segments of the images, for rows whose masks are painted from them "
+        "(python -m clipwsss.refine.segments)")
+    add("--segmenter-weights", type=Path, metavar="FILE",
+        help="file that DeepLab starts from, such as deeplabv1_resnet101-coco.pth, which the rows name "
+        "(default: ImageNet's weights; toy: those of the row's generator)")
     add("--only", nargs="+", metavar="ROW",
         help="rows of the table to show; the rows that they start from are run too (default: all rows)")
     add("--flags", nargs=argparse.REMAINDER,
         help="flags of train_prompt.py that are added to each of its rows; --flags comes last on the command "
         "line")
     return parser
-
-
-def read_rows(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str, AblationRow]:
-    """The table's rows on a data set by name. `extra` flags are added to every train_prompt row."""
-    rows = {}
-    for entry in table["rows"]:
-        if dataset not in entry.get("datasets", DATASETS):
-            continue
-        name = entry["name"]
-        stage = entry.get("stage", "train_prompt")
-        flags = shlex.split(entry.get("flags", "")) + shlex.split(entry.get(dataset, ""))
-        starts = {}
-        if stage == "train_prompt":  # a row's own --init comes later on its command line and wins
-            flags = ["--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams", *flags, *extra]
-            starts["baseline"] = entry.get("baseline", BASELINE.name)
-        if "needs" in entry:
-            starts["needs"] = entry["needs"]
-        against = entry.get("against", [table["reference"]] if "reference" in table else [])
-        paper = entry.get("paper", [])
-        if isinstance(paper, str):
-            paper = [paper]
-        rows[name] = AblationRow(name, stage, tuple(flags), starts, tuple(against), tuple(paper))
-    return rows
-
-
-def later_stages(row: AblationRow, through: str, dataset: str,
-                 mask_flags: Sequence[str] = ()) -> list[AblationRow]:
-    """The rows that carry `row` on: its pseudo masks, made with `mask_flags`, and its segmenter."""
-    if "weaktr" in row.flags:  # its masks are made as WeakTr makes them
-        mask_flags = ["--generator", "weaktr", *mask_flags]
-    masks = AblationRow(
-        name=f"{row.name}, masks", stage="make_pseudo", flags=("--cams", "{cams}/cams", *mask_flags),
-        starts={"cams": row.name},
-        against=tuple(f"{name}, masks" for name in row.against), paper=row.paper[1:])
-    flags = ["--masks", "{masks}/masks"]
-    if dataset == "toy":  # it has no pre-trained weights: its segmenter starts from the row's ResNet, if any
-        given = set(zip(row.flags, row.flags[1:]))
-        without = {("--generator", "weaktr"), ("--generator", "clip"), ("--maps", "clip")}
-        flags += ["--weights", "none" if given & without else "{generator}/generator.pt"]
-    segmenter = AblationRow(
-        name=f"{row.name}, segmenter", stage="train_seg", flags=tuple(flags),
-        starts={"masks": masks.name, "generator": row.name},
-        against=tuple(f"{name}, segmenter" for name in row.against), paper=row.paper[2:])
-    if through == "make_pseudo":
-        return [masks]
-    if through == "train_seg":
-        return [masks, segmenter]
-    return []
-
-
-def with_starts(shown: Sequence[AblationRow], known: dict[str, AblationRow]) -> list[AblationRow]:
-    """The rows of `known` that are shown or that a shown row starts from, directly or not.
-
-    In `known` a row comes after the rows that it starts from, so that one pass from the end finds them all.
-    """
-    wanted = {row.name for row in shown}
-    for row in reversed(known.values()):
-        if row.name in wanted:
-            wanted.update(row.starts.values())
-    return [row for row in known.values() if row.name in wanted]
 
 
 def row_settings(dataset: str, row: AblationRow) -> dict[str, object]:
@@ -312,11 +224,20 @@ def check_arguments(args: argparse.Namespace, changed: Sequence[str]) -> None:
                          "give them with --dataset toy and without --data-root")
     if args.dataset != "toy" and args.data_root is None:
         raise InputError(f"--data-root: give the folder of the {args.dataset} data set")
+    for name in ("cam_weights", "weaktr_weights", "segmenter_weights"):
+        file = getattr(args, name)
+        if file is not None and not file.is_file():
+            raise InputError(f"--{name.replace('_', '-')} {file}: no such file")
+    if args.segments is not None and not args.segments.is_dir():
+        raise InputError(f"--segments {args.segments}: no such folder")
 
 
 def page_name(args: argparse.Namespace) -> str:
     """TABLE.md, or TABLE_DIGEST.md where the command line asks for another part or form of the table."""
     choices = [args.flags, args.only, args.through, args.first_seed]
+    files = [args.cam_weights, args.weaktr_weights, args.segments, args.segmenter_weights]
+    if any(files):
+        choices += [str(file) for file in files]
     return f"{args.table}_{digest(choices)}.md" if any(choices) else f"{args.table}.md"
 
 
@@ -327,6 +248,10 @@ def heading(args: argparse.Namespace, title: str, changed: Sequence[str]) -> str
             "Figures are mIoU in percent, mean ± standard deviation over the seeds. CAMs are scored at the "
             "best background threshold and pseudo masks at their own threshold, both on the training split; "
             "segmenters are scored on held-out images.")
+    if args.cam_weights:
+        text += f" The ResNet's CAMs are those of {args.cam_weights.name}."
+    if args.weaktr_weights:
+        text += f" WeakTr's CAMs are those of {args.weaktr_weights.name}."
     if args.flags:
         text += f" Added to every train_prompt row: {' '.join(args.flags)}."
     if changed:
@@ -339,16 +264,21 @@ def main(argv: list[str] | None = None) -> int:
     changed = world_changes(args.images, args.co_occurrence, args.smallest)
     check_arguments(args, changed)
     table = read_json(ABLATION_TABLES)[args.table]
-    table_rows = read_rows(table, args.dataset, args.flags or ())
+    read = read_rows(table, args.dataset, args.flags or ())
+    released = (args.cam_weights, args.weaktr_weights)
+    table_rows = {name: with_released_cams(row, *released) for name, row in read.items()}
     for name in args.only or ():
         if name not in table_rows:
             raise InputError(f"--only {name!r}: the rows are {', '.join(map(repr, table_rows))}")
     through = args.through or table.get("through", "train_prompt")
     mask_flags = shlex.split(table.get("make_pseudo", ""))
     shown = [row for row in table_rows.values() if args.only is None or row.name in args.only]
-    later = [stage for row in shown for stage in later_stages(row, through, args.dataset, mask_flags)]
+    later = []
+    for row in shown:
+        later += later_stages(row, through, args.dataset, mask_flags, args.segments, args.segmenter_weights)
     shown = shown + later
-    known = {BASELINE.name: BASELINE, **table_rows, **{row.name: row for row in shown}}
+    baseline = with_released_cams(BASELINE, *released)
+    known = {baseline.name: baseline, **table_rows, **{row.name: row for row in shown}}
     rows = with_starts(shown, known)
     settings = settings_by_row(args.dataset, rows)  # a wrong flag ends the program here, before any training
 
