@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipwsss import ablate
+from clipwsss.ablation_rows import later_stages, read_rows
 from clipwsss.clip.checkpoint import CLIP_RELEASE
 from clipwsss.datasets import build_dataset
 from clipwsss.networks.resnet import RESNET_WEIGHTS
@@ -20,7 +22,7 @@ from clipwsss.segment.segmenter import build_segmenter, save_segmenter
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
-PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md",
+PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md", "clipwsss/REPRODUCE.md",
          "clipwsss/datasets/FORMATS.md", "clipwsss/guidance/TEMPLATES.md", "clipwsss/toy/RESULTS.md",
          "tests/HOSTILE.md", "tests/benchmarks/RESULTS.md")
 SECTIONS = ["Status", "Two commands", "Your own data", "VOC 2012 and COCO 2014", "Methods",
@@ -140,6 +142,31 @@ def test_the_scripts_command_lines_parse(capsys):
             importlib.import_module(module).main([*arguments, "--dry-run"])
         assert stopped.value.code == 0, line
         assert json.loads(capsys.readouterr().out)["settings"]["dry_run"], line
+
+
+def test_the_ablation_commands_name_tables_rows_and_files_that_fit():
+    """The values too: rows that --only names exist, and a row that needs segments is given them."""
+    tables = json.loads((ROOT / "clipwsss/assets/tables.json").read_text())
+    lines = [parts(line)[1] for line in LINES if parts(line)[0] == "clipwsss.ablate" and "--table" in line]
+    assert len(lines) >= 4
+    for line in lines:
+        args = ablate.get_parser().parse_args([word for word in line if word not in ("&", "wait")])
+        rows = read_rows(tables[args.table], args.dataset)
+        assert set(args.only or ()) <= set(rows), line
+        for name in args.only or rows:
+            if args.through:
+                later_stages(rows[name], args.through, args.dataset, (), args.segments, args.segmenter_weights)
+
+
+def test_the_first_run_has_every_stage_of_both_methods():
+    lines = command_lines((ROOT / "clipwsss/REPRODUCE.md").read_text())
+    for words in (["train_cam.py", "--init weights/res50_cam.pth"], ["train_prompt.py", "--method pole"],
+                  ["train_prompt.py", "--method semples"], ["clipwsss.refine.segments"],
+                  ["make_pseudo.py", "--segments segments"], ["train_seg.py", "--network mask2former"],
+                  ["train_seg.py", "coco14"], ["clipwsss.ablate", "--table main", "voc12"]):
+        assert any(all(word in line for word in words) for line in lines), words
+    sha256 = re.findall(r"`([0-9a-f]{64})`", section("Files", "clipwsss/REPRODUCE.md"))
+    assert CLIP_RELEASE["ViT-B/32"][1] in sha256 and len(set(sha256)) == 3
 
 
 def test_the_two_commands_are_those_that_ci_runs():
