@@ -17,6 +17,7 @@ from clipwsss.cams.generator import GENERATORS
 from clipwsss.cams.mask_inputs import missing_inputs, read_inputs
 from clipwsss.datasets import TagDataset
 from clipwsss.datasets.label_maps import read_mask
+from clipwsss.datasets.corrections import find_corrections, place_corrections
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.exports import LAYOUTS, write_layout
 from clipwsss.datasets.loaders import make_loader
@@ -38,9 +39,10 @@ from clipwsss.refine.stages import (alpha_background, cam_maps, color_walk, cons
                                     irn_walk, label_map, psa_walk)
 from clipwsss.report import metrics
 from clipwsss.report.page import write_report
+from clipwsss.report.quality import QUALITY_FILE, mask_quality, write_quality
 from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
 from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
-from clipwsss.run import Run
+from clipwsss.run import Run, refuse_overlap
 from clipwsss.training import fit, pick_device, seed_everything
 
 # The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
@@ -103,6 +105,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="exponent of a segment's background score, (1 - largest class score)^power")
     add("--score-split",
         help="split whose pseudo masks are scored, a part of --split; without it, all of --split")
+    add("--corrections", type=Path, metavar="DIR",
+        help="folder of corrected label maps NAME.png, which win over the made ones; it may change before a "
+        "run goes on")
     add("--layout", choices=tuple(LAYOUTS), help="also write images and masks to OUT/voc in "
         "VOC's layout, to OUT/mmseg in that of mmsegmentation, or to OUT/coco with COCO's instances")
     crf_flags(parser, GAUSSIAN, BILATERAL)
@@ -237,12 +242,13 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
         mask = refine_image(args, walk_image, deciders, name, pixels, file, thresholds[0])
         write_mask(path, mask, dataset.palette)
     changed = int((mask != unrefined).sum())
+    quality = (mask_quality(dataset, index, mask, unrefined),)
     truth = dataset.load_mask(index) if name in scored else None
     if truth is None:
-        return MaskScore(1, mask.size, changed, with_truth=0, refined=0, unrefined=0)
+        return MaskScore(1, mask.size, changed, with_truth=0, refined=0, unrefined=0, quality=quality)
     n = len(dataset.classes) + 1
     return MaskScore(1, mask.size, changed, with_truth=1, refined=metrics.confusion(mask, truth, n),
-                     unrefined=metrics.confusion(unrefined, truth, n))
+                     unrefined=metrics.confusion(unrefined, truth, n), quality=quality)
 
 
 def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
@@ -274,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(missing_inputs(dataset, cams, args.segments))
     scored = set(open_scored(args, dataset).names)
+    corrections = find_corrections(args.corrections, dataset)
 
     # The affinity network of the walk: a trained one, this run's own from an earlier call, or a new one.
     network = None
@@ -287,6 +294,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             network, untrained_backbone = new_affinity_network(args, walk)
 
+    if args.corrections:
+        refuse_overlap("--out", args.out, (), inputs={"corrections": args.corrections})
     args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
     run = start_run(args, dataset, cams=cams, segments=args.segments, weights=start_weights(args),
                     affinity_checkpoint=args.affinity_checkpoint)
@@ -297,6 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         network = train_affinity(args, run, dataset, cams, walk, network.to(device), untrained_backbone, jobs)
         network = network.cpu()  # processes that write masks get a copy and move it to the device
 
+    place_corrections(corrections, dataset, run.out)
     walk_image = partial(walk_maps, args, walk, network, device)
     thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
     if args.threshold == "auto":
@@ -307,7 +317,9 @@ def main(argv: list[str] | None = None) -> int:
     totals = jobs.total("pseudo masks", work, range(len(dataset)))
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
-    report_scores(run, MaskScore(*totals), ["background", *dataset.classes])
+    total = MaskScore(*totals)
+    report_scores(run, total, ["background", *dataset.classes])
+    write_quality(total.quality, run.out / QUALITY_FILE, "CAM")
     if args.layout:
         write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout, args.workers)
     write_report(run.out, "make_pseudo", dataset, cams, run.out / "masks")

@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.coco import pycocotools_mask
+from clipwsss.datasets.corrections import find_corrections
 from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.instances import read_instances, write_coco, write_yolo
 from clipwsss.datasets.mask_check import contradiction_note
@@ -28,6 +29,7 @@ from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser,
                               start_run, start_weights, training_flags, training_settings)
 from clipwsss.refine.crf_flags import crf_flags
 from clipwsss.report.page import write_report
+from clipwsss.report.quality import QUALITY_FILE, read_quality, write_quality
 from clipwsss.report.scoring import print_label_miou
 from clipwsss.run import Run
 from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_files, photos_at_once,
@@ -69,6 +71,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--masks", type=Path,
         help="folder of the training masks, or `truth` for the true masks of the data set (default: the "
         "masks of make_pseudo.py)")
+    add("--corrections", type=Path, metavar="DIR",
+        help="folder of corrected label maps NAME.png, which win over those of --masks")
     add("--iterations", type=whole(1), default=20000, metavar="N",
         help="number of optimiser steps, unless --epochs is given")
     add("--accumulate", type=whole(1, 65536), default=2,
@@ -149,7 +153,7 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     dataset = open_dataset(args)
     masks = masks_folder(args)
     if str(masks) != "truth":
-        dataset = dataset.with_masks(masks, args.skip_bad)
+        dataset = dataset.with_masks(masks, args.skip_bad, find_corrections(args.corrections, dataset))
         for note in contradiction_note(dataset, masks):
             print(note, file=sys.stderr)
     elif not dataset.has_masks:
@@ -340,6 +344,7 @@ def main(argv: list[str] | None = None) -> int:
     if learned:
         loader = training_loader(args, learned, network)
     run = start_run(args, learned or unseen, masks=masks_folder(args) if learned else None,
+                    corrections=args.corrections,
                     checkpoint=args.checkpoint, weights=start_weights(args))
     if learned:
         train(args, run, network, loader)
@@ -358,6 +363,8 @@ def main(argv: list[str] | None = None) -> int:
         predict(args, network, unseen, folder, palette, done)
         scores = print_label_miou(unseen, folder, f"{args.predict_split} predictions", args.workers)
         figures = {"split": args.predict_split, **scores}
+        found = read_quality(unseen, folder, learned, args.workers)
+        write_quality(found, run.out / QUALITY_FILE, "training mask")
         if args.submit and rank() == 0:
             write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")

@@ -21,11 +21,11 @@ except ModuleNotFoundError:  # Windows: runs are not locked there
 # Settings that change no result. They may differ between a run and its continuation by --resume.
 FREE_ON_RESUME = {"resume", "overwrite", "device", "workers", "pictures", "skip_bad", "dry_run", "quiet",
                   "max_pixels", "set_by", "stage", "inputs", "out", "runs", "clip_cache", "layout",
-                  "tensorboard"}
+                  "tensorboard", "corrections"}
 # Files that runs write. A folder with any of them holds a run; --overwrite deletes them and no other file.
-RUN_FILES = ("result.json", "report.html", "thresholds.json", "prompts.json", "last_*.pt", "generator.pt",
-             "segmenter.pt", "affinity.pt", "*_prompts.pt", "*cams/*.np[yz]", "labels/*.png", "masks/*.png",
-             "predictions/*.png")
+RUN_FILES = ("result.json", "report.html", "thresholds.json", "prompts.json", "quality.csv", "corrected.json",
+             "last_*.pt", "generator.pt", "segmenter.pt", "affinity.pt", "*_prompts.pt", "*cams/*.np[yz]",
+             "labels/*.png", "masks/*.png", "predictions/*.png")
 TAIL = 1 << 14  # bytes at a file's end, where npz, PNG and torch's archives keep checksums of their contents
 
 

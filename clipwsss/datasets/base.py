@@ -1,7 +1,7 @@
 """What all data sets share: samples, batches, the list of images and the check of their files."""
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -172,9 +172,13 @@ class TagDataset(Dataset):
         other.has_masks = self.has_masks and masks
         return other
 
-    def with_masks(self, folder: Path | str, skip_bad: bool = False) -> "TagDataset":
-        """A copy whose masks are FOLDER/NAME.png, checked as on construction; `skipped` is the copy's own."""
-        present = {nfc(path.stem): path for path in files_of(Path(folder))}
+    def with_masks(self, folder: Path | str, skip_bad: bool = False,
+                   corrections: Mapping[str, Path] | None = None) -> "TagDataset":
+        """A copy whose masks are FOLDER/NAME.png, checked as on construction; `skipped` is the copy's own.
+
+        corrections: masks by image, which are taken instead.
+        """
+        present = {nfc(path.stem): path for path in files_of(Path(folder))} | (corrections or {})
         entries = []
         problems = []
         for entry in self.entries:

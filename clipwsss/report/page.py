@@ -4,6 +4,7 @@ This module collects a run's figures, settings and pictures in a JSON object, an
 them. All texts of the object reach that page as plain text, never as markup.
 """
 import base64
+import csv
 import io
 import json
 import math
@@ -23,6 +24,7 @@ from ..distributed import rank
 from ..errors import InputError
 from ..files import existing, read_json, read_text, to_json, write_text
 from ..pictures import overlay
+from .quality import QUALITY_FILE
 from .metrics import confusion, scores
 from .scoring import CAM_THRESHOLD, list_label_maps, read_labels, worst_first
 
@@ -75,7 +77,7 @@ def write_report(run: Path, stage: str, dataset: TagDataset, cams: Path | None =
         "command": command_of(stage, args), "settings": settings, "result": result, "before": before,
         "curves": curves_of(run / "log.jsonl"), "files": files, "classes": ["background", *dataset.classes],
         "palette": dataset.palette[:len(dataset.classes) + 1].tolist(),
-        "words": words_of(run / "prompts.json", dataset),
+        "words": words_of(run / "prompts.json", dataset), "quality": quality_of(run / QUALITY_FILE),
         "pictures": pictures_of(dataset, cams, masks, threshold)}
     render({"runs": [gathered], "notes": []}, run / "report.html")
     print(f"report: {run / 'report.html'}")
@@ -144,6 +146,11 @@ def curves_of(log: Path) -> dict[str, dict[str, list]]:
         rows = [row for _, row in sorted(training.items())]
         curves[label] = {term: [row.get(term) for row in rows] for term in rows[0]}
     return curves
+
+
+def quality_of(path: Path) -> list[list[str]]:
+    """The rows of a run's quality list, its head first; [] where there is none."""
+    return list(csv.reader(read_text(path).splitlines())) if path.is_file() else []
 
 
 def words_of(prompts: Path, dataset: TagDataset) -> dict[str, list]:

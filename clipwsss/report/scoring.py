@@ -33,7 +33,7 @@ class MaskScore(NamedTuple):
     images, pixels: numbers of images and of their pixels. changed: number of pixels on which the pseudo mask
     differs from the mask of the CAMs alone. with_truth: number of images that were compared with a true mask.
     refined, unrefined: confusions int64 [n,n] of the pseudo mask and of the mask of the CAMs alone with the
-    true mask; 0 where there is none.
+    true mask; 0 where there is none. quality: a `MaskQuality` of each image.
     """
     images: int
     pixels: int
@@ -41,6 +41,7 @@ class MaskScore(NamedTuple):
     with_truth: int
     refined: NDArray | int
     unrefined: NDArray | int
+    quality: tuple = ()
 
 
 # ---- label maps of folders
