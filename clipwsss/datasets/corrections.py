@@ -26,8 +26,9 @@ def find_corrections(folder: Path | None, dataset: TagDataset) -> dict[str, Path
     for name, path in used.items():
         labels = read_mask(path, dataset.max_pixels, len(dataset.classes), dataset.palette)
         if labels.shape != sizes[name]:
-            raise InputError(f"{path}: {labels.shape[0]} x {labels.shape[1]}, its image is {sizes[name][0]} x "
-                             f"{sizes[name][1]} (H x W)")
+            height, width = sizes[name]
+            raise InputError(f"{path}: {labels.shape[0]} x {labels.shape[1]}, its image is {height} x {width} "
+                             "(H x W)")
     others = sorted(files.keys() - used.keys())
     if others:
         print(f"note: {files[others[0]]}: belongs to no image of this split and is not used ({len(others)} "

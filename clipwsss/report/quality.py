@@ -1,4 +1,4 @@
-"""The quality list of a folder of label maps: which look wrong, judged without true masks; the worst first."""
+"""The quality list of label maps: which look wrong, judged without true masks; the worst first."""
 import csv
 import io
 from collections.abc import Sequence
@@ -28,8 +28,8 @@ class MaskQuality(NamedTuple):
 
     tags: the tagged classes, () where the image is untagged. missing: those without a pixel. denied: classes
     that the mask shows and the tags exclude. foreground, denied_share: shares in [0,1] of the pixels that are
-    not ignored. agreement: mean IoU in [0,1] over the tagged classes with another label map of the image; None
-    without one.
+    not ignored. agreement: mean IoU in [0,1] over the tagged classes with another label map of the image;
+    None without one.
     """
     image: str
     tags: tuple[str, ...]
@@ -42,7 +42,7 @@ class MaskQuality(NamedTuple):
 
 def mask_quality(dataset: TagDataset, index: int, labels: NDArray,
                  reference: NDArray | None = None) -> MaskQuality:
-    """The quality of a label map uint8 [H,W] of an image; reference: another one, which it is compared with."""
+    """The quality of an image's label map uint8 [H,W]; reference: another one, which it is compared with."""
     counts = np.bincount(labels.ravel(), minlength=256)
     counts[IGNORE] = 0
     pixels = max(int(counts.sum()), 1)
@@ -60,8 +60,9 @@ def mask_quality(dataset: TagDataset, index: int, labels: NDArray,
     if reference is not None:
         ious = [iou for iou in (class_iou(labels, reference, tag + 1) for tag in shown) if iou is not None]
         agreement = sum(ious) / len(ious) if ious else None
-    return MaskQuality(dataset.names[index], tuple(dataset.classes[tag] for tag in tagged or ()), missing, denied,
-                       float(counts[1:].sum()) / pixels, denied_share, agreement)
+    tags = tuple(dataset.classes[tag] for tag in tagged or ())
+    foreground = float(counts[1:].sum()) / pixels
+    return MaskQuality(dataset.names[index], tags, missing, denied, foreground, denied_share, agreement)
 
 
 def class_iou(labels: NDArray, reference: NDArray, label: int) -> float | None:
