@@ -27,8 +27,8 @@ def find_corrections(folder: Path | None, dataset: TagDataset) -> dict[str, Path
         labels = read_mask(path, dataset.max_pixels, len(dataset.classes), dataset.palette)
         if labels.shape != sizes[name]:
             height, width = sizes[name]
-            raise InputError(f"{path}: {labels.shape[0]} x {labels.shape[1]}, its image is {height} x {width} "
-                             "(H x W)")
+            found = f"{labels.shape[0]} x {labels.shape[1]}"
+            raise InputError(f"{path}: {found}, its image is {height} x {width} (H x W)")
     others = sorted(files.keys() - used.keys())
     if others:
         print(f"note: {files[others[0]]}: belongs to no image of this split and is not used ({len(others)} "
