@@ -32,6 +32,11 @@ def test_each_orientation_is_undone_as_pillow_does(tmp_path):
         assert np.array_equal(np.asarray(read_image(path, oriented=True)), expected), orientation
         assert check_image(path, True, MOST_PIXELS, all_bytes=True) == expected.shape[:2], orientation
         assert np.array_equal(np.asarray(read_image(path)), pixels), "as stored"
+        tiff = tmp_path / f"{orientation}.tif"  # which Pillow turns itself
+        Image.fromarray(pixels).save(tiff, tiffinfo={0x0112: orientation})
+        for oriented in (True, False):
+            assert np.array_equal(np.asarray(read_image(tiff, oriented)), expected), orientation
+            assert check_image(tiff, oriented, MOST_PIXELS, all_bytes=False) == expected.shape[:2], orientation
 
 
 def test_a_damaged_exif_block_neither_stops_nor_hides_the_turn(tmp_path):

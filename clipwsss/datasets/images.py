@@ -17,8 +17,8 @@ EXIF_ORIENTATION = 0x0112
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,  # orientation -> what undoes it
          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270,
          7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+TIFF_SIZE = (0x0100, 0x0101)  # the tags of a TIFF's width and height
 SWAPPED = (5, 6, 7, 8)  # the orientations that swap height and width
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError)
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit could not be raised by --max-pixels
 
 
@@ -38,7 +38,7 @@ def open_file(path: Path, kind: str, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such {kind}") from None
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
         raise InputError(f"{path}: not a readable {kind} ({one_line(error) or 'out of memory'})") from error
 
 
@@ -69,8 +69,9 @@ def exif_orientation(file: Image.Image) -> int:
 
 
 def decode(file: Image.Image, oriented: bool) -> Image.Image:
-    """The pixels of an opened image as RGB; `oriented` turns them as the EXIF tag says."""
-    orientation = exif_orientation(file) if oriented else 1
+    """The pixels of an opened image as RGB; `oriented` turns them as the EXIF tag says (a TIFF's always)."""
+    turned_by_pillow = file.format == "TIFF"  # whether or not it is asked to
+    orientation = exif_orientation(file) if oriented and not turned_by_pillow else 1
     image = file.convert("RGB")
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
@@ -87,9 +88,12 @@ def check_image(path: Path, oriented: bool, max_pixels: int, all_bytes: bool) ->
     all_bytes: read the whole file and not only its header.
     """
     with open_image(path, max_pixels) as file:
-        size = (file.height, file.width)
-        if oriented and exif_orientation(file) in SWAPPED:
-            size = (file.width, file.height)
+        width, height = file.size
+        if file.format == "TIFF":  # the stored size, which not every version of Pillow states before loading
+            width, height = (file.tag_v2[tag] for tag in TIFF_SIZE)
+        size = (height, width)
+        if (oriented or file.format == "TIFF") and exif_orientation(file) in SWAPPED:
+            size = (width, height)
         if all_bytes:
             file.draft("RGB", (1, 1))  # a JPEG at 1/8 of its size: reads all bytes, makes few pixels
             decode(file, oriented)

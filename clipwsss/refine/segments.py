@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from ..datasets import DATASETS, TagDataset, build_dataset
 from ..datasets.base import files_of
 from ..datasets.coco import decode_mask, encode_mask
+from ..datasets.images import MOST_PIXELS, open_file
 from ..datasets.jobs import ImageJobs
 from ..errors import InputError, run_script
 from ..files import existing, read_json, read_text, to_json, write_text
@@ -94,12 +94,9 @@ def read_segments(folder: Path | str, name: str, size: tuple[int, int]) -> list[
 
 def _read_png(path: Path, size: tuple[int, int]) -> list[Segment]:
     """The segments of a PNG label map of this size (H, W), by rising value; InputError for a bad file."""
-    try:
-        with Image.open(path) as file:
-            labels = np.array(file)
-            mode = file.mode
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: not a readable label map of segments ({error})") from error
+    with open_file(path, "label map of segments", MOST_PIXELS) as file:
+        labels = np.array(file)
+        mode = file.mode
     if labels.ndim != 2:
         raise InputError(f"{path}: a label map of segments has one channel, this image is {mode}")
     if labels.shape != size:
