@@ -78,8 +78,9 @@ def test_files_that_nobody_uses_are_named_with_the_reason(mydata, capsys):
         save_image(mydata / "masks" / name, SIZE)
     for name in ("IMG_1.HEIC", "notes.txt", "Thumbs.db", ".hidden.jpg"):
         write(mydata / "images" / name, "")
+    write(mydata / "Masks/a0.png", "")
     status, output = told(capsys, mydata)
-    assert status == 2 and "no errors found" not in output
+    assert status == 2 and "no errors found" not in output and "Masks: not used; the names that are read are" in output
     for line in ("masks/a0.jpg, masks/a0.tif: not used, because a mask is a PNG file NAME.png",
                  "masks/a0_mask.png: not used, because it belongs to no image; rename it to a0.png",
                  "masks/b.png: not used, because it belongs to no image",

@@ -14,9 +14,10 @@ from ..files import nfc
 from ..flags import Parser
 from .base import TagDataset
 from .coco import CocoDataset, coco_splits
-from .folder import SUFFIXES, FolderDataset, images_below, read_table, visible_files
+from .folder import SUFFIXES, SYSTEM_FILES, FolderDataset, images_below, read_table, visible_files
 from .images import TURNS, exif_orientation, open_image
 from .mask_check import find_contradictions
+from .tags import TABLES
 from .voc import MISSING_LIST, VocDataset, voc_folder, voc_splits
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
@@ -95,6 +96,10 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     if unused:
         lines.append(f"{shorten_list(unused)}: not used, because no row of the table names the image or "
                      "one of its files is bad")
+    others = [path.name for path in sorted(root.iterdir()) if not is_known(path)]
+    if others:
+        lines.append(f"{shorten_list(others)}: not used; the names that are read are images, masks, "
+                     "classes.txt and labels.csv (or another table labels.*)")
     if no_images:
         lines.append(f"{shorten_list(no_images)}: not used, because images are {', '.join(SUFFIXES)}")
     if turned:
@@ -124,6 +129,14 @@ def missing_parts(layout: type[TagDataset], splits: dict[str, TagDataset]) -> li
     if layout is VocDataset and "train_aug" not in splits:
         lines.append(f"train_aug: {MISSING_LIST}")
     return lines
+
+
+def is_known(path: Path) -> bool:
+    """Whether the scripts read this file or folder of a folder of one's own images, or it is hidden."""
+    if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
+        return True
+    is_table = path.stem == "labels" and path.suffix.lower() in TABLES
+    return is_table or path.name in ("images", "masks", "classes.txt")
 
 
 def turned_images(splits: dict[str, TagDataset]) -> list[str]:
