@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipwsss.datasets.label_maps import permuted_number, read_mask
+from clipwsss.datasets.label_maps import check_mask, permuted_number, read_mask
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
 from test_datasets import fails, save_image, save_mask
@@ -18,13 +18,13 @@ def test_colours_of_the_palette_stand_for_numbers(tmp_path):
     for mode in ("RGB", "RGBA"):
         Image.fromarray(palette[numbers]).convert(mode).save(path)
         assert np.array_equal(read_mask(path, n_classes=3), numbers), mode
-    with pytest.raises(InputError, match=r"a.png: colour \(128, 128, 0\) in 2 pixels of the mask is not one of the palette"):
+    with pytest.raises(InputError, match=r"a.png: a mask is .*; colour \(128, 128, 0\) in 2 pixels belongs to no class"):
         read_mask(path, n_classes=2)
     own = palette.copy()
     own[1] = 200
     Image.fromarray(own[numbers]).save(path)
     assert np.array_equal(read_mask(path, n_classes=3, palette=own), numbers)
-    with pytest.raises(InputError, match=r"colour \(200, 200, 200\) in 2 pixels .* class 1 is \(128, 0, 0\)"):
+    with pytest.raises(InputError, match=r"colour \(200, 200, 200\) in 2 pixels .*class 1 is \(128, 0, 0\)"):
         read_mask(path, n_classes=3)
     Image.fromarray(numbers == 1).save(path)  # one bit a pixel
     assert read_mask(path, n_classes=1).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
@@ -64,3 +64,9 @@ def test_every_data_set_refuses_more_classes_than_label_maps_hold(tmp_path):
                "categories": [{"id": number, "name": f"c{number}"} for number in range(300)]}
     (tmp_path / "annotations/instances_train2014.json").write_text(json.dumps(content))
     fails("instances_train2014.json: 300 classes; 1 to 254 are possible", "coco14", tmp_path, "train")
+
+
+def test_a_photograph_is_no_mask_however_little_is_read(tmp_path):
+    save_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png: a mask is a palette or 8-bit grey PNG"):
+        check_mask(tmp_path / "a.png", (12, 20), 3, voc_palette(), 1000, all_bytes=False)

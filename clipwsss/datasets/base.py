@@ -18,7 +18,7 @@ from ..pictures import voc_palette
 from ..progress import Progress
 from ..run import digest
 from .images import MOST_PIXELS, check_image, read_image
-from .label_maps import IGNORE, open_mask, read_mask, refuse_many_classes
+from .label_maps import IGNORE, check_mask, read_mask, refuse_many_classes
 
 LONG_CHECK = 2000  # from this many images on, the check of the files shows its progress
 
@@ -265,12 +265,7 @@ class TagDataset(Dataset):
         if entry.mask is None:
             return entry, None
         try:
-            with open_mask(entry.mask, self.max_pixels) as file:
-                if (file.height, file.width) != size:
-                    raise InputError(f"{entry.mask}: mask is {file.height} x {file.width} (H x W), its image "
-                                     f"{found}")
-            if decode:
-                read_mask(entry.mask, self.max_pixels, len(self.classes), self.palette)
+            check_mask(entry.mask, size, len(self.classes), self.palette, self.max_pixels, all_bytes=decode)
         except InputError as error:
             return entry, str(error)
         return entry, None

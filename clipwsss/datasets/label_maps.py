@@ -61,6 +61,22 @@ def read_mask(path: Path, max_pixels: int = MOST_PIXELS, n_classes: int | None =
     return mask
 
 
+def check_mask(path: Path, size: tuple[int, int], n_classes: int, palette: np.ndarray, max_pixels: int,
+               all_bytes: bool) -> None:
+    """InputError unless a label map fits an image of this size (H, W), the classes and the palette.
+
+    all_bytes: read the whole file and not only its header. A file of colours is always read, because nothing
+    in its header tells a label map from a photograph.
+    """
+    with open_mask(path, max_pixels) as file:
+        if (file.height, file.width) != size:
+            raise InputError(f"{path}: mask is {file.height} x {file.width} (H x W), its image {size[0]} x "
+                             f"{size[1]}")
+        must_read = all_bytes or file.mode in COLORS
+    if must_read:
+        read_mask(path, max_pixels, n_classes, palette)
+
+
 def scale_hint(mask: np.ndarray, n_classes: int) -> str:
     """What a message adds where all values of a mask are class numbers times one factor, else ""."""
     values = np.unique(mask[mask > 0])
@@ -87,8 +103,9 @@ def numbers_of_colors(pixels: np.ndarray, palette: np.ndarray, n_classes: int, p
     found = known[order][places] == codes
     if not found.all():
         color = tuple(pixels[~found][0].tolist())
-        raise InputError(f"{path}: colour {color} in {(~found).sum()} pixels of the mask is not one of the "
-                         f"palette; class 1 is {tuple(palette[1].tolist())}")
+        raise InputError(f"{path}: a mask is a palette or 8-bit grey PNG of class numbers, or an RGB PNG of "
+                         f"their colours; colour {color} in {(~found).sum()} pixels belongs to no class "
+                         f"(class 1 is {tuple(palette[1].tolist())})")
     return numbers[order][places].astype(np.uint8)
 
 

@@ -138,9 +138,12 @@ def save_choices(choices: WordChoices, classes: Sequence[str], path: Path) -> No
 
 def read_choices(path: Path) -> dict:
     """A run's prompts.json: image -> class -> chosen word and similarities; InputError on another file."""
-    with input_errors(f"{path}: not the prompts.json of a run with --class-prompt word: ",
-                      OSError, ValueError, AttributeError, TypeError, KeyError):
+    expected = "not the prompts.json of a run with --class-prompt word"
+    try:
         table = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path}: {expected} ({str(error).removeprefix(f'{path}: ')})") from error
+    with input_errors(f"{path}: {expected}: ", ValueError, AttributeError, TypeError, KeyError):
         entries = [entry for rows in table.values() for entry in rows.values()]
         if not entries or any(entry["word"] not in entry["similarity"] for entry in entries):
             raise ValueError("it holds no chosen words")
