@@ -62,7 +62,8 @@ WALKS_FROM_STORED_SIZE = ("color", "irn")  # they start from maps as stored; the
 # [H, W, 3]), the scores [1 + k, H, W] and the labels [H, W] so far. They return new labels.
 DECIDERS = {
     "crf": lambda args, name, pixels, scores, labels: crf_labels(
-        pixels, labels, len(scores), args.crf_gaussian, args.crf_bilateral),
+        pixels, labels, len(scores), args.crf_gaussian, args.crf_bilateral,
+        scores if args.crf_start == "scores" else None, args.unsure),
     "segments": lambda args, name, pixels, scores, labels: torch.from_numpy(paint(
         scores[1:].numpy(), read_segments(args.segments, name, pixels.shape[:2]), args.segment_power)),
 }
@@ -79,9 +80,10 @@ def get_parser() -> argparse.ArgumentParser:
                            "--refine irn crf",
                            ("refine", "generator", "cams", "threshold", "segments", "weights"))
     add = parser.add_argument_group("refinement").add_argument
-    add("--generator", choices=tuple(GENERATORS), default="resnet",
+    add("--generator", choices=(*GENERATORS, "clip"), default="resnet",
         help="network that made the CAMs; it selects the defaults of the other flags: for weaktr those of "
-        "WeakTr's masks, which are made by a threshold and a CRF without a walk")
+        "WeakTr's masks, which are made by a threshold and a CRF without a walk; for clip (CLIP's own maps) "
+        "those of CLIP-ES, which have no threshold")
     add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
         help="stages of refinement in their order: at most one random walk (color needs no training, irn and "
         "psa train an affinity network), then crf; `none` refines nothing and cannot be combined with "
@@ -111,6 +113,12 @@ def get_parser() -> argparse.ArgumentParser:
     add("--layout", choices=tuple(LAYOUTS), help="also write images and masks to OUT/voc in "
         "VOC's layout, to OUT/mmseg in that of mmsegmentation, or to OUT/coco with COCO's instances")
     crf_flags(parser, GAUSSIAN, BILATERAL)
+    add = parser.add_argument_group("labels of the dense CRF").add_argument
+    add("--crf-start", choices=("labels", "scores"), default="labels",
+        help="what the CRF starts from: the labels of the largest scores (IRN), or the scores (CLIP-ES)")
+    add("--unsure", type=real(0, 1), default=0.0, metavar="P",
+        help="pixels whose label has a probability below P after the CRF become 255, which train_seg.py "
+        "ignores and no score counts (CLIP-ES: 0.95)")
     affinity_flags(parser)
     training_flags(parser, resumes=False)
     return parser
@@ -242,12 +250,13 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
         mask = refine_image(args, walk_image, deciders, name, pixels, file, thresholds[0])
         write_mask(path, mask, dataset.palette)
     changed = int((mask != unrefined).sum())
+    unsure = int((mask == metrics.IGNORE).sum())
     quality = (mask_quality(dataset, index, mask, unrefined),)
     truth = dataset.load_mask(index) if name in scored else None
     if truth is None:
-        return MaskScore(1, mask.size, changed, with_truth=0, refined=0, unrefined=0, quality=quality)
+        return MaskScore(1, mask.size, changed, unsure, with_truth=0, refined=0, unrefined=0, quality=quality)
     n = len(dataset.classes) + 1
-    return MaskScore(1, mask.size, changed, with_truth=1, refined=metrics.confusion(mask, truth, n),
+    return MaskScore(1, mask.size, changed, unsure, with_truth=1, refined=metrics.confusion(mask, truth, n),
                      unrefined=metrics.confusion(unrefined, truth, n), quality=quality)
 
 
@@ -259,6 +268,9 @@ def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
     share = 100 * total.changed / total.pixels
     figures = {"images": total.images, "changed": share}
     print(f"{total.images} masks in {run.out / 'masks'}; refinement changed {share:.2f} % of the pixels")
+    if total.unsure:
+        figures["unsure"] = 100 * total.unsure / total.pixels
+        print(f"{figures['unsure']:.2f} % of the pixels are unsure (255); no mIoU counts them")
     if total.with_truth and total.refined.any():
         refined = metrics.scores(total.refined)
         unrefined = metrics.scores(total.unrefined)
@@ -275,6 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(get_parser(), argv, "make_pseudo")
     device = pick_device(args.device)
     walk, deciders = split_stages(args.refine, args.segments)
+    if args.unsure and "crf" not in deciders:
+        raise InputError(f"--unsure {args.unsure}: it needs the CRF's probabilities; add crf to --refine")
     dataset = open_dataset(args)
     cams = args.cams or args.runs / args.dataset / "train_prompt" / "cams"
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)

@@ -8,7 +8,7 @@ from pathlib import Path
 from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
 from .errors import InputError
 from .flags import ScriptParser, real, whole
-from .presets import SPLITS, find_block
+from .presets import SPLITS, find_block, usual_choices
 from .run import Run, fingerprint_inputs, refuse_overlap
 from .training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 
@@ -107,6 +107,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     without_help = [word for word in argv if word not in ("-h", "--help", "--help-all")]
     selecting, _ = parser.parse_known_args(without_help)
     defaults = {name: parser.get_default(name) for name in vars(selecting)}
+    usual = usual_choices(stage, selecting.dataset, selecting.preset)
+    parser.set_defaults(**usual)
+    selecting, _ = parser.parse_known_args(without_help)
     selectors = ("generator", "method", "network", "weights", "refine")
     choices = {name: getattr(selecting, name, None) for name in selectors}
     block = find_block(stage, selecting.dataset, selecting.preset, choices)
@@ -116,7 +119,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     args = parser.parse_args(argv)
 
     args.set_by = {name: f"presets.{block['block']}: {block['source']}" for name in values}
-    args.set_by |= dict.fromkeys(splits, "presets.SPLITS")
+    args.set_by |= dict.fromkeys(splits, "presets.SPLITS") | dict.fromkeys(usual, "presets.usual_choices")
     for word in argv:
         action = parser._option_string_actions.get(word.partition("=")[0])  # --flag, or --flag=value
         if action is not None:
@@ -176,7 +179,13 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
 
 
 def start_weights(args: argparse.Namespace) -> str | Path:
-    """--weights, where `generator` stands for the file of train_prompt.py."""
-    if args.weights == "generator":
-        return args.runs / args.dataset / "train_prompt" / "generator.pt"
+    """--weights, where `generator` stands for the file of train_prompt.py.
+
+    `auto` stands for this file where there is one, and for ImageNet's weights otherwise.
+    """
+    generator = args.runs / args.dataset / "train_prompt" / "generator.pt"
+    if args.weights == "generator" or (args.weights == "auto" and generator.is_file()):
+        return generator
+    if args.weights == "auto":
+        return "imagenet"
     return args.weights

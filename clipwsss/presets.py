@@ -524,6 +524,11 @@ WEAKTR_MASKS_COCO = WEAKTR_MASKS | dict(
     threshold=0.42,  # with VOC's kernels; WeakTr's own code now has (3, 3) and (50, 5, 10) for COCO
     crowds="class", segment_power=0.4)
 
+CLIP_ES_MASKS = dict(
+    block="CLIP_ES_MASKS", source="linyq2117/CLIP-ES, eval_cam_with_crf.py: a CRF from scores, no walk",
+    refine=["crf"], threshold="alpha", alpha=1.0,
+    crf_start="scores", crf_gaussian=[1.0, 3.0], crf_bilateral=[67.0, 3.0, 4.0], unsure=0.95)
+
 QUICK_IRN = IRN | dict(
     block="QUICK_IRN", source="this project: a first look; no published setting", backbone="resnet18")
 
@@ -610,7 +615,7 @@ MASK2FORMER_FOLDER = MASK2FORMER | dict(
 QUICK_DEEPLABV2 = dict(
     block="QUICK_DEEPLABV2",
     source="this project: a first look in minutes on 2 CPU cores; no published setting",
-    backbone="resnet18", weights="generator", output_stride=16, rates=[3, 6, 9, 12], frozen_bn=False,
+    backbone="resnet18", weights="auto", output_stride=16, rates=[3, 6, 9, 12], frozen_bn=False,
     multi_scale=False, head_ratio=10.0,
     optimizer="adamw", lr=2e-4, schedule="poly", weight_decay=0.01, momentum=0.9,
     batch_size=8, accumulate=1, iterations=100, crop_size=224, scales=[0.5, 0.75, 1.0, 1.25, 1.5],
@@ -694,6 +699,16 @@ TRAIN_PROMPT = {"voc12": VOC_METHODS, "folder": FOLDER_METHODS, "coco14": COCO_M
 QUICK_WALKS = {"default": COLOR, "irn": QUICK_IRN, "psa": QUICK_PSA, "color": COLOR, "none": QUICK_IRN}
 TOY_WALKS = {"default": TOY_COLOR, "irn": TOY_IRN, "psa": TOY_PSA, "color": TOY_COLOR, "none": TOY_NO_WALK}
 MAKE_PSEUDO = {
+    ("voc12", "clip"): {"default": CLIP_ES_MASKS, "irn": IRN_VOC, "psa": PSA, "color": COLOR,
+                        "none": CLIP_ES_MASKS},
+    ("coco14", "clip"): {"default": CLIP_ES_MASKS, "irn": IRN_COCO, "psa": PSA, "color": COLOR,
+                         "none": CLIP_ES_MASKS},
+    ("folder", "clip"): {"default": CLIP_ES_MASKS, "irn": IRN, "psa": PSA, "color": COLOR,
+                         "none": CLIP_ES_MASKS},
+    ("quick", "clip"): {"default": CLIP_ES_MASKS, "irn": QUICK_IRN, "psa": QUICK_PSA, "color": COLOR,
+                        "none": CLIP_ES_MASKS},
+    ("toy", "clip"): {"default": CLIP_ES_MASKS, "irn": TOY_IRN, "psa": TOY_PSA, "color": TOY_COLOR,
+                      "none": CLIP_ES_MASKS},
     ("voc12", "resnet"): {"default": IRN_VOC, "irn": IRN_VOC, "psa": PSA, "color": COLOR, "none": IRN_VOC},
     ("voc12", "weaktr"): {"default": WEAKTR_MASKS, "irn": IRN_VOC, "psa": PSA, "color": COLOR,
                           "none": WEAKTR_MASKS},
@@ -724,6 +739,17 @@ TRAIN_SEG = {
 TRAIN_SEG_FROM_IMAGENET = {
     ("voc12", "deeplabv2"): DEEPLABV2_IMAGENET, ("coco14", "deeplabv2"): DEEPLABV2_IMAGENET_COCO,
 }
+
+
+def usual_choices(stage: str, dataset: str, preset: str) -> dict[str, str]:
+    """What selects the block where the command line does not: `--preset quick` works with CLIP alone."""
+    if preset != "quick" or dataset == "toy":
+        return {}
+    if stage in ("train_cam", "make_pseudo"):
+        return {"generator": "clip"}
+    if stage == "train_prompt":
+        return {"method": "both"}
+    return {}
 
 
 def find_block(stage: str, dataset: str, preset: str, choices: dict[str, object]) -> dict:

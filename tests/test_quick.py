@@ -4,7 +4,7 @@ import importlib
 import pytest
 
 import train_cam
-from clipwsss.options import parse
+from clipwsss.options import parse, start_weights
 
 
 def settings(stage, *argv):
@@ -17,13 +17,19 @@ def quick(stage, *argv, dataset="folder"):
 
 @pytest.mark.smoke
 def test_the_stages_fit_together():
-    cam = quick("train_cam")
+    """CLIP alone unless another --generator and --method are asked for, then a small classifier."""
+    cam, prompt, masks = quick("train_cam"), quick("train_prompt"), quick("make_pseudo")
+    assert (cam.generator, cam.clip, cam.val_split) == ("clip", "ViT-B/16", "")
+    assert (prompt.method, prompt.maps, prompt.class_prompt, prompt.clip) == ("both", "clip", "word", cam.clip)
+    assert (masks.generator, masks.refine, masks.threshold, masks.alpha, masks.unsure) == ("clip", ["crf"], "alpha", 1, 0.95)
+    assert masks.set_by["generator"] == "presets.usual_choices"
+    cam = quick("train_cam", "--generator", "resnet")
     seg = quick("train_seg")
     assert (cam.backbone, cam.weights, cam.frozen_bn, cam.val_split) == ("resnet18", "auto", False, "")
-    assert (seg.network, seg.backbone, seg.weights) == ("deeplabv2", cam.backbone, "generator")
-    assert seg.predict_split == "train" and quick("make_pseudo").refine == ["color"]
-    assert quick("make_pseudo").threshold == 0.3  # the walk's own
-    for method in ("clims", "pole", "semples", "both"):
+    assert (seg.network, seg.backbone, seg.weights) == ("deeplabv2", cam.backbone, "auto") and seg.predict_split == "train"
+    masks = quick("make_pseudo", "--generator", "resnet")
+    assert masks.refine == ["color"] and masks.threshold == 0.3  # the walk's own
+    for method in ("clims", "pole", "semples"):
         args = quick("train_prompt", "--method", method)
         assert args.epochs == 3 and args.batch_size == 8 and args.match_epochs <= 3 and args.prompt_epochs <= 3
         paper = settings("train_prompt", "--dataset", "folder", "--method", method)
@@ -31,10 +37,20 @@ def test_the_stages_fit_together():
 
 
 def test_flags_and_the_toy_world_win_and_paper_is_the_default():
-    assert quick("train_cam", "--epochs", "2", "--backbone", "resnet50").backbone == "resnet50"
+    assert quick("train_cam", "--generator", "resnet", "--backbone", "resnet50").backbone == "resnet50"
     assert quick("train_cam", dataset="toy").backbone == "resnet_tiny"
     assert settings("train_cam", "--dataset", "folder").preset == "paper"
-    assert "this project: a first look" in quick("train_cam").set_by["epochs"]
+    assert "this project: a first look" in quick("train_cam", "--generator", "resnet").set_by["epochs"]
+    assert settings("train_prompt", "--dataset", "folder").method == "pole"
+
+
+def test_the_segmenter_starts_from_a_generator_where_there_is_one(tmp_path):
+    seg = quick("train_seg", "--runs", str(tmp_path))
+    assert start_weights(seg) == "imagenet"
+    generator = tmp_path / "folder" / "train_prompt" / "generator.pt"
+    generator.parent.mkdir(parents=True)
+    generator.touch()
+    assert start_weights(seg) == generator
 
 
 def test_imagenets_weights_are_taken_where_they_can_be_had(monkeypatch, capsys):

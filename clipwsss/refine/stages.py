@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..cams.cam_files import CamFile, resize_cam
 from .affinity import IRN_STRIDE, PSA_MULTIPLE, AffinityNet, IRNet
-from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels
+from .crf import BILATERAL, GAUSSIAN, dense_crf, unary_from_labels, unary_from_probabilities
+from .labels import UNSURE
 from .random_walk import color_affinity, pair_offsets, propagate, propagate_affinity
 
 
@@ -103,20 +104,31 @@ def alpha_background(maps: Tensor, alpha: float) -> Tensor:
 
 
 def crf_labels(pixels: np.ndarray, labels: Tensor, n_labels: int, gaussian: Sequence[float] = GAUSSIAN,
-               bilateral: Sequence[float] = BILATERAL) -> Tensor:
+               bilateral: Sequence[float] = BILATERAL, scores: Tensor | None = None,
+               unsure: float = 0.0) -> Tensor:
     """Labels int64 [H, W] in 0..n_labels - 1 after ten iterations of the dense CRF that starts from `labels`.
 
-    pixels: the image, uint8 [H, W, 3]. gaussian, bilateral: the kernels, see `dense_crf`. IRN's
-    crf_inference_label and WeakTr's are this function with kernels of their own.
+    pixels: the image, uint8 [H, W, 3]. gaussian, bilateral: the kernels, see `dense_crf`. scores [n_labels,
+    H, W] in [0, 1]: what the CRF starts from in place of labels. Pixels whose label has a probability below
+    `unsure` are 255. IRN's crf_inference_label and WeakTr's are this function with kernels of their own;
+    CLIP-ES starts from scores.
     """
-    marginals = dense_crf(pixels, unary_from_labels(labels.numpy(), n_labels), 10, gaussian, bilateral)
-    return torch.from_numpy(marginals).argmax(0)
+    if scores is None:
+        unary = unary_from_labels(labels.numpy(), n_labels)
+    else:
+        unary = unary_from_probabilities(scores.numpy())
+    marginals = torch.from_numpy(dense_crf(pixels, unary, 10, gaussian, bilateral))
+    probability, decided = marginals.max(0)
+    decided[probability < unsure] = UNSURE
+    return decided
 
 
 def label_map(labels: Tensor, keys: np.ndarray) -> np.ndarray:
     """Labels [H, W] in 0..k as a label map uint8 [H, W] of the data set.
 
-    keys: 0-based classes [k]. Label i > 0 becomes keys[i - 1] + 1: keys [4, 19] make 0 1 2 into 0 5 20.
+    keys: 0-based classes [k]. Label i > 0 becomes keys[i - 1] + 1: keys [4, 19] make 0 1 2 into 0 5 20. Label
+    255 stays.
     """
-    numbers = np.append(0, keys + 1).astype(np.uint8)
+    numbers = np.full(UNSURE + 1, UNSURE, np.uint8)
+    numbers[:len(keys) + 1] = np.append(0, keys + 1)
     return numbers[labels.numpy()]

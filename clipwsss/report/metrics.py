@@ -1,6 +1,7 @@
 """Segmentation and tagging scores in numpy. This module imports nothing else of the package.
 
-A label map is uint8 [H,W]: 0 is background, 1..n-1 are classes, and 255 marks ignored pixels of the truth.
+A label map is uint8 [H,W]: 0 is background, 1..n-1 are classes, and 255 marks ignored pixels of the truth or
+unsure ones of a pseudo mask.
 Scores are in percent. A mean runs over the classes that occur in the truth or in the prediction, as in the
 evaluation of chainercv and therefore of IRN.
 """
@@ -11,7 +12,7 @@ IGNORE = 255
 
 
 def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
-    """Number of pixels of each (true class, predicted class): int64 [n,n]. Ignored pixels are left out.
+    """Number of pixels of each (true class, predicted class): int64 [n,n]. Pixels of 255 are left out.
 
     prediction, truth: label maps uint8 [H,W]. ValueError for another type, for unequal sizes and for values
     outside 0..n-1.
@@ -42,7 +43,7 @@ def confusion(prediction: NDArray, truth: NDArray, n: int) -> NDArray:
         true = occurring // 256
         predicted = occurring % 256
         counts = pixels_of_pair[occurring]
-    scored = true != IGNORE
+    scored = (true != IGNORE) & (predicted != IGNORE)
     true = true[scored].astype(np.int64)
     predicted = predicted[scored]
     counts = counts[scored]

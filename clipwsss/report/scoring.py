@@ -16,7 +16,7 @@ from ..distributed import gather, shard
 from ..errors import InputError, input_errors
 from ..files import existing, nfc
 from ..progress import Progress
-from .metrics import add_counts, confusion, scores, threshold_counts
+from .metrics import IGNORE, add_counts, confusion, scores, threshold_counts
 
 THRESHOLDS = tuple(np.round(np.arange(0.01, 1.0, 0.01), 2).tolist())  # the step is that of the releases
 MOST_PRINTED = 20  # of a curve of more thresholds every fifth is printed
@@ -31,13 +31,15 @@ class MaskScore(NamedTuple):
     """The score of one image's pseudo mask, or, field by field, the sum of the scores of several images.
 
     images, pixels: numbers of images and of their pixels. changed: number of pixels on which the pseudo mask
-    differs from the mask of the CAMs alone. with_truth: number of images that were compared with a true mask.
-    refined, unrefined: confusions int64 [n,n] of the pseudo mask and of the mask of the CAMs alone with the
-    true mask; 0 where there is none. quality: a `MaskQuality` of each image.
+    differs from the mask of the CAMs alone. unsure: number of pixels of 255, which no score counts.
+    with_truth: number of images that were compared with a true mask. refined, unrefined: confusions int64
+    [n,n] of the pseudo mask and of the mask of the CAMs alone with the true mask; 0 where there is none.
+    quality: a `MaskQuality` of each image.
     """
     images: int
     pixels: int
     changed: int
+    unsure: int
     with_truth: int
     refined: NDArray | int
     unrefined: NDArray | int
@@ -84,15 +86,19 @@ def score_label_maps(dataset: TagDataset, folder: Path, jobs: ImageJobs,
     total = jobs.total(f"scoring {folder}", work, masked)
     if total is None:
         raise _nothing_scored(folder, jobs)
-    table, image_scores = total
+    table, image_scores, unsure = total
+    if unsure:
+        share = 100 * unsure / (unsure + table.sum())
+        print(f"{folder}: {share:.2f} % of the pixels are unsure (255) and are not scored")
     return table, list(image_scores)
 
 
 def _score_label_map(dataset: TagDataset, folder: Path, threshold: float | None,
-                     index: int) -> tuple[NDArray, tuple[ImageScore]]:
-    """One image's confusion int64 [n,n] and its score, in a tuple so that sums join the scores of images.
+                     index: int) -> tuple[NDArray, tuple[ImageScore], int]:
+    """One image's confusion int64 [n,n], its score and its number of unsure pixels.
 
-    threshold: as in `read_labels`. InputError names a missing or bad file.
+    The score is in a tuple so that sums join the scores of images. threshold: as in `read_labels`. InputError
+    names a missing or bad file.
     """
     name = dataset.names[index]
     truth = dataset.load_mask(index)
@@ -100,7 +106,8 @@ def _score_label_map(dataset: TagDataset, folder: Path, threshold: float | None,
         labels = read_labels(folder, name, truth.shape, threshold)
         table = confusion(labels, truth, len(dataset.classes) + 1)
     figures = scores(table)
-    return table, ((name, figures["miou"], figures["accuracy"]),)
+    unsure = int(((labels == IGNORE) & (truth != IGNORE)).sum())
+    return table, ((name, figures["miou"], figures["accuracy"]),), unsure
 
 
 def score_cams(dataset: TagDataset, folder: Path, jobs: ImageJobs,
