@@ -54,6 +54,7 @@ def test_masks_without_a_tagged_class_or_with_another(mydata, capsys):
     assert capsys.readouterr().err == f"note: {mydata}: {'; '.join(lines)}\n", "one note of the scripts"
     status, output = told(capsys, mydata)
     assert status == 0 and all(f"train: {line}\n" in output for line in lines)
+    assert output.endswith("no file is bad; what does not fit is told above (2 lines on masks)\n")
 
 
 def test_masks_of_0_and_255_are_an_error(mydata, capsys):
@@ -71,10 +72,12 @@ def test_a_palette_of_an_image_editor(mydata, capsys):
     _, output = told(capsys, mydata)
     assert "train: 1 of 2 masks have a palette that gives numbers the colours of other classes" in output
     assert f"(first: {mydata / 'masks/a1.png'}, number 1)" in output
+    (mydata / "masks/a0.png").unlink()
+    assert told(capsys, mydata)[0] == 2, "no mask is left whose palette fits"
 
 
 def test_files_that_nobody_uses_are_named_with_the_reason(mydata, capsys):
-    for name in ("a0.jpg", "a0.tif", "a0_mask.png", "b.png", "deep/a1.png"):
+    for name in ("a0.jpg", "a0.tif", "a0_mask.png", "A2.png", "b.png", "deep/a1.png"):
         save_image(mydata / "masks" / name, SIZE)
     for name in ("IMG_1.HEIC", "notes.txt", "Thumbs.db", ".hidden.jpg"):
         write(mydata / "images" / name, "")
@@ -83,13 +86,14 @@ def test_files_that_nobody_uses_are_named_with_the_reason(mydata, capsys):
     assert status == 2 and "no errors found" not in output and "Masks: not used; the names that are read are" in output
     for line in ("masks/a0.jpg, masks/a0.tif: not used, because a mask is a PNG file NAME.png",
                  "masks/a0_mask.png: not used, because it belongs to no image; rename it to a0.png",
+                 "masks/A2.png: not used, because it belongs to no image; rename it to a2.png",
                  "masks/b.png: not used, because it belongs to no image",
                  "masks/deep/a1.png: not used, because masks lie in the folder masks, not below it",
                  "IMG_1.HEIC, notes.txt: not used, because images are .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff"):
         assert line in output.splitlines(), line
     build_dataset("folder", mydata, "train")
-    assert capsys.readouterr().err == (f"note: {mydata / 'masks/a0.jpg'}: is not used, because a mask is a PNG file "
-                                       "NAME.png; 5 files there are not used\n")
+    assert capsys.readouterr().err == (f"note: {mydata / 'masks/A2.png'}: is not used, because it belongs to no image; "
+                                       "rename it to a2.png; 6 files there are not used\n")
     mask(mydata, 3, 1)
     assert told(capsys, mydata)[0] == 0, "one mask is used, the others are mentioned"
 

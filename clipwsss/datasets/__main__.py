@@ -151,25 +151,25 @@ def turned_images(splits: dict[str, TagDataset]) -> list[str]:
 
 
 def compare_masks(root: Path, splits: dict[str, TagDataset]) -> tuple[list[str], list[str]]:
-    """(advice, errors) on masks that contradict the tags and on files in masks/ that are not used.
+    """(doubts, errors) on masks that contradict the tags and on files in masks/ that are not used.
 
-    It is an error if no mask of a split shows a class of its image's tags, or if no file of masks/ is used.
+    It is an error if no mask of a split fits (`find_contradictions`), or if no file of masks/ is used.
     """
-    advice = []
+    doubts = []
     errors = []
     for split, data in splits.items():
         lines, none_fits = find_contradictions(data)
-        found = errors if none_fits else advice
+        found = errors if none_fits else doubts
         found += [f"{split}: {line}" for line in lines]
     by_reason: dict[str, list[str]] = {}
     for path, reason in next(iter(splits.values())).unused_masks:
         by_reason.setdefault(reason, []).append(path.relative_to(root).as_posix())
     lines = [f"{shorten_list(names)}: not used, because {reason}" for reason, names in by_reason.items()]
     if any(any(data.masked) for data in splits.values()):
-        advice += lines
+        doubts += lines
     else:
         errors += lines
-    return advice, errors
+    return doubts, errors
 
 
 def advise_on_classes(splits: dict[str, TagDataset]) -> list[str]:
@@ -209,21 +209,27 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     layout = layout_of(args.folder)
     splits, problems = read_splits(args.folder, layout)
+    doubts = []
     if splits:
         for line in describe(splits):
             print(line)
         if layout is FolderDataset:
-            on_masks, errors = compare_masks(args.folder, splits)
+            doubts, errors = compare_masks(args.folder, splits)
             problems += errors
             print("\nto improve the masks:")
-            lines = advise(args.folder, splits) + on_masks
+            lines = advise(args.folder, splits) + doubts
         else:
             print("\nwhat is not there:")
             lines = missing_parts(layout, splits) or ["nothing is missing"]
         for line in lines:
             print(line)
         print()
-    print("\n".join(problems) or "no errors found")
+    if problems:
+        print("\n".join(problems))
+    elif doubts:
+        print(f"no file is bad; what does not fit is told above ({len(doubts)} lines on masks)")
+    else:
+        print("no errors found")
     return 2 if problems else 0
 
 

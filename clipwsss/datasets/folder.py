@@ -93,6 +93,7 @@ def images_below(folder: Path) -> list[Path]:
 def sort_masks(folder: Path, stored: Sequence[Path]) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     """(image name -> its mask, (file, why it is not used) of every other file of the folder of masks)."""
     names = {nfc(path.stem) for path in stored}
+    spelled = {name.lower(): name for name in names}
     masks: dict[str, Path] = {}
     unused = []
     for path in visible_files(folder):
@@ -107,8 +108,9 @@ def sort_masks(folder: Path, stored: Sequence[Path]) -> tuple[dict[str, Path], l
             masks[name] = path
         else:
             # A mask of a.jpg that is called a_mask.png: the name before each separator may be an image's.
-            begins = [name[:end] for end, letter in enumerate(name) if letter in "_-. "]
-            renamed = [f"; rename it to {begin}.png" for begin in begins if begin in names]
+            begins = [name[:end] for end, letter in enumerate(name) if letter in "_-. "] + [name]
+            renamed = [f"; rename it to {spelled[begin.lower()]}.png" for begin in begins
+                       if begin.lower() in spelled]
             unused.append((path, f"it belongs to no image{renamed[-1] if renamed else ''}"))
     return masks, unused
 

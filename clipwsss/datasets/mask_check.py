@@ -28,8 +28,9 @@ class MaskFinding(NamedTuple):
 
 
 def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[list[str], bool]:
-    """(lines on masks that contradict tags or palettes, whether no mask shows a class of its image's tags).
+    """(lines on masks that contradict tags or palettes, whether no mask fits).
 
+    No mask fits where none shows a class of its image's tags, or where all palettes contradict the numbers.
     Each line has a count and the first file. most: look at so many masks, evenly spread. Masks that cannot be
     read are left to their reader.
     """
@@ -57,7 +58,9 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
         lines.append(f"{count(permuted, found)} have a palette that gives numbers the colours of other "
                      "classes, as image editors write it; the numbers are used, not the colours (first: "
                      f"{permuted[0].path}, number {permuted[0].permuted})")
-    return lines, bool(tagged) and len(untrue) == len(tagged)
+    none_is_true = bool(tagged) and len(untrue) == len(tagged)
+    all_are_permuted = bool(found) and len(permuted) == len(found)
+    return lines, none_is_true or all_are_permuted
 
 
 def contradiction_note(dataset: TagDataset, where: Path | str) -> list[str]:
