@@ -3,10 +3,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import InputError
 from ..files import nfc, read_text, utf8_name
+from ..run import digest, fingerprint
 from .base import Entry, TagDataset, files_of, split_error
 from .images import MOST_PIXELS
+from .instance_masks import draw_instance_mask, read_instance_masks
 from .label_maps import refuse_many_classes
 from .tags import TABLES, TagRow, read_tags
 
@@ -20,7 +24,8 @@ class FolderDataset(TagDataset):
     images/: the images, also in folders, turned as their EXIF tags say. An image's name is that of its file
     without the extension. labels.csv (.tsv, .txt, .json, .jsonl): the table, see `read_tags`; if there is
     none, the name of an image's folder is its class. classes.txt: a line `class` or `class: synonym, synonym`
-    for each class, in the order of their numbers. masks/NAME.png: masks, of some images or all.
+    for each class, in the order of their numbers. masks/NAME.png: masks, of some images or all;
+    or one masks/*.json, COCO's instances file.
 
     unused_masks: (file, why it is not used) of each other file in masks/.
     """
@@ -52,7 +57,40 @@ class FolderDataset(TagDataset):
         if several:
             notes.append(f"note: {several} of {len(joined)} images have several rows in the table; their "
                          "tags are joined")
+        self.annotations = sole_annotations(root / "masks")
+        self.drawn = {}  # image name -> (its stated size, its regions)
+        if self.annotations:
+            if masks:
+                raise InputError(f"{self.annotations}: the folder also has PNG masks; keep one of both")
+            self.drawn, other_notes = read_instance_masks(self.annotations, self.classes, set(by_name))
+            notes += other_notes
         super().__init__(entries, problems, splits, skip_bad, max_pixels, synonyms, notes)
+        self._use_drawn_masks()
+
+    def _use_drawn_masks(self) -> None:
+        """Count images with regions as masked; InputError where one has another size than stated."""
+        if not self.drawn:
+            return
+        for name, size in zip(self.names, self.sizes):
+            stated = self.drawn.get(name, (size,))[0]
+            if stated != size:
+                found = f"{size[0]} x {size[1]}"
+                raise InputError(f"{self.annotations}: says {stated[0]} x {stated[1]} (H x W) for image "
+                                 f"{name}, which is {found}")
+        self.masked = [name in self.drawn for name in self.names]
+        self.has_masks = any(self.masked)
+
+    def load_mask(self, index: int) -> np.ndarray | None:
+        """The mask drawn from COCO's instances file, or that of the base class."""
+        name = self.names[index]
+        if self.entries[index].mask is None and name in self.drawn:
+            return draw_instance_mask(self.drawn[name][1], self.sizes[index])
+        return super().load_mask(index)
+
+    def fingerprint(self) -> str:
+        """That of the base class, with the bytes at the end of COCO's instances file, if there is one."""
+        plain = super().fingerprint()
+        return digest([plain, fingerprint(self.annotations)]) if self.annotations else plain
 
     def _join_rows(self, rows: Sequence[TagRow], by_name: dict[str, list[Path]], spoiled: set[Path],
                    problems: list[str]) -> dict[Path, list[TagRow]]:
@@ -81,6 +119,15 @@ class FolderDataset(TagDataset):
         return joined
 
 
+def sole_annotations(folder: Path) -> Path | None:
+    """The one JSON file of a folder of masks, if it has one; InputError for several."""
+    files = files_of(folder, (".json",), optional=True)
+    if len(files) > 1:
+        raise InputError(f"{files[0]} and {files[1].name}: masks come from one instances file; keep one of "
+                         "them")
+    return files[0] if files else None
+
+
 def images_below(folder: Path) -> list[Path]:
     """The image files of a folder and of all visible folders in it, sorted; InputError if it is missing."""
     folders = {folder}
@@ -100,6 +147,8 @@ def sort_masks(folder: Path, stored: Sequence[Path]) -> tuple[dict[str, Path], l
         name = nfc(path.stem)
         if path.parent != folder:
             unused.append((path, "masks lie in the folder masks, not below it"))
+        elif path.suffix.lower() == ".json":
+            continue  # COCO's instances file, see `sole_annotations`
         elif path.suffix.lower() != ".png":
             unused.append((path, "a mask is a PNG file NAME.png"))
         elif name in masks:
