@@ -22,8 +22,8 @@ from clipwsss.segment.segmenter import build_segmenter, save_segmenter
 from clipwsss.toy.world import draw_world
 from conftest import ROOT
 
-PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md", "clipwsss/REPRODUCE.md",
-         "clipwsss/datasets/FORMATS.md", "clipwsss/guidance/TEMPLATES.md", "clipwsss/toy/RESULTS.md",
+PAGES = ("README.md", "clipwsss/PYTHON.md", "clipwsss/OWN_DATA.md", "clipwsss/WEIGHTS.md", "clipwsss/ABLATIONS.md",
+         "clipwsss/REPRODUCE.md", "clipwsss/datasets/FORMATS.md", "clipwsss/guidance/TEMPLATES.md", "clipwsss/toy/RESULTS.md",
          "tests/HOSTILE.md", "tests/benchmarks/RESULTS.md")
 SECTIONS = ["Status", "Two commands", "Your own data", "VOC 2012 and COCO 2014", "Methods",
             "What each script writes", "Modules to copy", "Sources and licence"]
