@@ -115,6 +115,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         generator.to(device, memory_format=torch.channels_last)
     validation = open_validation(args)
     clip = load_clip(args.clip, device, args.clip_cache)
+    check_texts(args, dataset, clip, words)
     chooses = args.class_prompt == "word" and not args.prompts
     learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts
     learns_background = "learned" in args.background_prompt and not args.background_prompts
@@ -132,6 +133,15 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     if args.compile:
         compile_networks(clip.visual, *filter(None, [generator]))
     return dataset, scored, words, clip, generator, validation
+
+
+def check_texts(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, words: Words) -> None:
+    """InputError for words that this CLIP cannot read, before the run's folder is changed."""
+    encode_words(clip, "a photo of {}.", words.background)
+    if args.maps != "generator" or args.cams == CLIP_CAMS:
+        names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
+        candidates = [word for row in words.candidates for word in row]
+        encode_words(clip, args.map_template, [*names, *listed, *words.background, *candidates])
 
 
 def start_adapters(clip: CLIP, kind: str) -> nn.ModuleList:
