@@ -231,6 +231,10 @@ def test_images_are_rounded_up_as_pillow_does_it():
     assert different.max() <= 1 and (different > 0).mean() < 0.01
     image = torch.rand(1, 3, 32, 48)
     assert round_up(image, 16) is image
+    assert round_up(torch.zeros(1, 3, 640, 640), 14).shape[-2:] == (644, 644)
+    large = round_up(torch.zeros(1, 3, 960, 1280), 16).shape[-2:]
+    assert large == (42 * 16, 56 * 16) and 42 * 56 <= 2400  # a photograph keeps its shape
+    assert round_up(torch.zeros(1, 3, 8, 40000), 16).shape[-2:] == (16, 2400 * 16)
 
 
 def test_a_tower_of_another_kind_is_refused():

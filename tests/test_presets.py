@@ -122,6 +122,7 @@ def test_every_row_has_the_block_that_its_key_names():
         assert block["block"] == data_names[data].format(network.upper()) + folder
     for (data, generator), block in presets.TRAIN_CAM.items():
         assert ("WEAKTR" in block["block"]) == (generator == "weaktr")
+        assert ("CLIP" in block["block"]) == (generator == "clip") == ("clip" in block)
         assert ("TOY" in block["block"]) == (data == "toy") and ("QUICK" in block["block"]) == (data == "quick")
 
 

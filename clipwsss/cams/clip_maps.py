@@ -27,6 +27,9 @@ from .maps import min_max
 
 PATCH_SCALES = (1.5, 2.0, 3.0)  # of a ResNet's input: its shorter side over CLIP's resolution
 ATTENTION_BLOCKS = 8  # the last ones, whose attention carries a ViT's maps
+# An attention has the square of their number. VOC's images have up to 1,024 patches, COCO's up to 1,600 (of 16
+# pixels); photographs of a telephone would have 47,000.
+MOST_PATCHES = 2400
 EPSILON = 1e-7  # of CLIP-ES' scaling to [0, 1]
 
 
@@ -108,10 +111,17 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
 def round_up(images: Tensor, patch: int) -> Tensor:
     """Images [B,3,H,W] in [0,1] whose sides are rounded up to multiples of the patch, as CLIP-ES reads them.
 
-    Bicubic as Pillow's: first the width, then the height, each to 8 bits.
+    Bicubic as Pillow's: first the width, then the height, each to 8 bits. Images of more than MOST_PATCHES
+    are made smaller.
     """
-    height, width = [math.ceil(side / patch) * patch for side in images.shape[-2:]]
-    for size in ((images.shape[-2], width), (height, width)):
+    height, width = images.shape[-2:]
+    rows = math.ceil(height / patch)
+    columns = math.ceil(width / patch)
+    if rows * columns > MOST_PATCHES:
+        reduction = math.sqrt(MOST_PATCHES / (rows * columns))
+        rows = min(max(1, math.floor(rows * reduction)), MOST_PATCHES)
+        columns = min(max(1, math.floor(columns * reduction)), MOST_PATCHES // rows)
+    for size in ((height, columns * patch), (rows * patch, columns * patch)):
         if tuple(images.shape[-2:]) != size:
             resized = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
             images = (resized * 255).round().clamp(0, 255) / 255

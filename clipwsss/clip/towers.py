@@ -35,12 +35,19 @@ class ClipAttention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def with_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,L,W] -> (what `forward` gives, the weights of its attention, mean over the heads [B,L,L])."""
+        """x [B,L,W] -> (what `forward` gives, the weights of its attention, mean over the heads [B,L,L]).
+
+        One image after another, because every head's weights live at once.
+        """
         query, key, value = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         query = self.split(query) * (query.shape[-1] // self.heads) ** -0.5
-        weights = (query @ self.split(key).transpose(-1, -2)).softmax(dim=-1)
-        mixed = weights @ self.split(value)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2)), weights.mean(dim=1)
+        mixed = []
+        means = []
+        for q, k, v in zip(query, self.split(key), self.split(value)):
+            weights = (q @ k.transpose(-1, -2)).softmax(dim=-1)
+            mixed.append(weights @ v)
+            means.append(weights.mean(dim=0))
+        return self.out_proj(torch.stack(mixed).transpose(1, 2).flatten(2)), torch.stack(means)
 
     def split(self, x: Tensor) -> Tensor:
         """x [..,L,W] as [..,heads,L,W/heads]."""
