@@ -98,7 +98,12 @@ def test_the_block_of_a_command():
             ([], "make_pseudo", "IRN_VOC"), (["--refine", "psa", "crf"], "make_pseudo", "PSA"),
             (["--refine", "crf"], "make_pseudo", "IRN_VOC"), (["--dataset", "toy"], "make_pseudo", "TOY_COLOR"),
             (["--dataset", "toy", "--refine", "none"], "make_pseudo", "TOY_NO_WALK"),
-            (["--network", "mask2former"], "train_seg", "MASK2FORMER"), ([], "train_cam", "CLIMS_CAM")):
+            (["--network", "mask2former"], "train_seg", "MASK2FORMER"), ([], "train_cam", "CLIMS_CAM"),
+            (["--generator", "clip"], "train_cam", "CLIP_CAM"),
+            (["--generator", "clip", "--dataset", "folder"], "train_cam", "CLIP_CAM"),
+            (["--generator", "clip", "--dataset", "coco14"], "train_cam", "CLIP_CAM_COCO"),
+            (["--generator", "clip", "--dataset", "coco14", "--preset", "quick"], "train_cam", "QUICK_CLIP_CAM"),
+            (["--generator", "clip", "--dataset", "toy"], "train_cam", "TOY_CLIP_CAM")):
         settings = parsed(stage, *flags)
         for name in BLOCKS[block].keys() - {"block", "source"} - set(flag.strip("-") for flag in flags):
             assert settings["set_by"][name].startswith(f"presets.{block}: "), (block, name)
