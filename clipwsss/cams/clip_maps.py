@@ -27,8 +27,8 @@ from .maps import min_max
 
 PATCH_SCALES = (1.5, 2.0, 3.0)  # of a ResNet's input: its shorter side over CLIP's resolution
 ATTENTION_BLOCKS = 8  # the last ones, whose attention carries a ViT's maps
-# An attention has the square of their number. Of 16 pixels, VOC's images have up to 1,024 patches, COCO's up to
-# 1,600, and a telephone's photographs 47,000.
+# An attention has the square of their number. Of 16 pixels, VOC's images have up to 1,024 patches, COCO's
+# up to 1,600, and a telephone's photographs 47,000.
 MOST_PATCHES = 2400
 EPSILON = 1e-7  # of CLIP-ES' scaling to [0, 1]
 
