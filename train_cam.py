@@ -27,6 +27,7 @@ from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, sc
                               training_flags, training_settings)
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import average_precision
+from clipwsss.report.contrast import contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
@@ -116,7 +117,7 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     write_clip_maps(clip, cam_loader(args, dataset, cams), cams, lambda names, classes: text[classes],
                     backgrounds, args.box, args.cam_format, args.test_precision)
     print("classifier mAP: none, because --generator clip has no classifier")
-    run.result(**print_cam_curve(scored, cams))
+    run.result(**print_cam_curve(scored, cams), notes=contrast_notes(dataset, cams))
     write_report(run.out, "train_cam", scored, cams=cams)
     return 0
 

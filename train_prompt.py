@@ -34,6 +34,7 @@ from clipwsss.options import (open_dataset, open_scored, parse, script_parser, s
                               training_settings)
 from clipwsss.prompt_options import check_flags, check_texts, start_adapters, start_prompts
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
+from clipwsss.report.contrast import contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run
@@ -172,9 +173,10 @@ def write_own_cams(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, wo
 
 
 def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, generator: MapGenerator | None,
-               words: Words, choices: WordChoices | None, text: Tensor | None, learned: Tensor) -> None:
-    """Write the CAM files of the run: the generator's maps, CLIP's own, or a mean of both (--maps)."""
+               words: Words, choices: WordChoices | None, text: Tensor | None, learned: Tensor) -> list[str]:
+    """Write the run's CAM files: the generator's maps, CLIP's own, or a mean (--maps); `contrast_notes`."""
     cams = args.out / "cams"
+    notes = []
     if args.maps != "clip":
         of_generator = cams if args.maps == "generator" else args.out / "generator_cams"
         write_cams(generator, cam_loader(args, dataset, of_generator), of_generator, args.scales, args.flip,
@@ -182,8 +184,10 @@ def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, genera
     if args.maps != "generator":
         of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
         write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)
+        notes = contrast_notes(dataset, of_clip)
     if args.maps in MEANS:
         write_mean_cams(dataset, [of_generator, of_clip], cams, args.maps, args.cam_format)
+    return notes
 
 
 def seen_regions(args: argparse.Namespace, cams: Path, generator: MapGenerator | None, clip: CLIP,
@@ -321,8 +325,8 @@ def main(argv: list[str] | None = None) -> int:
         save_generator(args, generator, choices, class_vectors, dataset.classes, clip)
         if args.joint:
             class_text = class_vectors(clip).detach()
-    write_maps(args, dataset, clip, generator, words, choices, class_text, learned)
-    run.result(**print_cam_curve(scored, run.out / "cams"))
+    notes = write_maps(args, dataset, clip, generator, words, choices, class_text, learned)
+    run.result(**print_cam_curve(scored, run.out / "cams"), notes=notes)
     write_report(run.out, "train_prompt", scored, cams=run.out / "cams")
     return 0
 

@@ -48,8 +48,9 @@ def write_report(run: Path, stage: str, dataset: TagDataset, cams: Path | None =
                  masks: Path | None = None) -> None:
     """Write RUN/report.html of a finished run from the files in its folder and the images of a data set.
 
-    cams, masks: the folders of CAM files and of label maps whose images are shown, if there are any. The
-    main process writes the page; the others return at once.
+    The `notes` of the run's result stand above all else. cams, masks: the folders of CAM files and of label
+    maps whose images are shown, if there are any. The main process writes the page; the others return at
+    once.
     """
     if rank() > 0:
         return
@@ -79,7 +80,7 @@ def write_report(run: Path, stage: str, dataset: TagDataset, cams: Path | None =
         "palette": dataset.palette[:len(dataset.classes) + 1].tolist(),
         "words": words_of(run / "prompts.json", dataset), "quality": quality_of(run / QUALITY_FILE),
         "pictures": pictures_of(dataset, cams, masks, threshold)}
-    render({"runs": [gathered], "notes": []}, run / "report.html")
+    render({"runs": [gathered], "notes": result.get("notes", [])}, run / "report.html")
     print(f"report: {run / 'report.html'}")
 
 
