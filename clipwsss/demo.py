@@ -1,8 +1,8 @@
 """Run the whole pipeline on the toy world, a small drawn data set.
 
 The demo draws a toy world, runs the five scripts on it one after another, and prints each stage's mIoU, what
-the stage added to it, and what the stage does. The runs are CLIMS, POLE with its pseudo masks and segmenter,
-and SemPLeS.
+the stage added to it, and what the stage does. The runs are the classifier's CAMs, CLIP's own maps, POLE,
+SemPLeS, and both papers together with the pseudo masks and the segmenter.
 """
 import os
 import shlex
@@ -39,13 +39,15 @@ class DemoStage(NamedTuple):
 DEMO_STAGES = (
     DemoStage("train_cam", "CAM", None,
               "trained on tags; maps also cover the usual background of a class"),
-    DemoStage("clims", "CLIMS", "train_cam",
-              "CLIP reads class names and a list of backgrounds"),
-    DemoStage("train_prompt", "POLE", "clims",
-              "the word nearest to each image replaces the class name; adapters"),
+    DemoStage("clip", "CLIP's own maps", "train_cam",
+              "nothing is trained: CLIP compares each patch with names and backgrounds"),
+    DemoStage("pole", "POLE", "train_cam",
+              "CLIP guides the classifier by each image's word and a list of backgrounds"),
     DemoStage("semples", "SemPLeS", "train_cam",
-              "CLIP reads class names and learned background prompts"),
-    DemoStage("make_pseudo", "pseudo masks of POLE", "train_prompt",
+              "CLIP guides it by class names and learned background prompts"),
+    DemoStage("train_prompt", "both", "pole",
+              "words and prompts come from CLIP's own maps, and the maps are joined"),
+    DemoStage("make_pseudo", "pseudo masks of both", "train_prompt",
               "a random walk over colours carries the maps to the edges"),
     DemoStage("train_seg", "segmenter, new images", "make_pseudo",
               "trained on the pseudo masks; it reads no tags"),
@@ -73,19 +75,20 @@ def commands(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[lis
     clip_file = runs / "toy_clip.pt"
     toy = ["--dataset", "toy", "--runs", runs]
     toy_seeded = [*toy, "--seed", seed]
-    guided = [*toy_seeded]
-    if retrain_clip:
-        guided += ["--clip", clip_file]
+    clip = ["--clip", clip_file] if retrain_clip else []
+    guided = [*toy_seeded, *clip]
     world_size = ["--n-train", 480, "--n-val", 120]
     cam_epochs = []
     seg_epochs = []
-    semples_epochs = []
+    prompt_epochs = []
+    match_epochs = []
     if quick:
         world_size = ["--n-train", 120, "--n-val", 40]
         cam_epochs = ["--epochs", 3]
         seg_epochs = ["--epochs", 2]
         guided += ["--epochs", 1]
-        semples_epochs = ["--match-epochs", 1, "--prompt-epochs", 1]
+        prompt_epochs = ["--prompt-epochs", 1]
+        match_epochs = ["--match-epochs", 1]
     images = [folder / "data" / "JPEGImages" / f"train_{number:05d}.jpg" for number in range(SHEET_IMAGES)]
 
     def script(name: str, *flags: object) -> list[str]:
@@ -100,14 +103,16 @@ def commands(runs: Path, seed: int, quick: bool, retrain_clip: bool) -> list[lis
     steps += [
         draw_or_train("--draw", folder / "data", "--seed", seed, *world_size),
         script("train_cam.py", *toy_seeded, *cam_epochs),
-        script("train_prompt.py", *guided, "--method", "clims", "--out", folder / "clims"),
-        script("train_prompt.py", *guided, "--method", "pole"),
+        script("train_cam.py", *toy_seeded, *clip, "--generator", "clip", "--out", folder / "clip"),
+        script("train_prompt.py", *guided, "--method", "pole", "--out", folder / "pole"),
+        script("train_prompt.py", *guided, "--method", "semples", *prompt_epochs, *match_epochs,
+               "--out", folder / "semples"),
+        script("train_prompt.py", *guided, "--method", "both", *prompt_epochs,
+               "--cams", folder / "clip" / "cams"),
         script("make_pseudo.py", *toy_seeded),
         script("train_seg.py", *toy_seeded, *seg_epochs),
         script("eval.py", *toy, "--split", "val", "--masks", folder / "train_seg" / "predictions"),
         script("train_seg.py", *toy, "--predict", *images),
-        script("train_prompt.py", *guided, "--method", "semples", *semples_epochs,
-               "--out", folder / "semples"),
     ]
     return steps
 
@@ -178,7 +183,7 @@ def draw_contact_sheet(runs: Path) -> Path:
     for index, name in enumerate(dataset.names[:SHEET_IMAGES]):
         image = dataset.load_image(index)
         row = [image]
-        for stage in ("train_cam", "train_prompt"):
+        for stage in ("train_cam", "clip", "train_prompt"):
             cam = resize_cam(read_cam(folder / stage / "cams", name), image.size[::-1])
             row.append(heat(cam.max(0), image))
         pseudo = read_mask(folder / "make_pseudo" / "masks" / f"{name}.png")
@@ -186,7 +191,7 @@ def draw_contact_sheet(runs: Path) -> Path:
         for mask in (pseudo, predicted, dataset.load_mask(index)):
             row.append(overlay(image, mask, dataset.palette, 0.7))
         rows.append(row)
-    titles = ("image", "CAM baseline", "CAM guided", "pseudo mask", "prediction", "truth")
+    titles = ("image", "classifier's CAM", "CLIP's own map", "both", "pseudo mask", "prediction", "truth")
     legend = list(zip(dataset.palette[1:], dataset.classes))
     path = runs / "contact_sheet.png"
     save(with_legend(contact_sheet(rows, titles), legend, len(legend)), path)

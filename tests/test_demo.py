@@ -40,8 +40,8 @@ def test_commands_parse_and_chain(tmp_path, quick):
         assert args.dataset == "toy" and args.runs == tmp_path and args.data_root == tmp_path / "toy" / "data"
         seen.append("predict" if "--predict" in command else stage)
         runs.append(args.out.name)
-    assert seen == ["clip", "draw", "train_cam", "train_prompt", "train_prompt", "make_pseudo", "train_seg", "eval",
-                    "predict", "train_prompt"]
+    assert seen == ["clip", "draw", "train_cam", "train_cam", "train_prompt", "train_prompt", "train_prompt", "make_pseudo",
+                    "train_seg", "eval", "predict"]
     assert {stage.run for stage in demo.DEMO_STAGES} == set(runs) - {"eval"}
 
 
@@ -59,7 +59,7 @@ def finished(tmp_path):
 
 def test_the_table_says_what_each_stage_added_to_which(finished):
     lines = demo.stage_table(finished)[2:]
-    assert lines[0] == "CAM                        30.0" and lines[2].split() == ["CLIMS", "40.0", "+10.0", "CAM"]
+    assert lines[0] == "CAM                        30.0" and lines[4].split() == ["POLE", "50.0", "+20.0", "CAM"]
     assert lines[6].split()[-2:] == ["+30.0", "CAM"] and lines[8].split()[-2:] == ["+20.0", "POLE"]
     assert lines[1::2] == [f"  {stage.why}" for stage in demo.DEMO_STAGES] and max(map(len, lines)) < 80
 
@@ -105,13 +105,13 @@ def test_the_sheet_has_a_row_for_each_image(tmp_path, monkeypatch):
     draw_world(folder / "data", 0, 2, 1)
     monkeypatch.setattr(demo, "SHEET_IMAGES", 2)
     for name in ("train_00000", "train_00001"):
-        for stage in ("train_cam", "train_prompt"):
+        for stage in ("train_cam", "clip", "train_prompt"):
             write_cam(folder / stage / "cams", name, np.array([0]), np.ones((1, 24, 24)))
         for kind in ("make_pseudo/masks", "train_seg/predicted"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             Image.new("L", (96, 96), 1).save(folder / kind / f"{name}.png")
     picture = Image.open(demo.draw_contact_sheet(tmp_path))
-    assert picture.size == (6 * 196 + 4, 18 + 2 * (192 + 4) + 18)
+    assert picture.size == (7 * 196 + 4, 18 + 2 * (192 + 4) + 18)
     red, green, blue = picture.getpixel((4 + 196 + 96, 18 + 96))  # the hottest colour over the image: these CAMs are 1
     assert red > 126 and red > max(green, blue)
     assert picture.getpixel((10, picture.height - 12)) == (128, 0, 0)  # the first class's colour in the legend

@@ -30,7 +30,7 @@ def contrast_notes(dataset: TagDataset, cams: Path) -> list[str]:
     notes = []
     for label, of_class, without in zip(dataset.classes, maps, flat):
         if without > OFTEN * of_class:
-            notes.append(f"CLIP sees nothing of {label!r} in {without} of {of_class} images: its maps have no "
-                         f"contrast there. {ADVICE}.")
+            notes.append(f"CLIP sees nothing of {label!r} in {without} of {of_class} images: its maps have "
+                         f"no contrast there. {ADVICE}.")
             print(notes[-1])
     return notes
