@@ -66,7 +66,7 @@ def check_flags(args: argparse.Namespace) -> None:
                    "scales", "pooling", "freeze_stages", "frozen_bn", "compile", "keep_best")
         reason = "trains nothing and has one network, --clip"
     else:
-        ignored = ("clip", "clip_cache", "template", "box")
+        ignored = ("clip", "clip_model", "clip_cache", "template", "box")
         reason = "does without CLIP"
     for name in ignored:
         if args.set_by.get(name) == COMMAND_LINE:
@@ -106,7 +106,7 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     dataset = open_dataset(args)
     scored = open_scored(args, dataset)
-    clip = load_clip(args.clip, device, args.clip_cache)
+    clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
     names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
     text = encode_words(clip, args.template, names)
     backgrounds = encode_words(clip, args.template, listed)

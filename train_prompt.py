@@ -80,7 +80,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
             generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
     validation = open_validation(args)
-    clip = load_clip(args.clip, device, args.clip_cache)
+    clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
     check_texts(args, dataset, clip, words)
     chooses = args.class_prompt == "word" and not args.prompts
     learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts

@@ -166,12 +166,16 @@ def existing(path: Path) -> Path:
 def load_weights(path: Path | str) -> dict:
     """A checkpoint's dictionary of tensors, plain values and PUBLISHED_VALUES; no code in it is run.
 
+    A file of safetensors, which the name's suffix tells, is read by the optional package of that name.
+
     The prefix `module.`, which nn.DataParallel puts before names, is removed from the names of the dictionary
     and of the state dict that it may hold as "state_dict" or "model". InputError: the file is missing,
     damaged or not a dictionary.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint")
+    if Path(path).suffix == ".safetensors":
+        return read_safetensors(path)
     try:
         # The error below tells what the warnings would.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(PUBLISHED_VALUES):
@@ -197,6 +201,19 @@ def load_weights(path: Path | str) -> dict:
             # Every entry is put in again, also under its old name, so that their order stays the same.
             table[name.removeprefix("module.")] = table.pop(name)
     return stored
+
+
+def read_safetensors(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors; InputError: a damaged file, or the package is missing."""
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: reading it needs the optional package safetensors: pip install safetensors, "
+                         "or take the same weights as a file of torch") from None
+    try:
+        return load_file(path)
+    except Exception as error:  # the package's own errors
+        raise InputError(f"{path}: not a readable file of safetensors ({one_line(error)[:120]})") from error
 
 
 def save_network(network: nn.Module, kind: str, config: dict, path: Path | str) -> None:
@@ -241,14 +258,17 @@ def misfit_errors(path: Path | str, what: str) -> Iterator[None]:
 
 # ---- weights that networks start from
 
-def download(url: str, sha256_prefix: str, folder: Path | str | None = None) -> Path:
+def download(url: str, sha256_prefix: str, folder: Path | str | None = None, file_name: str = "") -> Path:
     """The file of a URL in `folder` (default: torch hub's checkpoint folder), downloaded if it is missing.
 
-    The file's SHA-256 must begin with `sha256_prefix`. InputError: the file or the download is damaged.
+    file_name: what the file is called there, by default as in the URL. The file's SHA-256 must begin with
+    `sha256_prefix`, which is empty where it is not known. InputError: the file or the download is damaged.
     FileNotFoundError: the URL cannot be reached. Both messages name the URL and the path of the file.
     """
     folder = Path(folder).expanduser() if folder else Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rpartition("/")[2]
+    path = folder / (file_name or url.rpartition("/")[2])
+    if path.is_file() and not sha256_prefix:
+        return path
     if path.is_file():
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -133,7 +133,7 @@ def test_state_dicts(tmp_path):
     for content in (state, {"state_dict": state, "epoch": 3}, {**state, **sizes},
                     {"state_dict": {f"module.{name}": value for name, value in state.items()}}):
         torch.save(content, tmp_path / "weights.pt")
-        assert_same(load_clip(str(tmp_path / "weights.pt"), CPU), model)
+        assert_same(load_clip(str(tmp_path / "weights.pt"), CPU, model="quickgelu"), model)
 
 
 def test_wrong_files(tmp_path):

@@ -4,7 +4,9 @@
     model.encode_text(tokenize(["a photo of a dog"]))
 """
 from .checkpoint import CLIP_RELEASE, is_archive, read_archive
-from .model import CLIP, Architecture
+from .model import CLIP, Architecture, architecture
+from .open_clip import Kind, find_kind, misfit
 from .tokenizer import tokenize
 
-__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "is_archive", "read_archive", "tokenize"]
+__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "Kind", "architecture", "find_kind", "is_archive", "misfit",
+           "read_archive", "tokenize"]

@@ -55,13 +55,17 @@ class ClipAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Pre-norm transformer block with QuickGELU, x sigmoid(1.702 x), as OpenAI's models were trained."""
+    """Pre-norm transformer block with `hidden` channels between its two last layers.
 
-    def __init__(self, width: int, heads: int):
+    quick_gelu: x sigmoid(1.702 x), as OpenAI's models were trained, in place of GELU.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, quick_gelu: bool):
         super().__init__()
+        self.quick_gelu = quick_gelu
         self.attn = ClipAttention(width, heads)
         self.ln_1 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, hidden), "c_proj": nn.Linear(hidden, width)})
         self.ln_2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, causal: bool = False, first_only: bool = False) -> Tensor:
@@ -78,16 +82,19 @@ class ResidualBlock(nn.Module):
         return x + self.mlp.c_proj(self.activate(self.mlp.c_fc(self.ln_2(x))))
 
     def activate(self, hidden: Tensor) -> Tensor:
-        """QuickGELU as a SiLU, one pass over memory less than x sigmoid(1.702 x)."""
+        """GELU, or QuickGELU as a SiLU: one pass over memory less than x sigmoid(1.702 x)."""
+        if not self.quick_gelu:
+            return F.gelu(hidden)
         return F.silu(1.702 * hidden, inplace=True).div_(1.702)
 
 
 class Transformer(nn.Module):
     """A stack of blocks; with `first_only` the last block computes the first token alone."""
 
-    def __init__(self, width: int, layers: int, heads: int):
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, quick_gelu: bool):
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
+        blocks = [ResidualBlock(width, heads, hidden, quick_gelu) for _ in range(layers)]
+        self.resblocks = nn.ModuleList(blocks)
         for block in self.resblocks:
             nn.init.normal_(block.attn.out_proj.weight, std=(2 * layers * width) ** -0.5)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
@@ -106,7 +113,8 @@ class ViTTower(nn.Module):
     multiples of the patch size.
     """
 
-    def __init__(self, resolution: int, patch_size: int, width: int, layers: int, embed_dim: int):
+    def __init__(self, resolution: int, patch_size: int, width: int, layers: int, embed_dim: int,
+                 heads: int, hidden: int, quick_gelu: bool):
         super().__init__()
         scale = width ** -0.5
         grid = resolution // patch_size
@@ -114,7 +122,7 @@ class ViTTower(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(grid ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads=width // 64)
+        self.transformer = Transformer(width, layers, heads, hidden, quick_gelu)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 

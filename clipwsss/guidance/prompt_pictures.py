@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     images = [read_image(path, oriented=True) for path in args.image]
     words = read_words(args.words) if args.words else []
     device = pick_device(args.device)
-    clip = load_clip(args.clip, device, args.clip_cache)
+    clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
     learned = {path: read_learned(path, clip) for path in args.prompts}
     texts = encode_words(clip, "{}", args.text)
     vocabulary = encode_words(clip, "a photo of {}.", words)

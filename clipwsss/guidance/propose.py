@@ -16,6 +16,7 @@ from ..training import pick_device
 from ..files import write_json
 from ..errors import InputError, run_script
 from ..flags import Parser, file_to_write, whole
+from .method_flags import clip_flags
 from .regions import load_clip
 from .words import encode_words, read_words
 
@@ -89,10 +90,7 @@ def clip_parser(module: str, description: str) -> Parser:
     """A parser for `python -m clipwsss.guidance.MODULE` with the flags that choose CLIP and where it runs."""
     parser = Parser(prog=f"python -m clipwsss.guidance.{module}", description=description)
     add = parser.add_argument
-    add("--clip", default="ViT-B/32",
-        help="CLIP: a published name, a file, or `toy`; learned prompts need the CLIP of their run")
-    add("--clip-cache", type=Path, help="folder to which CLIP's weights are downloaded "
-        "(default: torch hub's folder)")
+    clip_flags(add)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="device to compute on; auto takes CUDA where it is available")
     return parser
@@ -115,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     classes = read_classes(args.classes)
     words = read_words(args.words)
-    clip = load_clip(args.clip, pick_device(args.device), args.clip_cache)
+    clip = load_clip(args.clip, pick_device(args.device), args.clip_cache, args.clip_model)
     known = {word.casefold() for row in classes.values() for word in row}
     new_words = [word for word in words if word.casefold() not in known]
     source = f"--classes {args.classes}"

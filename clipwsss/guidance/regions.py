@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..cams.maps import MapGenerator, min_max
 from ..cams.cam_files import check_cam, read_cam, resize_cam
-from ..clip import CLIP, CLIP_RELEASE, is_archive, read_archive
+from ..clip import (CLIP, CLIP_RELEASE, Kind, architecture, find_kind, is_archive, misfit,
+                    read_archive)
 from ..datasets import Batch
 from ..errors import InputError, input_errors
 from ..files import download, load_weights, misfit_errors
@@ -32,23 +33,33 @@ class Regions(NamedTuple):
     background: Tensor | None
 
 
-def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLIP:
+def load_clip(name: str, device: torch.device, cache: Path | None = None,
+              model: str | None = None) -> CLIP:
     """A frozen CLIP in float32 and eval mode.
 
-    name: a name of CLIP_RELEASE, which is downloaded once to `cache` (default: torch hub's checkpoint
-    folder); the path of OpenAI's archive, of a state dict with the same names or of a toy CLIP; or `toy`, the
-    tiny CLIP that ships with the toy world. InputError: a file that is missing, damaged or no CLIP.
-    FileNotFoundError: a download that fails.
+    name: a name of CLIP_RELEASE or of open_clip's weights (see `find_kind`), which is downloaded once to
+    `cache` (default: torch hub's checkpoint folder); the path of OpenAI's archive, of a state dict with the
+    same names or of a toy CLIP; or `toy`, the tiny CLIP that ships with the toy world. model: name of the
+    kind of CLIP in a file. InputError: a file that is missing, damaged or no CLIP, or whose kind is not given
+    and cannot be known. FileNotFoundError: a download that fails.
     """
+    path = Path(name).expanduser()
+    kind = None
+    if model:
+        if name == "toy" or name in CLIP_RELEASE or not path.is_file():
+            raise InputError(f"--clip-model {model}: only a file needs it, and --clip {name} names none")
+        with input_errors("--clip-model: "):
+            kind = find_kind(model)
     if name == "toy":
         return load_toy_clip().to(device)
     if name in CLIP_RELEASE:
         path = download(*CLIP_RELEASE[name], cache)
+        is_openais = True
+    elif path.is_file():
+        is_openais = is_archive(path)
     else:
-        path = Path(name).expanduser()
-    if not path.is_file():
-        valid = ", ".join(CLIP_RELEASE)
-        raise InputError(f"{path} is neither a file nor a published CLIP ({valid})")
+        kind, path = download_open_clip(name, cache)
+        is_openais = False
     if is_archive(path):
         with input_errors(f"{path}: "):
             state = read_archive(path)
@@ -57,9 +68,37 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None) -> CLI
         if "kind" in stored:
             return load_toy_clip(path).to(device)
         state = stored.get("state_dict", stored)
+    is_openais = is_openais or "input_resolution" in state  # a size that OpenAI's state dicts hold
     with misfit_errors(path, "CLIP"):
-        clip = CLIP.from_state_dict(state)
+        if kind is None:
+            clip = CLIP.from_state_dict(state)
+        else:
+            clip = CLIP.from_state_dict(state, kind.quick_gelu)
+    if kind is None and not is_openais:
+        raise InputError(f"{path}: tensors do not tell the activation of a CLIP; name its kind by --clip-model, "
+                         "for example ViT-B-16/laion2b_s34b_b88k, ViT-B-16 or ViT-B-16-quickgelu as in "
+                         "open_clip, or ViT-B/16 for OpenAI's")
+    if kind is not None:
+        if reason := misfit(kind, architecture(state)):
+            raise InputError(f"{path}: {reason}; change --clip-model")
+        clip.set_colours(kind.pixel_mean, kind.pixel_std)
     return clip.requires_grad_(False).to(device)
+
+
+def download_open_clip(name: str, cache: Path | None) -> tuple[Kind, Path]:
+    """The kind and the file of open_clip's weights of this name; InputError: neither a name nor a file."""
+    try:
+        kind = find_kind(name)
+    except ValueError as error:
+        valid = ", ".join(CLIP_RELEASE)
+        raise InputError(f"{name} is neither a file nor a published CLIP ({valid}, or open_clip's weights such as "
+                         f"ViT-B-16/laion2b_s34b_b88k): {error}") from error
+    if not kind.url:
+        raise InputError(f"{name} is neither a file nor a published CLIP, but a model of open_clip; name its "
+                         f"weights, for example ViT-B-16/laion2b_s34b_b88k, or a file and --clip-model {name}")
+    print(f"CLIP: {kind.name}")
+    file_name = kind.name.replace("/", "-") + Path(kind.url).suffix
+    return kind, download(kind.url, kind.sha256, cache, file_name)
 
 
 def clip_view(clip: CLIP, images: Tensor, view: str) -> Tensor:
