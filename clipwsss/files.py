@@ -208,8 +208,8 @@ def read_safetensors(path: Path | str) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError:
-        raise InputError(f"{path}: reading it needs the optional package safetensors: pip install safetensors, "
-                         "or take the same weights as a file of torch") from None
+        raise InputError(f"{path}: reading it needs the optional package safetensors (pip install "
+                         "safetensors); or take the same weights as a file of torch") from None
     try:
         return load_file(path)
     except Exception as error:  # the package's own errors

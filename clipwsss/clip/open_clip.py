@@ -128,7 +128,8 @@ def find_kind(name: str) -> Kind:
     found = found or [known for known in tables if known.startswith(f"{plain}/{tag}")]
     if len(found) != 1:
         valid = ", ".join(found or [known for known in tables if known.startswith(f"{plain}/")])
-        raise ValueError(f"{name} is the name of {len(found) or 'no'} weights; the names are {valid or 'none'}")
+        raise ValueError(f"{name} is the name of {len(found) or 'no'} weights; the names are "
+                         f"{valid or 'none'}")
     full = found[0]
     mean, std = OTHER_COLOURS.get(full, (PIXEL_MEAN, PIXEL_STD))
     if full in openai:

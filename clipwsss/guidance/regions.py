@@ -75,9 +75,9 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None,
         else:
             clip = CLIP.from_state_dict(state, kind.quick_gelu)
     if kind is None and not is_openais:
-        raise InputError(f"{path}: tensors do not tell the activation of a CLIP; name its kind by --clip-model, "
-                         "for example ViT-B-16/laion2b_s34b_b88k, ViT-B-16 or ViT-B-16-quickgelu as in "
-                         "open_clip, or ViT-B/16 for OpenAI's")
+        raise InputError(f"{path}: tensors do not tell the activation of a CLIP; name its kind by "
+                         "--clip-model, for example ViT-B-16/laion2b_s34b_b88k, ViT-B-16 or "
+                         "ViT-B-16-quickgelu as in open_clip, or ViT-B/16 for OpenAI's")
     if kind is not None:
         if reason := misfit(kind, architecture(state)):
             raise InputError(f"{path}: {reason}; change --clip-model")
@@ -91,11 +91,11 @@ def download_open_clip(name: str, cache: Path | None) -> tuple[Kind, Path]:
         kind = find_kind(name)
     except ValueError as error:
         valid = ", ".join(CLIP_RELEASE)
-        raise InputError(f"{name} is neither a file nor a published CLIP ({valid}, or open_clip's weights such as "
-                         f"ViT-B-16/laion2b_s34b_b88k): {error}") from error
+        raise InputError(f"{name} is neither a file nor a published CLIP ({valid}, or open_clip's weights "
+                         f"such as ViT-B-16/laion2b_s34b_b88k): {error}") from error
     if not kind.url:
-        raise InputError(f"{name} is neither a file nor a published CLIP, but a model of open_clip; name its "
-                         f"weights, for example ViT-B-16/laion2b_s34b_b88k, or a file and --clip-model {name}")
+        raise InputError(f"{name} is neither a file nor a published CLIP, but a model of open_clip; name "
+                         f"its weights, for example ViT-B-16/laion2b_s34b_b88k, or a file and --clip-model {name}")
     print(f"CLIP: {kind.name}")
     file_name = kind.name.replace("/", "-") + Path(kind.url).suffix
     return kind, download(kind.url, kind.sha256, cache, file_name)
