@@ -8,5 +8,5 @@ from .model import CLIP, Architecture, architecture
 from .open_clip import Kind, find_kind, misfit
 from .tokenizer import tokenize
 
-__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "Kind", "architecture", "find_kind", "is_archive", "misfit",
-           "read_archive", "tokenize"]
+__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "Kind", "architecture", "find_kind", "is_archive",
+           "misfit", "read_archive", "tokenize"]

@@ -88,8 +88,8 @@ class CLIP(nn.Module):
         except KeyError as missing:
             raise ValueError(f"these are no CLIP weights: tensor {missing} is missing") from None
         if quick_gelu is None and sizes.vision_width in WIDER_HEADS:
-            raise ValueError(f"OpenAI has published no CLIP with {sizes.vision_width} channels, and tensors do "
-                             "not tell its activation, QuickGELU or GELU")
+            raise ValueError(f"OpenAI has published no CLIP with {sizes.vision_width} channels, and tensors "
+                             "do not tell its activation, QuickGELU or GELU")
         with torch.device("meta"):
             model = cls(sizes._replace(quick_gelu=quick_gelu is not False))
         model.load_state_dict(weights, assign=True)

@@ -91,7 +91,8 @@ OTHER_COLOURS = {"ViT-L-14/laion2b_s32b_b82k": (HALF, HALF)}  # mean and deviati
 class Kind(NamedTuple):
     """What no tensor of a CLIP tells. name: of the weights, or of the model alone.
 
-    model: in MODELS, or "" for a CLIP of any size. url: of the weights, "" for a model alone. sha256: the first digits, "" where they are not published.
+    model: in MODELS, or "" for a CLIP of any size. url: of the weights, "" for a model alone. sha256:
+    the first digits, "" where they are not published.
     """
     name: str
     model: str

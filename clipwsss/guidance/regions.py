@@ -95,7 +95,8 @@ def download_open_clip(name: str, cache: Path | None) -> tuple[Kind, Path]:
                          f"such as ViT-B-16/laion2b_s34b_b88k): {error}") from error
     if not kind.url:
         raise InputError(f"{name} is neither a file nor a published CLIP, but a model of open_clip; name "
-                         f"its weights, for example ViT-B-16/laion2b_s34b_b88k, or a file and --clip-model {name}")
+                         "its weights, for example ViT-B-16/laion2b_s34b_b88k, or a file and --clip-model "
+                         f"{name}")
     print(f"CLIP: {kind.name}")
     file_name = kind.name.replace("/", "-") + Path(kind.url).suffix
     return kind, download(kind.url, kind.sha256, cache, file_name)
