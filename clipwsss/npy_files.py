@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import InputError
+from .errors import InputError, one_line
 
 
 def read_dictionary(path: Path | str) -> dict:
@@ -30,6 +30,29 @@ def read_dictionary(path: Path | str) -> dict:
     if not isinstance(contents, dict):
         raise InputError(f"holds a {type(contents).__name__}, not a dictionary")
     return {key: value.value if isinstance(value, _Array) else value for key, value in contents.items()}
+
+
+def read_class_labels(path: Path | str, n_classes: int) -> dict[str, tuple[int, ...]]:
+    """Image -> its 0-based classes, from a pickled dictionary: image -> array [n_classes] of 0 and 1.
+
+    An image is called by a name or a number. InputError: a damaged file, or one that holds something else.
+    """
+    try:
+        contents = read_dictionary(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        raise InputError(f"{path}: not a readable file of class labels ({one_line(error)})") from error
+    labels = {}
+    for image, marks in contents.items():
+        if not isinstance(image, str | int | np.integer):
+            raise InputError(f"{path}: an image is called by a {type(image).__name__}, not by a name")
+        fits = isinstance(marks, np.ndarray) and marks.shape == (n_classes,)
+        if not fits or not np.isin(marks, (0, 1)).all():
+            raise InputError(f"{path}: the labels of image {ascii(str(image))[:40]} are not {n_classes} "
+                             "values of 0 and 1")
+        labels[str(image)] = tuple(marks.nonzero()[0].tolist())
+    return labels
 
 
 class _Dtype:

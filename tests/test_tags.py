@@ -27,7 +27,7 @@ def test_every_form_gives_the_same_rows(tmp_path):
             '{"image": "one.jpg", "labels": ["cat"]}\n\n{"file_name": "two.png", "tags": "hot dog;cat", "split": "val"}\n',
             '[{"image": "one.jpg", "cat": 1, "hot dog": 0}, {"image": "two.png", "cat": true, "hot dog": 1, "split": "val"}]'):
         path.write_text(text, encoding="utf-8")
-        rows, problems, _ = read_tags(path)
+        rows, problems, *_ = read_tags(path)
         assert [row[:3] for row in rows] == ROWS and problems == [], text
         assert all(str(path) in row.where for row in rows), text
 
@@ -35,7 +35,7 @@ def test_every_form_gives_the_same_rows(tmp_path):
 def test_cocos_tables_need_no_regions(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps(COCO))
-    rows, problems, _ = read_tags(path)
+    rows, problems, *_ = read_tags(path)
     assert [row[:2] for row in rows] == [row[:2] for row in ROWS] and problems == []
     assert rows[0].where == f"{path} (image 7)"
     path.write_text(json.dumps(COCO | {"annotations": [{"image_id": 3, "category_id": 5}]}))
@@ -49,7 +49,7 @@ def test_cocos_tables_need_no_regions(tmp_path):
 def test_a_single_column_tags_by_folders(tmp_path):
     for text, line in (("cat/one.jpg\nhot dog\\two.png\n", 1), ("image\ncat/one.jpg\nimages/hot dog/two.png\n", 2)):
         write(tmp_path / "labels.csv", text)
-        rows, _, _ = read_tags(tmp_path / "labels.csv")
+        rows, *_ = read_tags(tmp_path / "labels.csv")
         assert [item.labels for item in rows] == [{"cat"}, {"hot dog"}] and rows[0].where.endswith(f":{line}"), text
 
 

@@ -1,6 +1,7 @@
 """Check a folder of images, your own, VOC's or COCO's: print counts, everything that is wrong, and advice.
 
-    python -m clipwsss.datasets check mydata      exit status 0, or 2 if something is wrong
+    python -m clipwsss.datasets check mydata                    exit status 0, or 2 if something is wrong
+    python -m clipwsss.datasets check mydata --write-classes    write classes.txt first, from the tags
 """
 from collections import Counter
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ from ..files import nfc
 from ..flags import Parser
 from .base import TagDataset
 from .coco import CocoDataset, coco_splits
-from .folder import SUFFIXES, SYSTEM_FILES, FolderDataset, images_below, read_table, visible_files
+from .folder import FolderDataset
+from .folder_files import (SYSTEM_FILES, find_tables, image_folders, read_classes, read_table, stored_images,
+                           visible_files, write_classes)
+from .image_names import SUFFIXES
 from .images import TURNS, exif_orientation, open_image
 from .mask_check import find_contradictions
-from .tags import TABLES
 from .voc import MISSING_LIST, VocDataset, voc_folder, voc_splits
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
@@ -29,7 +32,11 @@ SHOWN = 5  # names that a line of advice lists
 
 
 def layout_of(root: Path) -> type[TagDataset]:
-    """The kind of data set in a folder: VOC's where it has JPEGImages, COCO's where it has annotations."""
+    """The kind of data set: a folder of one's own where it has classes.txt, VOC's where it has JPEGImages,
+    COCO's where it has annotations.
+    """
+    if (root / "classes.txt").is_file():
+        return FolderDataset
     with suppress(InputError):
         voc_folder(root)
         return VocDataset
@@ -42,8 +49,9 @@ def split_names(root: Path, layout: type[TagDataset]) -> list[str]:
         return [name for name in voc_splits(voc_folder(root)) if name in USED]
     if layout is CocoDataset:
         return coco_splits(root)
-    rows, _, _ = read_table(root, images_below(root / "images"))
-    return sorted({row.split for row in rows})
+    has_classes = (root / "classes.txt").is_file()
+    table = read_table(root, list(read_classes(root / "classes.txt")) if has_classes else None)
+    return sorted({row.split for row in table.rows})
 
 
 def read_splits(root: Path, layout: type[TagDataset]) -> tuple[dict[str, TagDataset], list[str]]:
@@ -85,9 +93,10 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     """Lines of advice: what makes masks worse or stops a script although no file is bad."""
     lines = advise_on_classes(splits)
     names = [name for data in splits.values() for name in data.names]
-    unused = [path.name for path in images_below(root / "images") if nfc(path.stem) not in names]
-    no_images = [path.name for path in visible_files(root / "images")
-                 if not path.name.lower().endswith(SUFFIXES)]
+    unused = [path.name for path in stored_images(root) if nfc(path.stem) not in names]
+    tables = {path for path, _ in find_tables(root)}
+    no_images = [path.name for folder in image_folders(root) for path in visible_files(folder)
+                 if path not in tables and not path.name.lower().endswith(SUFFIXES)]
     turned = turned_images(splits)
     for data in splits.values():
         lines += data.notes
@@ -96,10 +105,13 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     if unused:
         lines.append(f"{shorten_list(unused)}: not used, because no row of the table names the image or "
                      "one of its files is bad")
-    others = [path.name for path in sorted(root.iterdir()) if not is_known(path)]
+    used = {root / "masks", root / "classes.txt", *image_folders(root), *tables}
+    used |= {path.parent for path in tables}
+    others = [path.name for path in sorted(root.iterdir())
+              if path not in used and not path.name.startswith(".") and path.name.lower() not in SYSTEM_FILES]
     if others:
         lines.append(f"{shorten_list(others)}: not used; the names that are read are images, masks, "
-                     "classes.txt and labels.csv (or another table labels.*)")
+                     "classes.txt and labels.csv (or another table, see clipwsss/datasets/FORMATS.md)")
     if no_images:
         lines.append(f"{shorten_list(no_images)}: not used, because images are {', '.join(SUFFIXES)}")
     if turned:
@@ -129,14 +141,6 @@ def missing_parts(layout: type[TagDataset], splits: dict[str, TagDataset]) -> li
     if layout is VocDataset and "train_aug" not in splits:
         lines.append(f"train_aug: {MISSING_LIST}")
     return lines
-
-
-def is_known(path: Path) -> bool:
-    """Whether the scripts read this file or folder of a folder of one's own images, or it is hidden."""
-    if path.name.startswith(".") or path.name.lower() in SYSTEM_FILES:
-        return True
-    is_table = path.stem == "labels" and path.suffix.lower() in TABLES
-    return is_table or path.name in ("images", "masks", "classes.txt")
 
 
 def turned_images(splits: dict[str, TagDataset]) -> list[str]:
@@ -203,10 +207,15 @@ def shorten_list(names: Sequence[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("python -m clipwsss.datasets", description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["check"], help="`check` reads every file and writes nothing")
+    parser.add_argument("task", choices=["check"], help="`check` reads every file")
     parser.add_argument("folder", type=Path, help="folder with images/, classes.txt and a table of tags, or "
                         "in VOC's or COCO's layout, see clipwsss/datasets/FORMATS.md")
+    parser.add_argument("--write-classes", action="store_true", help="write classes.txt with the classes "
+                        "that the tags name; a file that exists is never changed")
     args = parser.parse_args(argv)
+    if args.write_classes:
+        count = write_classes(args.folder)
+        print(f"written: {args.folder / 'classes.txt'}, {count} classes\n")
     layout = layout_of(args.folder)
     splits, problems = read_splits(args.folder, layout)
     doubts = []

@@ -3,11 +3,9 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..files import existing, nfc, read_text
-from ..npy_files import read_dictionary
+from ..npy_files import read_class_labels
 from ..toy.scenes import CLASSES
 from .base import Entry, TagDataset, files_of, split_error
 from .images import MOST_PIXELS
@@ -95,15 +93,18 @@ def voc_folder(root: Path | str) -> Path:
     raise InputError(f"--data-root {root}: no VOC2012 data; expected JPEGImages, Annotations and ImageSets")
 
 
+def object_names(root: ElementTree.Element) -> set[str]:
+    """The names of the objects of an annotation; those of their parts, such as `head`, are not tags."""
+    return {(item.findtext("name") or "").strip() for item in root.iter("object")}
+
+
 def read_objects(path: Path, where: str) -> set[str]:
     """The names of an annotation file's objects; InputError for a bad or missing file.
 
     where: the place that lists the image, for the message.
     """
     try:
-        objects = ElementTree.parse(path).iter("object")
-        # An object's own name; those of its parts, such as `head`, are not tags.
-        return {(item.findtext("name") or "").strip() for item in objects}
+        return object_names(ElementTree.parse(path).getroot())
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation, for the image listed in {where}") from None
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:  # or its encoding
@@ -117,24 +118,12 @@ def read_labels(path: Path, n_classes: int) -> dict[str, tuple[int, ...]]:
     2007_000032 (WeakTr's and SemPLeS' files may add .jpg), or by the number 2007000032 (IRN and CLIMS).
     No code in the file is run. InputError: a damaged file, or one that holds something else.
     """
-    try:
-        contents = read_dictionary(path)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged file fails in as many ways as there are bytes
-        raise InputError(f"{path}: not a readable file of class labels ({one_line(error)})") from error
     tags = {}
-    for image, marks in contents.items():
-        if not isinstance(image, str | int | np.integer):
-            raise InputError(f"{path}: an image is called by a {type(image).__name__}, not by a name")
-        name = str(image).removesuffix(".jpg")
+    for image, numbers in read_class_labels(path, n_classes).items():
+        name = image.removesuffix(".jpg")
         if name.isdigit():
             name = f"{name[:4]}_{name[4:]}"
-        fits = isinstance(marks, np.ndarray) and marks.shape == (n_classes,)
-        if not fits or not np.isin(marks, (0, 1)).all():
-            raise InputError(f"{path}: the labels of image {ascii(name)[:40]} are not {n_classes} values of "
-                             "0 and 1")
-        tags[name] = tuple(marks.nonzero()[0].tolist())
+        tags[name] = numbers
     return tags
 
 

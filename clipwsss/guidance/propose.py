@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..clip import CLIP
-from ..datasets.folder import read_classes
+from ..datasets.folder_files import read_classes
 from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..datasets import TagDataset
 from ..datasets.base import Entry
-from ..datasets.folder import SUFFIXES, images_below
+from ..datasets.folder_files import images_below
+from ..datasets.image_names import SUFFIXES
 from ..datasets.images import MOST_PIXELS
 from ..errors import InputError
 from .predict import overlay_path

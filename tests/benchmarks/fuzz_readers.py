@@ -30,7 +30,7 @@ from clipwsss.datasets import build_dataset
 from clipwsss.datasets.images import read_image
 from clipwsss.datasets.label_maps import read_mask
 from clipwsss.datasets.coco import compress_mask
-from clipwsss.datasets.folder import read_classes
+from clipwsss.datasets.folder_files import read_classes
 from clipwsss.datasets.tags import read_tags
 from clipwsss.datasets.voc import read_labels
 from clipwsss.errors import InputError
