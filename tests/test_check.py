@@ -92,5 +92,41 @@ def test_a_folder_without_a_good_row_names_all(mydata, capsys):
         main(["look", str(mydata)])
 
 
+def test_classes_are_written_on_request_and_never_over_a_file(mydata, capsys):
+    path, kept = mydata / "classes.txt", (mydata / "classes.txt").read_bytes()
+    with pytest.raises(InputError, match="--write-classes: .*classes.txt exists and is kept as it is"):
+        main(["check", str(mydata), "--write-classes"])
+    assert path.read_bytes() == kept
+    path.unlink()
+    good = (mydata / "labels.csv").read_text()
+    for row, pattern in (("i1,a,train,x", "labels.csv:32: a value is missing"), ("i1,a:b,train", "'a:b' has a colon"),
+                         ("i1,#a,train", r"classes.txt is not written:1: '#a' is not a class"),
+                         ("i1,background,train", "classes.txt is not written:1: leave background out")):
+        write(mydata / "labels.csv", f"{good}\n{row}\n")
+        with pytest.raises(InputError, match=pattern):
+            main(["check", str(mydata), "--write-classes"])
+        assert not path.exists(), row
+    write(mydata / "labels.csv", good)
+    assert main(["check", str(mydata), "--write-classes"]) == 0
+    assert capsys.readouterr().out.startswith(f"written: {path}, 3 classes\n\ntrain: 25 images")
+    assert path.read_text() == "boat\ncar\nwater\n"
+
+
+def test_classes_of_a_table_with_blanks_and_of_a_tree(tmp_path, capsys):
+    table = "image_name,tags\na,haze primary\nb,clear primary water\nc,primary\nd,haze water\ne,clear water\n"
+    write(tmp_path / "one/labels.csv", table)
+    write(tmp_path / "two/labels.csv", "image_name,tags\na,hot dog\nb,cat\n")
+    for folder, classes in (("one", "clear\nhaze\nprimary\nwater\n"), ("two", "cat\nhot dog\n")):
+        for name in "abcde" if folder == "one" else "ab":
+            save_image(tmp_path / folder / "train" / f"{name}.jpg")
+        assert main(["check", str(tmp_path / folder), "--write-classes"]) == 0
+        assert (tmp_path / folder / "classes.txt").read_text() == classes
+    assert capsys.readouterr().out.count("blanks separate the labels, as in 'clear primary water'") == 1
+    for name in ("train/cat/a.jpg", "val/dog/b.jpg"):
+        save_image(tmp_path / "three" / name)
+    assert main(["check", str(tmp_path / "three"), "--write-classes"]) == 0
+    assert (tmp_path / "three/classes.txt").read_text() == "cat\ndog\n"
+
+
 def test_the_error_carries_all_problems():
     assert InputError("one").problems == ["one"] and str(InputError("both", ["one", "two"])) == "both"

@@ -49,13 +49,14 @@ class ImageNames:
             files = self.find_similar(image)
         if not files:
             raise InputError(f"image {image!r} is not in the folder {self.places} ({', '.join(SUFFIXES)})")
-        if len(files) > 1:
-            names = " and ".join(path.name for path in files)
-            if files[0].name == files[1].name:
-                names = " and ".join(str(path) for path in files)
-            if not is_exact and len({path.stem for path in files}) > 1:
-                raise InputError(f"image {image!r} may be {names}")
-            raise InputError(f"{names} have the same name, but results are saved by name: rename one")
+        stems = {nfc(path.stem) for path in files}
+        if len(stems) > 1:
+            raise InputError(f"image {image!r} may be {' and '.join(path.name for path in files)}")
+        same = self.by_name[stems.pop()]
+        if len(same) > 1:
+            is_one_name = same[0].name == same[1].name
+            shown = " and ".join(str(path) if is_one_name else path.name for path in same)
+            raise InputError(f"{shown} have the same name, but results are saved by name: rename one")
         return files[0], is_exact
 
     def find_similar(self, image: str) -> list[Path]:
@@ -79,7 +80,7 @@ class ImageNames:
 
 
 def written_path(image: str) -> str:
-    """The path that a table gives, with `/`; of a URL without its query, of Label Studio's files after ?d=."""
+    """The path that a table gives, with `/`; of a URL without query, of Label Studio's files after ?d=."""
     path = nfc(image.strip()).replace("\\", "/")
     if "?d=" in path:
         path = path.partition("?d=")[2]

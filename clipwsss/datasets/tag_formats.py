@@ -173,7 +173,7 @@ def label_studio(path: Path, records: list[Record], _: object) -> Iterator[Recor
                   if any(written_path(str(value)).lower().endswith(SUFFIXES) for value in values[name])]
     if not images:
         raise InputError(f"{path}: no column holds images; call it {IMAGE_COLUMNS[0]}")
-    others = [name for name in values if name != images[0]]
+    others = [name for name in values if name != images[0] and any(values[name])]
     labels = [name for name in others
               if name in LABEL_COLUMNS or any(holds_answers(value) for value in values[name])]
     if not labels:
