@@ -105,7 +105,8 @@ def later_stages(row: AblationRow, through: str, dataset: str, mask_flags: Seque
     if through not in ("make_pseudo", "train_seg"):
         return []
     flags = [*mask_flags, *row.mask_flags]
-    if "weaktr" in row.flags and not row.mask_flags:  # its masks are made as WeakTr makes them
+    on_weaktr = "weaktr" in row.flags
+    if on_weaktr:  # its masks are made, and on COCO scored, as WeakTr's
         flags = ["--generator", "weaktr", *flags]
     if "{segments}" in flags and segments is None:
         raise InputError(f"row {row.name!r}: its masks are painted from segments; give their folder by "
@@ -119,6 +120,8 @@ def later_stages(row: AblationRow, through: str, dataset: str, mask_flags: Seque
         return [masks]
 
     flags = ["--masks", "{masks}/masks", *row.segmenter_flags]
+    if on_weaktr and dataset == "coco14":
+        flags += ["--crowds", "class"]  # as WeakTr's and SemPLeS' releases score
     kind = "segmenter"  # what is said of it beside the row's name
     if row.segmenter_flags:
         kind = f"segmenter ({' '.join(row.segmenter_flags)})"

@@ -309,14 +309,14 @@ SEMPLES_WEAKTR_COCO = SEMPLES | dict(
     match_lr=3.2e-7,
     batch_size=24,  # (64)
     prompt_lr=0.0025,
-    pooling="avg", drop_path=0.1, tune="head",
+    pooling="avg", reduction=4, drop_path=0.1, tune="head",
     crop_size=224, augment="strong", prompt_augment="area", precision="auto",
     scales=[1.0, 0.8, 1.2], crowds="class")
 
 POLE_WEAKTR_COCO = POLE | dict(
     block="POLE_WEAKTR_COCO", source="this project: POLE_WEAKTR with CLIMS' weights for COCO",
     map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285,
-    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    pooling="avg", reduction=4, drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
     crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 0.8, 1.2], crowds="class")
@@ -325,7 +325,7 @@ CLIMS_WEAKTR_COCO = POLE | dict(
     block="CLIMS_WEAKTR_COCO", source="this project: CLIMS_WEAKTR with CLIMS' weights for COCO",
     class_prompt="name", adapter="none",
     map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=0.625, suppress_threshold=0.285,
-    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    pooling="avg", reduction=4, drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, schedule="poly", weight_decay=0.03, batch_size=64, epochs=8,
     crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 0.8, 1.2], crowds="class")
@@ -334,7 +334,7 @@ BOTH_WEAKTR_COCO = BOTH | dict(
     block="BOTH_WEAKTR_COCO",
     source="this project: BOTH_WEAKTR with CLIMS' weights for COCO; not tried on photographs",
     map_scale="minmax", w_fg=2.0, w_bg=14.0, w_suppress=1.25, suppress_threshold=0.285, prompt_lr=0.0025,
-    pooling="avg", drop_path=0.1, head_ratio=1.0,
+    pooling="avg", reduction=4, drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
     crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 0.8, 1.2], crowds="class")
@@ -738,6 +738,7 @@ TRAIN_SEG = {
 # What `--weights imagenet`, the default, selects in place of the rows above: a recipe belongs to its start.
 TRAIN_SEG_FROM_IMAGENET = {
     ("voc12", "deeplabv2"): DEEPLABV2_IMAGENET, ("coco14", "deeplabv2"): DEEPLABV2_IMAGENET_COCO,
+    ("folder", "deeplabv2"): DEEPLABV2_IMAGENET,
 }
 
 

@@ -1,4 +1,5 @@
 """Rows of ablations: the papers' figures stage by stage, masks and segmenters of a row, released files as starts."""
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from test_ablate import DATA, TABLES, answers, calls, driver  # noqa: F401
 
 from clipwsss import ablate
 from clipwsss.errors import InputError
+from clipwsss.options import parse
 
 
 def by_stage(table, name, dataset="voc12"):
@@ -98,3 +100,15 @@ def test_a_start_without_a_file_is_imagenet_s():
     row = ablate.read_rows(TABLES["pole2"], "voc12")["POLE"]
     _, segmenter = ablate.later_stages(row, "train_seg", "voc12")
     assert segmenter.name == "POLE, segmenter from imagenet" and segmenter.against == ("CLIMS, segmenter from imagenet",)
+
+
+def test_rows_on_weaktr_are_scored_on_coco_as_weaktr_scores():
+    """Crowds count as their class there, in CAMs, masks and segmenters; a row on the ResNet is scored as CLIMS."""
+    rows = ablate.read_rows(TABLES["main"], "coco14")
+    for name, expected in (("SemPLeS on WeakTr", True), ("WeakTr", True), ("POLE", False)):
+        carried = [rows[name], *ablate.later_stages(rows[name], "train_seg", "coco14", segments=Path("sam"))]
+        for row in carried:
+            flags = [flag.replace("{", "").replace("}", "") for flag in row.flags]
+            line = ["--dataset", "coco14", "--data-root", "x", *flags]
+            args = parse(import_module(row.stage).get_parser(), line, row.stage)
+            assert (args.crowds == "class") == expected, (row.name, row.stage)

@@ -99,6 +99,17 @@ def test_learns_and_predicts_at_image_size(tiny):
     assert torch.isfinite(training_loss(network, images, empty))
 
 
+def test_images_are_padded_by_the_mean_colour_to_multiples_of_32(tiny):
+    network = built(tiny).eval()
+    images = torch.rand(2, 3, 50, 70)
+    padded = network.mean.repeat(2, 1, 64, 96)
+    padded[..., :50, :70] = images
+    with torch.no_grad():
+        answer = network(images)
+        assert torch.allclose(answer, network(padded)[..., :50, :70], atol=1e-5)
+    assert answer.shape == (2, 3, 50, 70)
+
+
 def test_file_rebuilds_the_network(tiny, tmp_path):
     network, design = build_segmenter(DESIGN, 3, tiny)
     save_segmenter(network, design, ("cat", "dog"), voc_palette(), tmp_path / "segmenter.pt")

@@ -161,8 +161,9 @@ def test_methods_of_one_frame_share_its_values():
         voc = presets.TRAIN_PROMPT["voc12"][generator, "semples"]
         coco = presets.TRAIN_PROMPT["coco14"][generator, "semples"]
         changed = {name for name, value in coco.items() if voc.get(name) != value} - {"block", "source"}
-        assert changed - {"pooling", "scales", "crowds"} == {"person", "w_bg", "w_suppress", "w_prompt_class", "lr", "match_lr",
-                                                   "batch_size", "prompt_lr"}, suffix
+        network = {"pooling", "reduction", "scales", "crowds"}
+        assert changed - network == {"person", "w_bg", "w_suppress", "w_prompt_class", "lr", "match_lr", "batch_size",
+                                     "prompt_lr"}, suffix
         assert [coco[name] for name in ("w_bg", "w_suppress", "w_prompt_class", "prompt_lr")] == [0.75, 0.2, 0.01, 0.0025]
     for table in (presets.TRAIN_CAM, *presets.TRAIN_PROMPT.values()):  # SemPLeS' truth serves WeakTr on COCO alone
         for row, block in table.items():

@@ -19,8 +19,10 @@ from test_clip_checkpoint import archive, assert_same, tiny_clip  # noqa: F401
 from torch import nn
 
 from clipwsss.cams.generator import build_generator, load_generator
+from clipwsss.cams.weaktr import POOLINGS
 from clipwsss.datasets import DATASETS
 from clipwsss.errors import InputError
+from clipwsss.files import save_network
 from clipwsss.generator_options import generator_settings
 from clipwsss.guidance.regions import load_clip
 from clipwsss.networks import vit
@@ -239,6 +241,8 @@ CASES = {
     "weaktr checkpoint7": (lambda: weaktr_run(20, 8, optimizer=optimizer_state(), train_stats={"loss": 0.1}, epoch=7),
                            lambda path: init(path, WEAKTR), same),
     "semples checkpoint": (lambda: weaktr_run(20, 8, epoch=59), lambda path: init(path, SEMPLES), same),
+    "weaktr on coco since 2023-10": (lambda: weaktr_run(90, 8, **BEST), lambda path: init(path, SEMPLES_COCO, COCO, IDS),
+                                     same),
     "semples on coco": (lambda: weaktr_run(90, 4, **BEST), lambda path: init(path, SEMPLES_COCO, COCO, IDS), same),
 }
 # What is not read, by the first part of its name: second names, classifiers of other classes, IRN's instances.
@@ -262,6 +266,20 @@ def test_each_tensor_of_a_released_file_arrives_in_its_place(case, tmp_path):
             assert (value == state[theirs].flatten()[0]).all(), (name, theirs)
     left = {name.split(".")[0] for name in state.keys() - arrived if not name.endswith("num_batches_tracked")}
     assert len(arrived) >= 150 and all(re.fullmatch(NOT_READ[their_name], part) for part in left), left
+
+
+def test_weaktr_s_pooling_is_that_of_the_file(tmp_path, capsys):
+    """The releases' files do not state it. WeakTr replaced its COCO file of 4 and avg by one of 8 and max."""
+    torch.save(weaktr_run(90, 8, **BEST), tmp_path / "new.pth")
+    torch.save(weaktr_run(90, 4, **BEST), tmp_path / "old.pth")
+    assert init(tmp_path / "old.pth", SEMPLES_COCO, COCO, IDS).config["pooling"] == "avg"
+    assert capsys.readouterr().out == ""
+    new = init(tmp_path / "new.pth", SEMPLES_COCO, COCO, IDS)
+    assert new.config["pooling"] == "max" and new.adaptive_attention_fusion.pool is POOLINGS["max"]
+    assert "a reduction of 8, not 4: its fusion pools by max" in capsys.readouterr().out
+    asked = init(tmp_path / "new.pth", f"{SEMPLES_COCO} --reduction 8 --pooling avg", COCO, IDS)
+    save_network(asked, "generator", asked.config, tmp_path / "ours.pt")
+    assert init(tmp_path / "ours.pt", SEMPLES_COCO, COCO, IDS).config["pooling"] == "avg"  # a file of ours states it
 
 
 def test_old_batch_norms_without_counters_load(tmp_path):

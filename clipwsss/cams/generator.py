@@ -71,6 +71,7 @@ def load_generator(path: Path, classes: Sequence[str], expected_kind: str | None
         if backbone not in KIND_OF_BACKBONE:
             raise InputError(f"{path}: unknown backbone {backbone}; valid: {', '.join(KIND_OF_BACKBONE)}")
         kind = KIND_OF_BACKBONE[backbone]
+        options.pop("reduction", None)  # it belongs to files that do not state their pooling
     else:
         config = {}
         found = {name: entry.find_weights(stored) for name, entry in GENERATORS.items()}

@@ -18,6 +18,8 @@ from .maps import MapGenerator
 
 POOLINGS = {"avg": torch.mean, "max": torch.amax}
 FUSION = "adaptive_attention_fusion."  # how the names of the fusion's parameters begin
+# WeakTr's commands: 4 and avg are its defaults and those of SemPLeS' file for COCO; 8 and max came later.
+POOLING_OF_REDUCTION = {4: "avg", 8: "max"}
 
 
 class WeakTrOutputs(NamedTuple):
@@ -172,13 +174,14 @@ def build_weaktr(classes: Sequence[str], backbone: str = "deit_small", weights: 
 
 
 def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone: str = "deit_small",
-                   pooling: str = "max", reduction: int = 8, drop_path: float = 0.1,
+                   pooling: str = "max", reduction: int | None = None, drop_path: float = 0.1,
                    category_ids: Sequence[int] = ()) -> WeakTr:
     """A generator for the weights `state`, whose shapes give its sizes; it has random weights itself.
 
-    `backbone` is only a name here, and `reduction` has no influence, because the shapes give the inner
-    width. category_ids: COCO's numbers of the classes. The releases' files for COCO have a class token for
-    each number from 1 to 90, of which 80 are classes; such a file gives the classes' outputs.
+    `backbone` is only a name here. reduction: what `pooling` belongs to. If the shapes tell the other one of
+    WeakTr's two, the pooling is that of WeakTr's files of this width, and a line says so; None keeps
+    `pooling`. category_ids: COCO's numbers of the classes. The releases' files for COCO have a class token
+    for each number from 1 to 90, of which 80 are classes; such a file gives the classes' outputs.
     ValueError: a tensor that tells the sizes is missing, or weights of another number of classes.
     """
     for name in (FUSION + "attn_feat_ffn.0.weight", FUSION + "attn_head_ffn.0.weight",
@@ -192,6 +195,11 @@ def rebuild_weaktr(state: Mapping[str, Tensor], classes: Sequence[str], backbone
     n_tokens = state["cls_token"].shape[1]
     grid = round((state["pos_embed"].shape[1] - n_tokens) ** 0.5)
     spec = vit.ViTSpec(width, len(blocks), heads // len(blocks), patch, grid)
+    told = heads // head_hidden
+    if reduction not in (None, told) and POOLING_OF_REDUCTION.get(told, pooling) != pooling:
+        pooling = POOLING_OF_REDUCTION[told]
+        print(f"the generator's file has a reduction of {told}, not {reduction}: its fusion pools by "
+              f"{pooling}, as in WeakTr's files of that width")
     config = {"backbone": backbone, "pooling": pooling, "classes": list(classes)}
     if n_tokens != len(classes):
         if n_tokens < max(category_ids, default=n_tokens + 1):

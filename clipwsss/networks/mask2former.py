@@ -19,6 +19,7 @@ from .resnet import IMAGENET_MEAN, IMAGENET_STD
 # decoder's level_encoding, which is decoder.level_embed here, decays.
 WITHOUT_DECAY = ("embeddings.position_embeddings", "relative_position_bias_table", "queries_embedder.weight",
                  "queries_features.weight", "transformer_module.level_embed.weight")
+MULTIPLE = 32  # of pixels, to which the sides of images are padded (size_divisor in mmsegmentation)
 DROP_PATH = 0.3  # of the Swin backbone in training, mmsegmentation's value
 
 
@@ -39,12 +40,15 @@ class Mask2Former(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The logarithm of the sum over queries of P(label | query) * P(pixel in the query's mask).
 
-        The label "no object" is left out. Masks are enlarged to the image's size before the sum. A softmax
-        over the labels turns the result into scores that sum to one.
+        The label "no object" is left out. Images are padded by the mean colour at the right and bottom.
+        Masks are enlarged to the padded size, and cut to the image's, before the sum. A softmax over the
+        labels turns the result into scores that sum to one.
         """
-        queries = self.model(pixel_values=(images - self.mean) / self.std)
-        masks = F.interpolate(queries.masks_queries_logits, images.shape[-2:], mode="bilinear",
-                              align_corners=False)
+        height, width = images.shape[-2:]
+        padded = F.pad((images - self.mean) / self.std, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+        queries = self.model(pixel_values=padded)
+        masks = F.interpolate(queries.masks_queries_logits, padded.shape[-2:], mode="bilinear",
+                              align_corners=False)[..., :height, :width]
         labels = queries.class_queries_logits.softmax(-1)[..., :-1]
         return torch.einsum("bqn,bqhw->bnhw", labels, masks.sigmoid()).clamp_min(1e-6).log()
 
