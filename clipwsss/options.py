@@ -80,12 +80,14 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
         help="learning rate; that of the backbone, where new layers have a multiple of it")
     add("--optimizer", choices=OPTIMIZERS, help="optimiser of the networks")
     add("--schedule", choices=SCHEDULES,
-        help="learning rate at a share t of all steps: poly is (1 - t)^0.9 times --lr, cosine falls to zero, "
-        "constant stays")
+        help="learning rate at a share t of all steps: poly is (1 - t)^0.9 times --lr, cosine falls to "
+        "--min-lr, constant stays")
     add("--weight-decay", type=real(0, 100), help="weight decay of the optimiser")
     add("--momentum", type=real(0, 1), default=0.0, help="momentum of --optimizer sgd")
     add("--warmup", type=whole(0), default=0,
         help="number of steps in which the learning rate rises linearly to --lr")
+    add("--min-lr", type=real(0, 100), default=0.0,
+        help="learning rate at which --schedule cosine ends, where it starts at --lr")
     add("--clip-norm", type=real(0), default=0.0,
         help="norm to which larger gradients are clipped; 0 disables gradient clipping")
     add("--precision", choices=PRECISIONS, default="fp32",

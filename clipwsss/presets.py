@@ -39,7 +39,7 @@ WEAKTR_CAM = dict(
     block="WEAKTR_CAM", source="hustvl/WeakTr, main.py and docs/Training.md (VOC)",
     backbone="deit_small", weights="imagenet", pooling="max", reduction=8, drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5,  # 6e-4 * 64 / 512
-    schedule="cosine",  # per step to 0; the release goes per epoch to 1e-5
+    schedule="cosine", min_lr=1e-5,  # per step; the release changes it per epoch
     weight_decay=0.03,  # also of biases and norms, as in the release
     warmup=825,  # 5 epochs in steps
     batch_size=64, epochs=60, crop_size=224, augment="strong", precision="auto",

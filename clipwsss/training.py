@@ -124,7 +124,7 @@ def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop
 class Training(NamedTuple):
     """How to train; `label` is the name of the training in the progress line, the log and the checkpoint.
 
-    momentum: of SGD. warmup: steps of linear warm-up. clip_norm: largest norm of the gradients, 0 disables
+    momentum: of SGD. warmup: steps of linear warm-up. min_lr: where a cosine schedule of `lr` ends. clip_norm: largest norm of the gradients, 0 disables
     clipping. precision: as in `use_bf16`. accumulate: batches whose gradients make one step of the optimiser.
     steps: end after so many steps, within an epoch too. schedule_steps: the steps of the learning rate's
     whole schedule, where the training ends earlier. sync_bn: batch norm that trains takes the statistics
@@ -138,6 +138,7 @@ class Training(NamedTuple):
     weight_decay: float = 0.0
     momentum: float = 0.9
     warmup: int = 0
+    min_lr: float = 0.0
     clip_norm: float = 0.0
     precision: str = "fp32"
     seed: int = 0
@@ -158,15 +159,18 @@ def make_optimizer(groups: list[dict], training: Training) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, **shared)
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int,
-                   warmup: int = 0) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate per step: `poly` (1 - t)^0.9, `cosine` to zero or `constant`, after a linear warm-up."""
+def make_scheduler(optimizer: torch.optim.Optimizer, name: str, steps: int, warmup: int = 0,
+                   end: float = 0.0) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate per step: `poly` (1 - t)^0.9, `cosine` or `constant`, after a linear warm-up.
+
+    end: the share of the learning rate that a cosine falls to.
+    """
     def factor(step: int) -> float:
         t = min(step / max(steps, 1), 1.0)  # the part of the training that is done
         if name == "poly":
             shape = (1 - t) ** 0.9
         elif name == "cosine":
-            shape = 0.5 + 0.5 * math.cos(math.pi * t)
+            shape = end + (1 - end) * (0.5 + 0.5 * math.cos(math.pi * t))
         else:
             shape = 1.0
         return min(1.0, (step + 1) / max(warmup, 1)) * shape
@@ -236,7 +240,8 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     device = optimizer.param_groups[0]["params"][0].device
     per_epoch = -(-len(loader) // training.accumulate)
     steps = training.schedule_steps or training.steps or training.epochs * per_epoch
-    scheduler = make_scheduler(optimizer, training.schedule, steps, training.warmup)
+    end = min(1.0, training.min_lr / training.lr) if training.lr else 1.0
+    scheduler = make_scheduler(optimizer, training.schedule, steps, training.warmup, end)
     stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
     # The old and the new checkpoint exist together for a moment, each with two moments of every weight.
     needed = 2 * 3 * sum(p.nbytes for module in modules.values() for p in module.parameters())

@@ -161,6 +161,8 @@ def test_schedules_and_linear_warmup():
             optimizer.step()
             scheduler.step()
         assert rates == pytest.approx(expected, abs=1e-6), name
+    factor = make_scheduler(optimizer, "cosine", 4, end=0.2).lr_lambdas[0]  # WeakTr's ends above zero
+    assert [factor(step) for step in (0, 2, 4, 9)] == pytest.approx([1, 0.6, 0.2, 0.2])
     factor = make_scheduler(optimizer, "constant", 10, warmup=4).lr_lambdas[0]
     assert [factor(step) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
