@@ -124,8 +124,9 @@ def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop
 class Training(NamedTuple):
     """How to train; `label` is the name of the training in the progress line, the log and the checkpoint.
 
-    momentum: of SGD. warmup: steps of linear warm-up. min_lr: where a cosine schedule of `lr` ends. clip_norm: largest norm of the gradients, 0 disables
-    clipping. precision: as in `use_bf16`. accumulate: batches whose gradients make one step of the optimiser.
+    momentum: of SGD. warmup: steps of linear warm-up. min_lr: where a cosine schedule of `lr` ends.
+    clip_norm: largest norm of the gradients, 0 disables clipping. precision: as in `use_bf16`. accumulate:
+    batches whose gradients make one step of the optimiser.
     steps: end after so many steps, within an epoch too. schedule_steps: the steps of the learning rate's
     whole schedule, where the training ends earlier. sync_bn: batch norm that trains takes the statistics
     of the images of all processes (on GPUs).
