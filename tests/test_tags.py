@@ -92,3 +92,16 @@ def test_a_tree_of_class_folders_needs_no_table(tmp_path):
 def test_flat_images_need_a_table(tmp_path):
     save_image(tmp_path / "images/one.jpg")
     fails("labels.csv: no such file", "folder", tmp_path, "train")
+
+
+def test_a_table_beside_folders_of_splits_takes_their_splits(tmp_path):
+    for name in ("train/one.jpg", "train/three.jpg", "valid/two.png"):
+        save_image(tmp_path / name)
+    write(tmp_path / "classes.txt", "cat\n")
+    write(tmp_path / "labels.csv", "image,labels\none.jpg,cat\nTWO.png,cat\nthree,cat\n")
+    assert build_dataset("folder", tmp_path, "train").names == ["one", "three"]
+    assert build_dataset("folder", tmp_path, "val").names == ["two"]
+    write(tmp_path / "labels.csv", "image,labels,split\none.jpg,cat,train\ntwo.png,cat,train\n")
+    assert build_dataset("folder", tmp_path, "train").names == ["one", "two"], "the table's own splits win"
+    write(tmp_path / "labels.csv", "image,labels\nfour.jpg,cat\n")
+    fails("image 'four.jpg' is not in the folder train, valid", "folder", tmp_path, "train")

@@ -1,12 +1,13 @@
 """Where a folder of one's own has its images, the tables of their tags, and its list of classes."""
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import nfc, read_text, utf8_name, write_text
 from .base import files_of
-from .image_names import SUFFIXES
+from .image_names import SUFFIXES, ImageNames
 from .label_maps import refuse_many_classes
 from .tag_formats import SPLITS
 from .tags import TABLES, TagRow, TagTable, read_tags
@@ -59,7 +60,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def find_tables(root: Path) -> list[tuple[Path, str]]:
-    """(table, split of images for which it names none) of each table of tags in a folder.
+    """(table, split of images for which it names none, "" for that of their folder) of each table of tags.
 
     The one file labels.* or of TOOL_TABLES in `root`; or else files of BESIDE_IMAGES in the folders of
     images; or else XML files, in one of XML_FOLDERS or beside images and called as these. InputError: several
@@ -68,9 +69,9 @@ def find_tables(root: Path) -> list[tuple[Path, str]]:
     tables = [path for path in files_of(root, TABLES) if path.stem == "labels" or path.name in TOOL_TABLES]
     if len(tables) > 1:
         raise InputError(f"{tables[0]} and {tables[1].name}: both exist; keep one of them")
-    if tables:
-        return [(tables[0], "train")]
     folders = image_folders(root)
+    if tables:
+        return [(tables[0], "train" if len(folders) == 1 else "")]
     beside = [(folder / name, split) for folder, split in folders.items() for name in BESIDE_IMAGES
               if (folder / name).is_file()]
     if beside:
@@ -92,26 +93,42 @@ def read_table(root: Path, classes: Sequence[str] | None) -> TagTable:
     """
     table = TagTable([], [], set(), [])
     tables = find_tables(root)
+    folders = image_folders(root)
     for path, split in tables:
         try:
             part = read_tags(path, classes, split)
         except InputError as error:
             table.problems.extend(error.problems)
             continue
-        table.rows.extend(part.rows)
+        table.rows.extend(part.rows if split else with_splits(part.rows, root, folders))
         table.problems.extend(part.problems)
         table.spoiled.update(part.spoiled)
         table.notes.extend(part.notes)
     if not table.rows and tables:
         raise InputError(table.problems[0], table.problems)
     if not tables:
-        for folder, split in image_folders(root).items():
+        for folder, split in folders.items():
             for path in images_below(folder):
                 if path.parent == folder:
                     raise InputError(missing_table(root))
                 labels = {utf8_name(path.parent.name)}
                 table.rows.append(TagRow(path.relative_to(root).as_posix(), labels, split, str(path)))
     return table
+
+
+def with_splits(rows: Sequence[TagRow], root: Path, folders: dict[Path, str]) -> list[TagRow]:
+    """Rows of which those without a split get that of the folder in which their image lies."""
+    names = ImageNames((root, *folders), stored_images(root))
+    found = []
+    for row in rows:
+        split = row.split
+        if not split:
+            split = next(iter(folders.values()))  # also of an image that is missing, which is told later
+            with suppress(InputError):
+                path, _ = names.find(row.image)
+                split = next(split for folder, split in folders.items() if path.is_relative_to(folder))
+        found.append(row._replace(split=split))
+    return found
 
 
 def missing_table(root: Path) -> str:

@@ -80,11 +80,12 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
         raise ValueError("a value is missing, or there are too many (separate labels by ;)")
     fields = named_fields(fields)
     image = str(fields.pop("image", "")).strip()
-    split = str(fields.pop("split", split)).strip()
     if not image:
         raise ValueError("no image is named")
-    if not split:
-        raise ValueError(f"image {image} has no split")
+    if "split" in fields:
+        split = str(fields.pop("split")).strip()
+        if not split:
+            raise ValueError(f"image {image} has no split")
     is_text = isinstance(fields.get("labels"), str)
     if not fields:
         labels = [PurePosixPath(image.replace("\\", "/")).parent.name]
