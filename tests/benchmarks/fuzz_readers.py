@@ -88,6 +88,11 @@ def readers() -> dict[str, Reader]:
     rows = [{"image": "a.jpg", "labels": ["boat"], "split": "train"}, {"file_name": "b.jpg", "label": "boat;cat"}]
     choices = {"a": {"boat": {"word": "ship", "similarity": {"boat": 0.2, "ship": 0.3}}}}
     xml = b"<annotation><object><name>boat</name><part><name>sail</name></part></object></annotation>"
+    cvat = (b'<annotations><image id="0" name="a.jpg" subset="Train"><tag label="boat" source="manual"/></image>'
+            b"</annotations>")
+    answers = [{"image": "/data/upload/1/8c1f2a3b-a.jpg", "choice": choice, "annotator": 1, "annotation_id": 2}
+               for choice in ("boat", {"choices": ["boat", "cat"]})]
+    fiftyone = {"classes": ["boat", "cat"], "labels": {"a": 0, "b": [{"label": 1}, 0], "c": None}}
     labels = {"2007_000032": np.eye(20, dtype=np.float32)[3], np.int32(2007000039): np.ones(20, np.float32)}
     state = {"lr": 0.1, "stage": "train_cam", "inputs": {"cams": ["cams", "0123"]}, "scales": [1.0]}
     return {
@@ -107,6 +112,9 @@ def readers() -> dict[str, Reader]:
                                 b"image,boat,cat\na.jpg,1,0\nb.jpg,0,1\n"], lambda folder: read_tags(folder / "t.csv")),
         "json tags": Reader("t.json", [json.dumps(rows).encode(), json.dumps(annotations).encode()],
                             lambda folder: read_tags(folder / "t.json"), True),
+        "exported json": Reader("t.json", [json.dumps(content).encode() for content in (answers, fiftyone)],
+                                lambda folder: read_tags(folder / "t.json", ["boat"]), True),
+        "exported xml": Reader("t.xml", [xml, cvat], lambda folder: read_tags(folder / "t.xml")),
         "classes": Reader("c.txt", ["boat: ship, canoe\ncat\nété: a\n".encode()],
                           lambda folder: read_classes(folder / "c.txt")),
         "words": Reader("w.txt", ["ship\nred boat\nété\n".encode()], lambda folder: read_words(folder / "w.txt")),
