@@ -162,7 +162,7 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     if args.pipeline == "mmsegmentation":
         return dataset.with_transform(mmseg_transform(args.crop_size, tuple(args.scales)))
     return dataset.with_transform(
-        train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
+        train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness, deeplab=True))
 
 
 def initial_segmenter(args: argparse.Namespace, classes: Sequence[str]) -> tuple[nn.Module, dict]:

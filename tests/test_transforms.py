@@ -147,3 +147,23 @@ def test_torch_seed_decides_everything():
 def test_two_sizes_at_once_are_refused():
     with pytest.raises(ValueError, match="resize_long or scales"):
         train_transform(32, resize_long=(1, 2), scales=(0.5, 1.5))
+
+
+def test_segmenters_see_images_as_deeplab_pytorch_resizes_and_pads_them():
+    """Bilinear without antialiasing, 13 x 17 times 0.75 rounded down to 9 x 12, padding at the end of a side."""
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+    mask = np.arange(13 * 17, dtype=np.uint8).reshape(13, 17)
+    transform = train_transform(11, None, (0.75, 0.75), flip=False, deeplab=True)
+    plain = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    expected = torch.nn.functional.interpolate(plain, (9, 12), mode="bilinear", align_corners=False)[0]
+    labels = torch.from_numpy(np.array(Image.fromarray(mask).resize((12, 9), Image.Resampling.NEAREST))).long()
+    offsets = set()
+    for _ in range(12):
+        image, found = transform(Image.fromarray(pixels), mask)
+        x = int((labels[0, :2] == found[0, 0]).nonzero()[0])
+        offsets.add(x)
+        assert torch.allclose(image[:, :9], expected[..., x:x + 11], atol=1.01 / 255)
+        assert torch.equal(found[:9], labels[:, x:x + 11]) and (found[9:] == 255).all()
+        assert torch.allclose(image[:, 9:], torch.tensor([124, 116, 104]).view(3, 1, 1) / 255)
+    assert offsets == {0, 1}

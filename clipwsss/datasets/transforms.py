@@ -21,8 +21,8 @@ Pair = tuple[Tensor, Tensor | None]
 
 def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None = (320, 640),
                     scales: tuple[float, ...] | None = None, flip: bool = True,
-                    brightness: float = 0.0) -> Transform:
-    """Scaling, mirroring and cropping as in IRN and CLIMS.
+                    brightness: float = 0.0, deeplab: bool = False) -> Transform:
+    """Scaling, mirroring and cropping as in IRN and CLIMS, or with `deeplab` as in deeplab-pytorch.
 
     (PIL RGB, mask uint8 [H, W] or None) -> (image float32 [3, h, w] in [0, 1], mask int64 [h, w] or None).
 
@@ -31,12 +31,14 @@ def train_transform(crop_size: int | None, resize_long: tuple[int, int] | None =
     antialiasing; a mask's pixel takes the label whose centre is nearest. ValueError if both are given.
     crop_size: side of a random crop. A shorter side is padded, the image being at a random place, by the mean
     colour (mask: 255). None does not crop.
+    deeplab: images are resized bilinearly without antialiasing, to sides that are rounded down, and a shorter
+    side is padded at its end.
     brightness: at b, values are multiplied by U(1 - b, 1 + b) and U(-b, b) / 4 is added.
     """
     if resize_long and scales:
         raise ValueError("give resize_long or scales, not both")
     # A partial of a module's function can be pickled for the loader's processes.
-    return partial(_train_pair, crop_size, resize_long, scales, flip, brightness)
+    return partial(_train_pair, crop_size, resize_long, scales, flip, brightness, deeplab)
 
 
 def area_transform(crop_size: int, strong: bool = True) -> Transform:
@@ -74,7 +76,8 @@ def _square_pair(side: int, image: Image.Image, mask: np.ndarray | None = None) 
 
 
 def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scales: tuple[float, ...] | None,
-                flip: bool, brightness: float, image: Image.Image, mask: np.ndarray | None = None) -> Pair:
+                flip: bool, brightness: float, deeplab: bool, image: Image.Image,
+                mask: np.ndarray | None = None) -> Pair:
     """One image and its mask, transformed as `train_transform` says; it explains the arguments and result."""
     parts = [tv_tensors.Image(image)]  # uint8 until the last step, which is cheapest
     if mask is not None:
@@ -85,8 +88,12 @@ def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scal
             factor = int(torch.randint(resize_long[0], resize_long[1] + 1, ())) / max(size)
         else:
             factor = _draw_factor(scales)
-        size = [max(1, round(side * factor)) for side in size]
-        parts[0] = functional.resize(parts[0], size, InterpolationMode.BICUBIC, antialias=True)
+        if deeplab:
+            size = [max(1, int(side * factor)) for side in size]
+            parts[0] = functional.resize(parts[0], size, InterpolationMode.BILINEAR, antialias=False)
+        else:
+            size = [max(1, round(side * factor)) for side in size]
+            parts[0] = functional.resize(parts[0], size, InterpolationMode.BICUBIC, antialias=True)
         if mask is not None:  # as Pillow does it; torchvision would take the label to the upper left
             labels = parts[1].as_subclass(Tensor)[None]
             labels = functional.resize(labels, size, InterpolationMode.NEAREST_EXACT)
@@ -100,6 +107,10 @@ def _train_pair(crop_size: int | None, resize_long: tuple[int, int] | None, scal
         # A random offset along each side: of the crop in a longer image, of a shorter image in the crop.
         y = int(torch.randint(abs(height - crop_size) + 1, ()))
         x = int(torch.randint(abs(width - crop_size) + 1, ()))
+        if deeplab and height < crop_size:
+            y = 0
+        if deeplab and width < crop_size:
+            x = 0
         above = y if height < crop_size else 0
         left = x if width < crop_size else 0
         parts = [functional.crop(part, y - above, x - left, rows, columns) for part in parts]
