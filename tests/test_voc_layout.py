@@ -90,7 +90,8 @@ def commands():
 @pytest.mark.parametrize("extra, flags", [(None, "--split train"), (add_masks, ""), (add_labels, "")])
 def test_the_commands_of_the_readme(archive, tmp_path, monkeypatch, capsys, tiny_clip, extra, flags):
     monkeypatch.chdir(tmp_path)
-    torch.save(tiny_clip.state_dict(), "tiny_clip.pt")
+    sizes = {"input_resolution": torch.tensor(tiny_clip.input_resolution)}  # as OpenAI's state dicts hold them
+    torch.save(tiny_clip.state_dict() | sizes, "tiny_clip.pt")
     write_start("res50_cam.pth")
     scripts = commands()
     assert [script for script, *_ in scripts] == ["train_cam.py", "train_prompt.py", "make_pseudo.py", "train_seg.py", "eval.py"]
