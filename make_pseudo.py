@@ -120,7 +120,7 @@ def get_parser() -> argparse.ArgumentParser:
         help="pixels whose label has a probability below P after the CRF become 255, which train_seg.py "
         "ignores and no score counts (CLIP-ES: 0.95)")
     affinity_flags(parser)
-    training_flags(parser, resumes=False)
+    training_flags(parser)
     return parser
 
 
@@ -310,7 +310,8 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.corrections:
         refuse_overlap("--out", args.out, (), inputs={"corrections": args.corrections})
-    args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
+    if not args.resume:  # the same command continues a run without --resume too
+        args.resume = broadcast(not args.overwrite and (args.out / "args.json").exists())
     run = start_run(args, dataset, cams=cams, segments=args.segments, weights=start_weights(args),
                     affinity_checkpoint=args.affinity_checkpoint)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, CAMs from {cams}, "

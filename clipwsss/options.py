@@ -57,7 +57,7 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
     return add
 
 
-def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> None:
+def training_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the run and of the optimiser, for the scripts that train; presets.py has their values."""
     add = run_flags(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -66,8 +66,7 @@ def training_flags(parser: argparse.ArgumentParser, resumes: bool = True) -> Non
         help="also write the log for TensorBoard (needs the package tensorboard)")
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="seed of all random numbers")
     add("--overwrite", action="store_true", help="delete the run that the folder holds, and start anew")
-    if resumes:
-        add("--resume", action="store_true", help="continue an interrupted run exactly where it stopped")
+    add("--resume", action="store_true", help="continue an interrupted run exactly where it stopped")
     add = parser.add_argument_group("training").add_argument
     add("--crop-size", type=whole(16, 4096),
         help="side of the training crops in pixels")

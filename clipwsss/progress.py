@@ -4,28 +4,35 @@ import sys
 import time
 
 REDRAW_SECONDS = 0.2
+LINE_SECONDS = 30  # between two lines where there is no terminal
 
 
 class Progress:
     """A terminal line with the count, the loss terms, the rate and the time left of a loop.
 
     The line is redrawn where stdout is a terminal, without escape sequences, which plain terminals do not
-    understand. `close` prints the final line.
+    understand. Elsewhere, as in a log file, a new line is printed every LINE_SECONDS. `close` prints the
+    final line. done: how much was done before, by an earlier run.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "images"):
+    def __init__(self, label: str, total: int, unit: str = "images", done: int = 0):
         self.label = label
         self.total = total
         self.unit = unit
-        self.done = 0
+        self.before = done
+        self.done = done
         self.begin = time.perf_counter()
-        self.drawn = 0.0  # when the line was drawn last
+        # When the line was drawn last; a terminal shows the first update.
+        self.drawn = self.begin - 2 * REDRAW_SECONDS
         self.is_live = sys.stdout.isatty()
 
     def update(self, count: int, **terms: float) -> None:
         """Advance by `count`. `terms` may be tensors on a GPU: they are read only when the line is drawn."""
         self.done += count
         now = time.perf_counter()
+        if not self.is_live and now - self.drawn > LINE_SECONDS:
+            self.drawn = now
+            print(self._line(terms, 1000), flush=True)
         if self.is_live and now - self.drawn > REDRAW_SECONDS:
             self.drawn = now
             width = shutil.get_terminal_size().columns - 1  # a full line would wrap
@@ -50,7 +57,7 @@ class Progress:
             train 1/4  6/400  197 s left
         """
         spent = max(time.perf_counter() - self.begin, 1e-9)
-        rate = self.done / spent
+        rate = (self.done - self.before) / spent
         seconds_left = (self.total - self.done) / max(rate, 1e-9)
         clock = f"{seconds_left:.0f} s left" if self.done < self.total else f"{spent:.1f} s"
         count = f"{self.label}  {self.done}/{self.total}"

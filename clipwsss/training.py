@@ -5,10 +5,12 @@ sum over `count` items (pairs, pixels, images) of this process, and the loss is 
 weight * total / count, where totals and counts are those of all processes. A count of None marks a term that
 is a plain sum and is not divided.
 """
+import itertools
 import math
 import random
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -18,14 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .distributed import local_rank, mean_over_processes, world_size
+from .distributed import broadcast, local_rank, mean_over_processes, world_size
 from .errors import InputError
+from .position import Position
 from .progress import Progress
 from .run import Run
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("poly", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16")  # of networks, see `use_bf16`
+CHECKPOINT_SECONDS = 120  # of training without a checkpoint, after which one is written within the epoch
+CHECKPOINT_SHARE = 0.05  # largest share of the time that writing these checkpoints takes
 
 
 def pick_device(name: str) -> torch.device:
@@ -230,11 +235,12 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
         kept: dict[str, object] | None = None) -> None:
     """Train `modules` by `loss(batch)` (see `LossTerms`), with a checkpoint after each epoch.
 
-    groups: the optimiser's parameter groups. Batches have `names` and `to(device)`; several processes each
-    take their part of every batch. The epoch's number, from 0, is `loader.sampler.epoch`. after_epoch(epoch)
-    is called when an epoch has been trained, before its checkpoint is written. kept: other objects with
-    `state_dict` and `load_state_dict` that the checkpoint holds too. InputError names the images of the batch
-    whose loss is not finite, and the epoch after which weights are not finite.
+    In longer epochs a checkpoint is also written every CHECKPOINT_SECONDS. groups: the optimiser's parameter
+    groups. Batches have `names` and `to(device)`; several processes each take their part of every batch. The
+    epoch's number, from 0, is `loader.sampler.epoch`. after_epoch(epoch) is called when an epoch has been
+    trained, before its checkpoint is written. kept: other objects with `state_dict` and `load_state_dict`
+    that the checkpoint holds too. InputError names the images of the batch whose loss is not finite, and the
+    epoch after which weights are not finite.
     """
     kept = kept or {}
     optimizer = make_optimizer(groups, training)
@@ -243,46 +249,85 @@ def fit(run: Run, loader: DataLoader, loss: Callable[[object], LossTerms], modul
     steps = training.schedule_steps or training.steps or training.epochs * per_epoch
     end = min(1.0, training.min_lr / training.lr) if training.lr else 1.0
     scheduler = make_scheduler(optimizer, training.schedule, steps, training.warmup, end)
-    stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler}
-    # The old and the new checkpoint exist together for a moment, each with two moments of every weight.
-    needed = 2 * 3 * sum(p.nbytes for module in modules.values() for p in module.parameters())
-    free = shutil.disk_usage(run.out).free
-    if free < needed:
-        raise InputError(f"--out {run.out}: checkpoints need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB "
-                         "are free; make room or choose another folder")
+    position = Position()
+    stateful = {**modules, **kept, "optimizer": optimizer, "scheduler": scheduler, "position": position}
+    refuse_full_disk(run, modules)
     if world_size() > 1:
         owner = _LossModule(loss, modules)
         if training.sync_bn:
             _synchronise(owner.train(), device)
         loss = DistributedDataParallel(owner)
-    for epoch in range(run.restore(training.label, **stateful), training.epochs):
-        seed_everything(training.seed, epoch)
-        loader.sampler.set_epoch(epoch)
-        for module in modules.values():
-            module.train()
-        batches = len(loader)
-        if training.steps is not None:
-            batches = min(batches, (training.steps - scheduler.last_epoch) * training.accumulate)
-        images = world_size() * min(batches * loader.batch_size, len(loader.sampler))
-        means = _train_epoch(loader, loss, optimizer, scheduler, training,
-                             Progress(f"{training.label} {epoch + 1}/{training.epochs}", images), device)
-        if after_epoch is not None:
-            after_epoch(epoch)
-        if not all(p.isfinite().all() for module in modules.values() for p in module.parameters()):
-            raise InputError(f"{training.label}: weights are not finite after epoch {epoch + 1}; lower --lr "
-                             "or clip gradients by --clip-norm")
-        run.log(label=training.label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
-        run.save(training.label, epoch + 1, **stateful)
+    first_epoch = run.restore(training.label, **stateful)
+    place = position.place(first_epoch)  # of the last checkpoint
+    if position.batches or 0 < first_epoch < training.epochs:
+        print(f"{training.label}: goes on {place}")
+    try:
+        for epoch in range(first_epoch, training.epochs):
+            seed_everything(training.seed, epoch)
+            loader.sampler.set_epoch(epoch)
+            for module in modules.values():
+                module.train()
+            label = f"{training.label} {epoch + 1}/{training.epochs}"
+            saved = time.monotonic()
+            pause = CHECKPOINT_SECONDS
+            for means in _train_epoch(loader, loss, optimizer, scheduler, training, label, position):
+                if broadcast(time.monotonic() - saved < pause):
+                    continue
+                begin = time.monotonic()
+                position.note_random(device)
+                run.save(training.label, epoch, **stateful)
+                place = position.place(epoch)
+                saved = time.monotonic()
+                pause = max(CHECKPOINT_SECONDS, (saved - begin) / CHECKPOINT_SHARE)
+            position.begin()
+            if after_epoch is not None:
+                after_epoch(epoch)
+            if not all(p.isfinite().all() for module in modules.values() for p in module.parameters()):
+                raise InputError(f"{training.label}: weights are not finite after epoch {epoch + 1}; lower "
+                                 "--lr or clip gradients by --clip-norm")
+            run.log(label=training.label, epoch=epoch + 1, lr=scheduler.get_last_lr()[0], **means)
+            run.save(training.label, epoch + 1, **stateful)
+            place = position.place(epoch + 1)
+    except (KeyboardInterrupt, MemoryError, RuntimeError):
+        print(f"\n{training.label}: with --resume this training goes on {place}", flush=True)
+        raise
+
+
+def refuse_full_disk(run: Run, modules: dict[str, nn.Module]) -> None:
+    """InputError where the disk has no room for two checkpoints, each with two moments of every weight.
+
+    The old and the new checkpoint exist together for a moment.
+    """
+    needed = 2 * 3 * sum(p.nbytes for module in modules.values() for p in module.parameters())
+    free = shutil.disk_usage(run.out).free
+    if free < needed:
+        raise InputError(f"--out {run.out}: checkpoints need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB "
+                         "are free; make room or choose another folder")
 
 
 def _train_epoch(loader: DataLoader, loss: Callable[[object], LossTerms],
                  optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler,
-                 training: Training, progress: Progress, device: torch.device) -> dict[str, float]:
-    """One pass over the loader; the mean of each term. With several processes the loss synchronises them."""
+                 training: Training, label: str, position: Position) -> Iterator[dict[str, float]]:
+    """One pass over the loader from `position` on; an empty dictionary after each step of the optimiser.
+
+    The last dictionary has the mean of each term. With several processes the loss synchronises them.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
     low_precision = use_bf16(training.precision, device)
-    sums: dict[str, Tensor] = {}
-    for count, batch in enumerate(loader, 1):
+    batches = len(loader)
+    if training.steps is not None:
+        steps_left = training.steps - scheduler.last_epoch
+        batches = min(batches, position.batches + steps_left * training.accumulate)
+    images = world_size() * min(batches * loader.batch_size, len(loader.sampler))
+    progress = Progress(label, images, done=world_size() * position.batches * loader.batch_size)
+    sums = {name: value.to(device) for name, value in position.sums.items()}
+    loader.sampler.skip = position.batches * loader.batch_size
+    rest = iter(loader)
+    position.restore_random(device)  # now, because the loader has drawn the seed of its workers
+    count = position.batches
+    for batch in itertools.islice(rest, batches - position.batches):
+        count += 1
         complete = count % training.accumulate == 0 or count == len(loader)
         with nullcontext() if complete or world_size() == 1 else loss.no_sync():
             with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
@@ -301,8 +346,10 @@ def _train_epoch(loader: DataLoader, loss: Callable[[object], LossTerms],
         terms = {name: value.detach() for name, value in terms.items()}
         sums = {name: sums.get(name, 0) + value for name, value in terms.items()}
         progress.update(world_size() * len(batch.names), **terms)
-        if training.steps is not None and scheduler.last_epoch >= training.steps:
-            break
+        if complete:
+            position.batches = count
+            position.sums = sums
+            yield {}
     means = {name: float(mean_over_processes(value)) / count for name, value in sums.items()}
     progress.close(**means)
-    return means
+    yield means

@@ -14,6 +14,16 @@ def test_without_a_terminal_one_line_with_rate(capsys):
     assert "train  20/20 images  loss 0.5000" in capsys.readouterr().out
 
 
+def test_without_a_terminal_a_line_every_half_minute(capsys, monkeypatch):
+    progress = Progress("train", 90, done=30)  # 30 were done before an interruption
+    times = iter((10, 31, 31, 40, 62, 62))
+    monkeypatch.setattr("time.perf_counter", lambda: progress.begin + next(times))
+    for _ in range(4):
+        progress.update(10, loss=2.0)
+    assert capsys.readouterr().out == ("train  50/90 images  loss 2.0000  0.6 images/s  62 s left\n"
+                                       "train  70/90 images  loss 2.0000  0.6 images/s  31 s left\n")
+
+
 def test_on_a_terminal_it_is_redrawn_and_says_what_is_left(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")

@@ -17,6 +17,7 @@ class SeededSampler(DistributedSampler):
     would have. InputError, when an epoch begins, if the processes cannot share a batch equally.
     """
     batch_size: int  # of all processes together
+    skip: int = 0  # images of this process that are left out at the beginning: an epoch goes on behind them
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         processes = self.num_replicas
@@ -26,6 +27,8 @@ class SeededSampler(DistributedSampler):
                              f"size must be a multiple of {processes} and at most the number of images, "
                              f"{images}")
         for step, index in enumerate(super().__iter__()):
+            if step < self.skip:
+                continue
             place = step * processes + self.rank  # in the order of all images of the epoch
             sequence = np.random.SeedSequence((self.seed, self.epoch, place))
             yield index, int(sequence.generate_state(1)[0])

@@ -98,7 +98,8 @@ class WordChoices:
                 self.similarities.setdefault(name, {})[classes.index(label)] = cosines
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps: the choices of all processes, each of which must call this."""
+        self.share()
         return {"similarities": self.similarities}
 
     def load_state_dict(self, state: dict) -> None:
