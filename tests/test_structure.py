@@ -8,9 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # A room imports only from rooms before it and from itself; the first eleven are single modules, the floor.
 ROOMS = ["distributed", "errors", "flags", "presets", "files", "npy_files", "progress", "pictures", "run",
-         "position", "training",
-         "clip", "networks", "toy", "datasets", "cams", "report", "guidance", "refine", "segment",
-         "options", "generator_options", "prompt_options", "demo", "ablation_rows", "ablate", "scripts"]
+         "position", "training", "clip", "networks", "toy", "datasets", "cams", "report", "guidance", "refine",
+         "segment", "options", "generator_options", "prompt_options", "demo", "ablation_rows", "ablate", "scripts"]
 # What a leaf may import of the package beside itself; a room as a leaf stands for all its modules.
 LEAVES = {"clip": [], "networks.resnet": [], "networks.vit": [], "networks.deeplab": ["networks.resnet"],
           "guidance.losses": [], "report.metrics": [], "refine.random_walk": [], "refine.crf": []}
