@@ -74,14 +74,18 @@ def save_atomic(value: object, path: Path | str) -> None:
 
 # ---- text, JSON and names
 
-def read_text(path: Path | str) -> str:
-    """The content of a text file; InputError if it is missing or neither UTF-8 nor marked as UTF-16."""
+def read_text(path: Path | str, errors: str = "strict") -> str:
+    """The content of a text file; InputError if it is missing or neither UTF-8 nor marked as UTF-16.
+
+    errors: `surrogateescape` reads what `write_text` made of a file's name that the locale could not decode.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
             begin = file.read(2)
         is_utf16 = begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a spreadsheet's "Unicode text"
-        return path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig")  # which drops a byte-order mark
+        # utf-8-sig drops a byte-order mark.
+        text = path.read_text(encoding="utf-16" if is_utf16 else "utf-8-sig", errors=errors)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeError as error:
@@ -89,6 +93,10 @@ def read_text(path: Path | str) -> str:
         raise InputError(f"{path}: {reason}") from error
     except OSError as error:
         raise InputError(f"{path}: not readable as text ({one_line(error)})") from error
+    if "\0" in text:  # as in UTF-16 without its mark, or in a file of another kind
+        raise InputError(f"{path}: not readable as UTF-8 text (it holds zero bytes); save it with "
+                         "that encoding")
+    return text
 
 
 def write_text(text: str, path: Path | str) -> None:

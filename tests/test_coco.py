@@ -84,6 +84,15 @@ def test_bad_coco_annotations(coco_root):
         fails(pattern, "coco14", coco_root, "val")
 
 
+def test_categories_of_one_name(coco_root):
+    path = coco_root / "annotations/instances_val2014.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for category, name in zip(content["categories"], ("caf\u00e9", "cafe\u0301")):
+        category["name"] = name
+    path.write_text(json.dumps(content), encoding="utf-8")
+    fails("several categories are called 'caf\u00e9'", "coco14", coco_root, "val")
+
+
 def test_missing_coco_parts(coco_root):
     fails("instances_train2014.json: no such file", "coco14", coco_root, "train")
     fails("--split test: .* has val", "coco14", coco_root, "test")

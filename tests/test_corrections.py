@@ -28,7 +28,7 @@ def test_corrected_masks_stand_for_the_made_ones_until_they_are_withdrawn(tmp_pa
     capsys.readouterr()
     assert run(*flags, "--corrections", tmp_path / "fixed") == 0
     output = capsys.readouterr()
-    assert "2 label maps win over the made ones" in output.out and "other.png: belongs to no image" in output.err
+    assert "2 label maps win over the made ones" in output.out and "other.png: is no label map NAME.png of an image" in output.err
     now = masks_in(tmp_path / "out")
     assert np.array_equal(now["im0"], fixed) and np.array_equal(now["im3"], np.flipud(fixed))
     assert np.array_equal(now["im1"], made["im1"]) and (tmp_path / "out/masks/im1.png").stat().st_mtime_ns == kept
@@ -62,7 +62,7 @@ def test_bad_corrections_are_named_before_anything_is_written(tmp_path):
     data = build_dataset("folder", tmp_path / "data", "train")
     assert find_corrections(None, data) == {}
     (tmp_path / "fixed").mkdir()
-    for spoil, message in ((None, "--corrections .*fixed: no label maps"), (np.zeros((44, 60), np.uint8), "44 x 60, its image is 44 x 61"),
+    for spoil, message in ((None, "--corrections .*fixed: no label map NAME.png of an image"), (np.zeros((44, 60), np.uint8), "44 x 60, its image is 44 x 61"),
                            (np.full((44, 61), 7, np.uint8), "value 7 in the mask")):
         if spoil is not None:
             write_mask(tmp_path / "fixed/im1.png", spoil, voc_palette())
@@ -70,3 +70,27 @@ def test_bad_corrections_are_named_before_anything_is_written(tmp_path):
             find_corrections(tmp_path / "fixed", data)
     with pytest.raises(InputError, match="nowhere: no such folder"):
         find_corrections(tmp_path / "nowhere", data)
+
+
+def test_corrections_that_would_not_be_used_or_mean_other_classes(tmp_path, capsys):
+    draw_world(tmp_path / "data")
+    data = build_dataset("folder", tmp_path / "data", "train")
+    fixed = tmp_path / "fixed"
+    full = np.full((44, 61), 2, np.uint8)
+    write_mask(fixed / "im1_mask.png", full, voc_palette())
+    with pytest.raises(InputError, match="no label map NAME.png of an image of this split in this folder; it has im1_mask.png"):
+        find_corrections(fixed, data)
+    write_mask(fixed / "im0.png", full, voc_palette())
+    (fixed / "im0.json").write_text("{}")
+    capsys.readouterr()
+    assert find_corrections(fixed, data) == {"im0": fixed / "im0.png"}
+    told = capsys.readouterr()
+    assert "1 label maps win" in told.out and f"{fixed / 'im0.json'}: is no label map" in told.err and "(2 such files)" in told.err
+    assert f"note: --corrections {fixed}: 1 of 1 masks show no class that their image is tagged with" in told.err
+    write_mask(fixed / "im0.PNG", full, voc_palette())
+    with pytest.raises(InputError, match="im0.PNG and im0.png: both are label maps of image im0"):
+        find_corrections(fixed, data)
+    (fixed / "im0.PNG").unlink()
+    write_mask(fixed / "im0.png", full, voc_palette()[[0, 2, 1]])  # as an editor that sorts its colours
+    with pytest.raises(InputError, match="im0.png: its palette gives number 2 the colour of another class"):
+        find_corrections(fixed, data)

@@ -1,6 +1,7 @@
 """Files appear whole or not at all; checkpoints come back, and a wrong one is one clear line."""
 import argparse
 import json
+import os
 import pathlib
 import zipfile
 
@@ -170,3 +171,13 @@ def test_files_are_found_in_another_spelling(tmp_path):
     (tmp_path / apart.replace(".png", ".PNG")).touch()
     assert existing(tmp_path / composed).name == apart.replace(".png", ".PNG")
     assert existing(tmp_path / "none.png") == tmp_path / "none.png"
+
+
+def test_text_that_is_no_text_and_names_that_no_encoding_knows(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("image,labels".encode("utf-16-le"))  # without its mark
+    with pytest.raises(InputError, match="labels.csv: not readable as UTF-8 text .it holds zero bytes"):
+        read_text(path)
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_text(name, path)
+    assert path.read_bytes() == b"caf\xe9.jpg" and read_text(path, errors="surrogateescape") == name

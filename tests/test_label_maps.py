@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipwsss.datasets import build_dataset
 from clipwsss.datasets.label_maps import check_mask, permuted_number, read_mask
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette
@@ -70,3 +71,26 @@ def test_a_photograph_is_no_mask_however_little_is_read(tmp_path):
     save_image(tmp_path / "a.png")
     with pytest.raises(InputError, match="a.png: a mask is a palette or 8-bit grey PNG"):
         check_mask(tmp_path / "a.png", (12, 20), 3, voc_palette(), 1000, all_bytes=False)
+
+
+def test_the_colours_of_cvats_label_map(tmp_path):
+    save_image(tmp_path / "images/a.jpg", (12, 20))
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat;d\u00f6g\n", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("cat\nd\u00f6g\n", encoding="utf-8")
+    pixels = np.zeros((12, 20, 3), np.uint8)
+    pixels[:4] = (250, 50, 83)
+    pixels[4:6] = (36, 179, 83)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "masks/a.png")
+    rows = "# label:color_rgb:parts:actions\nbackground:0,0,0::\ndo\u0308g:250,50,83::\nhat:1,2,3::\n"
+    fails("colour .250, 50, 83. in 120 pixels belongs to no class", "folder", tmp_path, "train")
+    path = tmp_path / "masks/labelmap.txt"
+    for text, message in ((rows, "no line for cat; it names background, d\u00f6g, hat"),
+                          (rows + "cat:250,50,83::\n", "cat has the colour of d\u00f6g"),
+                          (rows + "cat:36,179\n", "5: 'cat:36,179' is not .name:red")):
+        path.write_text(text, encoding="utf-8")
+        fails(message, "folder", tmp_path, "train")
+    path.write_text(rows + "cat:36,179,83::\n", encoding="utf-8")
+    data = build_dataset("folder", tmp_path, "train")
+    assert data.unused_masks == [] and data.palette[2].tolist() == [250, 50, 83]
+    assert data.load_mask(0)[:, 0].tolist() == [2] * 4 + [1] * 2 + [0] * 6

@@ -165,3 +165,21 @@ def test_coco_is_checked_too(tmp_path, capsys):
     assert lines[0].startswith("val: 1 images, 1 with masks; sizes (H x W): smallest 10 x 12")
     assert "train: this split is not there; scripts that need it would stop" in lines
     assert "000000000004.jpg: no such image" in lines[-1]
+
+
+def test_masks_that_contradict_annotations_and_files_that_are_no_masks(archive, capsys):
+    folder = archive / "SegmentationClass"
+    assert check(["check", str(archive)]) == 0, capsys.readouterr().out
+    save_image(folder / "2007_000032.jpg", (36, 48))
+    save_mask(folder / "2007_000032_mask.png", np.ones((36, 48)))
+    capsys.readouterr()
+    assert check(["check", str(archive)]) == 0
+    output = capsys.readouterr().out
+    assert "2007_000032.jpg: not used, because a mask is a PNG" in output and "rename it to 2007_000032.png" in output
+    for name in TRAIN:
+        save_mask(folder / f"{name}.png", np.full((36, 48), 255))
+    assert check(["check", str(archive)]) == 2
+    line = "3 of 3 masks show no class that their image is tagged with"
+    assert f"train: {line}" in capsys.readouterr().out
+    build_dataset("voc12", archive, "train")
+    assert line in capsys.readouterr().err

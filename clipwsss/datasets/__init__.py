@@ -39,7 +39,9 @@ def build_dataset(name: str, root: Path | str, split: str, skip_bad: bool = Fals
     else:
         dataset = DATASETS[name](root, split, skip_bad, max_pixels)
     if name == "folder":
-        dataset.notes += unused_note(dataset) + contradiction_note(dataset, root)
+        dataset.notes += unused_note(dataset)
+    if name != "coco14":  # whose tags are those of the regions that its masks are drawn from
+        dataset.notes += contradiction_note(dataset, root)
     for note in dataset.notes:
         print(note, file=sys.stderr)
     for problem in dataset.skipped:

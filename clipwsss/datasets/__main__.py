@@ -13,15 +13,15 @@ import torch
 from ..errors import InputError, run_script
 from ..files import nfc
 from ..flags import Parser
-from .base import TagDataset
+from .base import TagDataset, files_of
 from .coco import CocoDataset, coco_splits
-from .folder import FolderDataset
+from .folder import FolderDataset, sort_masks
 from .folder_files import (SYSTEM_FILES, find_tables, image_folders, read_classes, read_table, stored_images,
                            visible_files, write_classes)
 from .image_names import SUFFIXES
 from .images import TURNS, exif_orientation, open_image
 from .mask_check import find_contradictions
-from .voc import MISSING_LIST, VocDataset, voc_folder, voc_splits
+from .voc import AUGMENTED, MISSING_LIST, OFFICIAL, VocDataset, voc_folder, voc_splits
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
 FEW = 20  # a class with fewer images rarely gets good maps
@@ -93,7 +93,8 @@ def advise(root: Path, splits: dict[str, TagDataset]) -> list[str]:
     """Lines of advice: what makes masks worse or stops a script although no file is bad."""
     lines = advise_on_classes(splits)
     names = [name for data in splits.values() for name in data.names]
-    unused = [path.name for path in stored_images(root) if nfc(path.stem) not in names]
+    known = set(names)
+    unused = [path.name for path in stored_images(root) if nfc(path.stem) not in known]
     tables = {path for path, _ in find_tables(root)}
     no_images = [path.name for folder in image_folders(root) for path in visible_files(folder)
                  if path not in tables and not path.name.lower().endswith(SUFFIXES)]
@@ -154,10 +155,20 @@ def turned_images(splits: dict[str, TagDataset]) -> list[str]:
     return turned
 
 
-def compare_masks(root: Path, splits: dict[str, TagDataset]) -> tuple[list[str], list[str]]:
-    """(doubts, errors) on masks that contradict the tags and on files in masks/ that are not used.
+def unused_masks(root: Path, splits: dict[str, TagDataset], layout: type[TagDataset]) -> list[tuple[Path, str]]:
+    """(file, why it is not used) of files in the folders of masks of a user's images or of VOC's layout."""
+    if layout is FolderDataset:
+        return next(iter(splits.values())).unused_masks
+    root = voc_folder(root)
+    images = files_of(root / "JPEGImages", SUFFIXES)
+    return [item for name in (OFFICIAL, AUGMENTED) for item in sort_masks(root / name, images)[1]]
 
-    It is an error if no mask of a split fits (`find_contradictions`), or if no file of masks/ is used.
+
+def compare_masks(root: Path, splits: dict[str, TagDataset],
+                  unused: Sequence[tuple[Path, str]]) -> tuple[list[str], list[str]]:
+    """(doubts, errors) on masks that contradict the tags and on `unused_masks`.
+
+    It is an error if no mask of a split fits (`find_contradictions`), or if no file of the folders is used.
     """
     doubts = []
     errors = []
@@ -166,7 +177,7 @@ def compare_masks(root: Path, splits: dict[str, TagDataset]) -> tuple[list[str],
         found = errors if none_fits else doubts
         found += [f"{split}: {line}" for line in lines]
     by_reason: dict[str, list[str]] = {}
-    for path, reason in next(iter(splits.values())).unused_masks:
+    for path, reason in unused:
         by_reason.setdefault(reason, []).append(path.relative_to(root).as_posix())
     lines = [f"{shorten_list(names)}: not used, because {reason}" for reason, names in by_reason.items()]
     if any(any(data.masked) for data in splits.values()):
@@ -222,14 +233,18 @@ def main(argv: list[str] | None = None) -> int:
     if splits:
         for line in describe(splits):
             print(line)
-        if layout is FolderDataset:
-            doubts, errors = compare_masks(args.folder, splits)
+        if layout is not CocoDataset:
+            unused = unused_masks(args.folder, splits, layout)
+            doubts, errors = compare_masks(args.folder, splits, unused)
             problems += errors
+        if layout is FolderDataset:
             print("\nto improve the masks:")
-            lines = advise(args.folder, splits) + doubts
+            lines = advise(args.folder, splits)
         else:
             print("\nwhat is not there:")
             lines = missing_parts(layout, splits) or ["nothing is missing"]
+        if doubts:
+            lines += ["", "masks that may be wrong:", *doubts]
         for line in lines:
             print(line)
         print()

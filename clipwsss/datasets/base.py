@@ -98,6 +98,21 @@ def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",), optional: bool
     return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
 
 
+def label_maps_of(folder: Path, optional: bool = False) -> dict[str, Path]:
+    """Image name -> its label map NAME.png in a folder; InputError where two files are one image's.
+
+    A missing folder is an InputError, unless it is `optional`.
+    """
+    found: dict[str, Path] = {}
+    for path in files_of(folder, optional=optional):
+        name = nfc(path.stem)
+        if name in found:
+            raise InputError(f"{found[name]} and {path.name}: both are label maps of image {name}; keep "
+                             "one")
+        found[name] = path
+    return found
+
+
 def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
     """The error for a split that the data set does not have."""
     return InputError(f"--split {split}: {root} has {', '.join(splits) or 'no splits'}")
@@ -120,6 +135,7 @@ class TagDataset(Dataset):
     category_ids: Sequence[int] = ()  # COCO's numbers of the classes
     image_ids: dict[str, int] = {}  # COCO's numbers of the images
     palette: np.ndarray = voc_palette()
+    annotations: Path | None = None  # the file that masks are drawn from, where the entries have no mask files
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],
@@ -178,7 +194,7 @@ class TagDataset(Dataset):
 
         corrections: masks by image, which are taken instead.
         """
-        present = {nfc(path.stem): path for path in files_of(Path(folder))} | (corrections or {})
+        present = label_maps_of(Path(folder)) | (corrections or {})
         entries = []
         problems = []
         for entry in self.entries:

@@ -56,6 +56,9 @@ class CocoDataset(TagDataset):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.classes = [nfc(category["name"]) for category in categories]
         refuse_many_classes(len(self.classes), path)
+        twice = [name for name, times in Counter(self.classes).items() if times > 1]
+        if twice:
+            raise InputError(f"{path}: several categories are called {twice[0]!r}; give each its own name")
         self.category_ids = [category["id"] for category in categories]
         self.image_ids: dict[str, int] = {}
         self.regions: dict[str, list[LabelledRegion]] = {}  # image name -> its regions in drawing order

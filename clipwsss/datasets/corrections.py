@@ -2,38 +2,51 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from ..distributed import barrier, rank
 from ..errors import InputError
-from ..files import nfc, read_json, write_json
+from ..files import read_json, write_json
 from ..pictures import write_mask
-from .base import TagDataset, files_of
-from .label_maps import read_mask
+from .base import TagDataset, label_maps_of
+from .folder_files import visible_files
+from .label_maps import permuted_number, read_mask
+from .mask_check import contradiction_note
 
 
 def find_corrections(folder: Path | None, dataset: TagDataset) -> dict[str, Path]:
     """Image -> its corrected label map FOLDER/NAME.png, all of them read and checked; {} without a folder.
 
-    A line says how many are used, and which files belong to no image. InputError: a missing folder, a folder
-    without label maps, or a file that is no label map of its image and classes.
+    Lines say how many are used, which files are not and why, and which contradict the tags. InputError: a
+    missing folder, a folder without a label map of these images, a file that is no label map of its image and
+    classes, or one whose palette gives numbers the colours of other classes.
     """
     if folder is None:
         return {}
     sizes = dict(zip(dataset.names, dataset.sizes))
-    files = {nfc(path.stem): path for path in files_of(folder)}
-    if not files:
-        raise InputError(f"--corrections {folder}: no label maps (.png) in this folder")
+    files = label_maps_of(folder)
     used = {name: path for name, path in files.items() if name in sizes}
+    others = [path for path in visible_files(folder) if path not in used.values()]
+    if not used:
+        found = f"; it has {others[0].relative_to(folder)}" if others else ""
+        raise InputError(f"--corrections {folder}: no label map NAME.png of an image of this split in this "
+                         f"folder{found}")
     for name, path in used.items():
         labels = read_mask(path, dataset.max_pixels, len(dataset.classes), dataset.palette)
         if labels.shape != sizes[name]:
             height, width = sizes[name]
             found = f"{labels.shape[0]} x {labels.shape[1]}"
             raise InputError(f"{path}: {found}, its image is {height} x {width} (H x W)")
-    others = sorted(files.keys() - used.keys())
+        number = permuted_number(path, dataset.palette, len(dataset.classes), np.unique(labels))
+        if number is not None:
+            raise InputError(f"{path}: its palette gives number {number} the colour of another class, as "
+                             "image editors write it; save it with the palette of the made masks, or as RGB")
     if others:
-        print(f"note: {files[others[0]]}: belongs to no image of this split and is not used ({len(others)} "
-              "such corrections)", file=sys.stderr)
+        print(f"note: {others[0]}: is no label map NAME.png of an image of this split and is not used "
+              f"({len(others)} such files)", file=sys.stderr)
     print(f"--corrections {folder}: {len(used)} label maps win over the made ones")
+    for note in contradiction_note(dataset.with_masks(folder, skip_bad=True), f"--corrections {folder}"):
+        print(note, file=sys.stderr)
     return used
 
 

@@ -14,7 +14,10 @@ from .folder_files import (image_folders, missing_classes, read_classes, read_ta
 from .image_names import ImageNames
 from .images import MOST_PIXELS
 from .instance_masks import draw_instance_mask, read_instance_masks
+from .label_maps import read_labelmap
 from .tags import TagRow, TagTable
+
+LABELMAP = "labelmap.txt"
 
 
 class FolderDataset(TagDataset):
@@ -24,7 +27,8 @@ class FolderDataset(TagDataset):
     without the extension. Without images/, see `image_folders`. The table: labels.csv or another, see
     `find_tables` and `read_tags`; if there is none, the name of an image's folder is its class. classes.txt:
     a line `class` or `class: synonym, synonym` for each class, in the order of their numbers. masks/NAME.png:
-    masks, of some images or all; or one masks/*.json, COCO's instances file.
+    masks, of some images or all; or one masks/*.json, COCO's instances file. masks/labelmap.txt: the colours
+    of the classes, as CVAT writes them; VOC's unless it is there.
 
     unused_masks: (file, why it is not used) of each other file in masks/.
     """
@@ -42,6 +46,8 @@ class FolderDataset(TagDataset):
         if not listed:
             raise InputError(missing_classes(root, table))
         self.classes = list(synonyms)
+        if (root / "masks" / LABELMAP).is_file():
+            self.palette = read_labelmap(root / "masks" / LABELMAP, self.classes)
         splits = sorted({row.split for row in table.rows})
         if split not in splits:
             raise split_error(split, splits, root)
@@ -149,9 +155,9 @@ def sort_masks(folder: Path, stored: Sequence[Path]) -> tuple[dict[str, Path], l
     for path in visible_files(folder):
         name = nfc(path.stem)
         if path.parent != folder:
-            unused.append((path, "masks lie in the folder masks, not below it"))
-        elif path.suffix.lower() == ".json":
-            continue  # COCO's instances file, see `sole_annotations`
+            unused.append((path, f"masks lie in the folder {folder.name}, not below it"))
+        elif path.suffix.lower() == ".json" or path.name == LABELMAP:
+            continue  # COCO's instances file, see `sole_annotations`, and the colours of the classes
         elif path.suffix.lower() != ".png":
             unused.append((path, "a mask is a PNG file NAME.png"))
         elif name in masks:

@@ -3,7 +3,8 @@
 A label map holds the numbers themselves, as grey values or as indices of a palette, or the colours that stand
 for them in the data set's palette.
 """
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
+from ..files import nfc, read_text
 from ..pictures import voc_palette
 from .images import MOST_PIXELS, open_file
 
@@ -107,6 +109,33 @@ def numbers_of_colors(pixels: np.ndarray, palette: np.ndarray, n_classes: int, p
                          f"their colours; colour {color} in {(~found).sum()} pixels belongs to no class "
                          f"(class 1 is {tuple(palette[1].tolist())})")
     return numbers[order][places].astype(np.uint8)
+
+
+def read_labelmap(path: Path, classes: Sequence[str]) -> np.ndarray:
+    """The palette uint8 [256, 3] of a labelmap.txt, which CVAT writes beside the masks that it exports.
+
+    A line is `name:red,green,blue:parts:actions`. Numbers that no line is about keep VOC's colours.
+    InputError names a bad line, a class without a colour, and a colour that two labels have.
+    """
+    palette = voc_palette().copy()
+    names = ["background", *classes]
+    found: dict[tuple[int, ...], str] = {}
+    for number, line in enumerate(nfc(read_text(path)).splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"(.+?):(\d+),(\d+),(\d+):.*", line.strip())
+        color = tuple(int(value) for value in match.groups()[1:]) if match else ()
+        if not color or max(color) > 255:
+            raise InputError(f"{path}:{number}: {line.strip()!r} is not `name:red,green,blue:parts:actions`")
+        if color in found:
+            raise InputError(f"{path}:{number}: {match[1]} has the colour of {found[color]}")
+        found[color] = match[1]
+        if match[1] in names:
+            palette[names.index(match[1])] = color
+    missing = [name for name in classes if name not in found.values()]
+    if missing:
+        raise InputError(f"{path}: no line for {missing[0]}; it names {', '.join(found.values())}")
+    return palette
 
 
 def permuted_number(path: Path, palette: np.ndarray, n_classes: int, values: np.ndarray) -> int | None:

@@ -18,10 +18,11 @@ SAMPLED = 500  # masks that the scripts look at before they start; `check` looks
 class MaskFinding(NamedTuple):
     """What a mask shows: its class numbers from 1, whether 255 is in it, and what contradicts it.
 
-    permuted: a number that the file's palette gives the colour of another number, or None.
+    where: its file, or the file that it is drawn from, and the image. permuted: a number that the file's palette
+    gives the colour of another number, or None.
     """
     index: int
-    path: Path
+    where: str
     classes: set[int]
     has_ignored: bool
     permuted: int | None
@@ -34,7 +35,7 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
     Each line has a count and the first file. most: look at so many masks, evenly spread. Masks that cannot be
     read are left to their reader.
     """
-    indices = [index for index, entry in enumerate(dataset.entries) if entry.mask is not None]
+    indices = [index for index, masked in enumerate(dataset.masked) if masked]
     if most is not None:
         indices = indices[::-(-len(indices) // most) or 1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -47,17 +48,17 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
         if all(item.has_ignored and not item.classes for item in untrue):
             hint = "; they hold no class but 255, which is ignored: write 1 for the first class"
         lines.append(f"{count(untrue, tagged)} show no class that their image is tagged with (first: "
-                     f"{untrue[0].path}){hint}")
+                     f"{untrue[0].where}){hint}")
     more = [item for item in tagged if item.classes - tags_of(dataset, item.index)]
     if more:
         extra = min(more[0].classes - tags_of(dataset, more[0].index))
         lines.append(f"{count(more, tagged)} show a class that their image is not tagged with (first: "
-                     f"{more[0].path} shows {dataset.classes[extra - 1]})")
+                     f"{more[0].where} shows {dataset.classes[extra - 1]})")
     permuted = [item for item in found if item.permuted is not None]
     if permuted:
         lines.append(f"{count(permuted, found)} have a palette that gives numbers the colours of other "
                      "classes, as image editors write it; the numbers are used, not the colours (first: "
-                     f"{permuted[0].path}, number {permuted[0].permuted})")
+                     f"{permuted[0].where}, number {permuted[0].permuted})")
     none_is_true = bool(tagged) and len(untrue) == len(tagged)
     all_are_permuted = bool(found) and len(permuted) == len(found)
     return lines, none_is_true or all_are_permuted
@@ -91,9 +92,15 @@ def tags_of(dataset: TagDataset, index: int) -> set[int]:
 def look_at(dataset: TagDataset, index: int) -> MaskFinding | None:
     """What one mask shows; None if it cannot be read."""
     path = dataset.entries[index].mask
+    permuted = None
     try:
-        values = np.unique(dataset.load_mask(index))
-        permuted = permuted_number(path, dataset.palette, len(dataset.classes), values)
+        counts = np.bincount(dataset.load_mask(index).ravel(), minlength=256)
+        values = counts.nonzero()[0]
+        if path is None:
+            where = f"{dataset.annotations}, image {dataset.names[index]}"
+        else:
+            where = str(path)
+            permuted = permuted_number(path, dataset.palette, len(dataset.classes), values)
     except InputError:
         return None
-    return MaskFinding(index, path, set(values.tolist()) - {0, IGNORE}, IGNORE in values, permuted)
+    return MaskFinding(index, where, set(values.tolist()) - {0, IGNORE}, counts[IGNORE] > 0, permuted)

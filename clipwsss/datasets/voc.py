@@ -7,9 +7,11 @@ from ..errors import InputError
 from ..files import existing, nfc, read_text
 from ..npy_files import read_class_labels
 from ..toy.scenes import CLASSES
-from .base import Entry, TagDataset, files_of, split_error
+from .base import Entry, TagDataset, files_of, label_maps_of, split_error
 from .images import MOST_PIXELS
 
+OFFICIAL = "SegmentationClass"
+AUGMENTED = "SegmentationClassAug"
 LABELS = "cls_labels.npy"
 MISSING_LIST = ("VOC's archive lacks SBD's list of 10,582 training images: save it as ImageSets/Segmentation/"
                 "trainaug.txt (clipwsss/datasets/FORMATS.md says where it is), or train on --split train")
@@ -32,8 +34,8 @@ class VocDataset(TagDataset):
 
     def __init__(self, root: Path | str, split: str, skip_bad: bool = False, max_pixels: int = MOST_PIXELS):
         root = voc_folder(root)
-        augmented = {nfc(path.stem): path for path in files_of(root / "SegmentationClassAug", optional=True)}
-        official = {nfc(path.stem): path for path in files_of(root / "SegmentationClass", optional=True)}
+        augmented = label_maps_of(root / AUGMENTED, optional=True)
+        official = label_maps_of(root / OFFICIAL, optional=True)
         masks = augmented | official
         splits, listed = split_ids(root, split, augmented)
         tags = {}
@@ -161,7 +163,7 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
     if split not in files:  # train_aug, as no file lists it: every augmented mask but those of val
         held_out = {name for name, _ in listed}
         listed = [(name, str(path)) for name, path in augmented.items() if name not in held_out]
-        path = root / "SegmentationClassAug"
+        path = root / AUGMENTED
     if not listed:
         raise InputError(f"{path}: split {split} is empty")
     return splits, listed
@@ -178,7 +180,7 @@ def split_files(root: Path) -> dict[str, Path]:
 def voc_splits(root: Path) -> list[str]:
     """The names of all splits of a folder VOC2012."""
     splits = list(split_files(root))
-    augmented = files_of(root / "SegmentationClassAug", optional=True)
+    augmented = files_of(root / AUGMENTED, optional=True)
     if "train_aug" not in splits and "val" in splits and augmented:
         splits.append("train_aug")
     return splits

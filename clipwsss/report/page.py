@@ -151,7 +151,9 @@ def curves_of(log: Path) -> dict[str, dict[str, list]]:
 
 def quality_of(path: Path) -> list[list[str]]:
     """The rows of a run's quality list, its head first; [] where there is none."""
-    return list(csv.reader(read_text(path).splitlines())) if path.is_file() else []
+    if not path.is_file():
+        return []
+    return list(csv.reader(io.StringIO(read_text(path, errors="surrogateescape"), newline="")))
 
 
 def words_of(prompts: Path, dataset: TagDataset) -> dict[str, list]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..datasets import TagDataset
 from ..datasets.base import Entry
-from ..datasets.folder_files import images_below
+from ..datasets.folder_files import images_below, visible_files
 from ..datasets.image_names import SUFFIXES
 from ..datasets.images import MOST_PIXELS
 from ..errors import InputError
@@ -34,13 +34,17 @@ def image_files(paths: Iterable[Path], results: Path) -> dict[str, Path]:
 
     The name is the path below the folder, without the suffix of the file: photos/day1/a.jpg in photos/ is
     day1/a. Files in `results`, the folder that results are written to, are left out, and a line says so.
-    InputError for a path that does not exist, a folder without images, and two images of one name.
+    A photograph that is named twice counts once; a line says which other files a folder has. InputError for a
+    path that does not exist, a folder without images, and two images of one name.
     """
     files: dict[str, Path] = {}
+    others: list[Path] = []
     own = 0
     for path in paths:
         if path.is_dir():
             found = images_below(path)
+            others += [file for file in visible_files(path) if not file.name.lower().endswith(SUFFIXES)
+                       and not file.resolve().is_relative_to(results.resolve())]
             if not found:
                 raise InputError(f"--predict {path}: no image in this folder (valid: {', '.join(SUFFIXES)})")
         elif path.is_file():
@@ -52,7 +56,7 @@ def image_files(paths: Iterable[Path], results: Path) -> dict[str, Path]:
             name = below.with_suffix("").as_posix()
             if path.is_dir() and image.resolve().is_relative_to(results.resolve()):
                 own += 1
-            elif name in files:
+            elif name in files and image.resolve() != files[name].resolve():
                 raise InputError(f"--predict: {results / name}.png would be the result of several images, "
                                  f"{files[name]} and {image}; rename them")
             else:
@@ -60,6 +64,9 @@ def image_files(paths: Iterable[Path], results: Path) -> dict[str, Path]:
     if own:
         print(f"note: {own} images in {results} are left out, because results are written there",
               file=sys.stderr)
+    if others:
+        print(f"note: {others[0]}: not used, because images are {', '.join(SUFFIXES)} ({len(others)} such "
+              "files)", file=sys.stderr)
     if not files:
         raise InputError(f"--predict: all {own} images lie in {results}, where results are written; choose "
                          "another folder by --out")
