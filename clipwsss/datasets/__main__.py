@@ -155,7 +155,8 @@ def turned_images(splits: dict[str, TagDataset]) -> list[str]:
     return turned
 
 
-def unused_masks(root: Path, splits: dict[str, TagDataset], layout: type[TagDataset]) -> list[tuple[Path, str]]:
+def unused_masks(root: Path, splits: dict[str, TagDataset],
+                 layout: type[TagDataset]) -> list[tuple[Path, str]]:
     """(file, why it is not used) of files in the folders of masks of a user's images or of VOC's layout."""
     if layout is FolderDataset:
         return next(iter(splits.values())).unused_masks

@@ -135,7 +135,7 @@ class TagDataset(Dataset):
     category_ids: Sequence[int] = ()  # COCO's numbers of the classes
     image_ids: dict[str, int] = {}  # COCO's numbers of the images
     palette: np.ndarray = voc_palette()
-    annotations: Path | None = None  # the file that masks are drawn from, where the entries have no mask files
+    annotations: Path | None = None  # the file that masks are drawn from, if one is
     oriented = False  # whether images are turned as their EXIF tag says
 
     def __init__(self, entries: Sequence[Entry], problems: Sequence[str], splits: Sequence[str],

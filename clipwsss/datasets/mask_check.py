@@ -18,8 +18,8 @@ SAMPLED = 500  # masks that the scripts look at before they start; `check` looks
 class MaskFinding(NamedTuple):
     """What a mask shows: its class numbers from 1, whether 255 is in it, and what contradicts it.
 
-    where: its file, or the file that it is drawn from, and the image. permuted: a number that the file's palette
-    gives the colour of another number, or None.
+    where: its file, or the file that it is drawn from, and the image. permuted: a number that the file's
+    palette gives the colour of another number, or None.
     """
     index: int
     where: str
