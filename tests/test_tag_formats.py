@@ -98,6 +98,10 @@ EXPORTS = [
       f"train/{HASHES[0]}": None, f"valid/{HASHES[1]}": None, "README.roboflow.txt": "exported via roboflow.com\n"}),
     ("Roboflow, COCO JSON", "`train/_annotations.coco.json` beside the images",
      {"train/_annotations.coco.json": coco(HASHES), f"train/{HASHES[0]}": None, f"train/{HASHES[1]}": None}),
+    ("Roboflow, Tensorflow Object Detection CSV", "`train/_annotations.csv` beside the images",
+     {"train/_annotations.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n" + "".join(
+         f"{name},20,12,{label},1,1,9,8\n" for name, label in zip((HASHES[0], *HASHES[1:] * 2), ("cat", "cat", "hot dog"))),
+      f"train/{HASHES[0]}": None, f"train/{HASHES[1]}": None}),
     ("torchvision's ImageFolder", "`train/CLASS/`, `val/CLASS/`",
      {"train/cat/one.jpg": None, "val/hot dog/two.png": None}),
     ("Kaggle, blanks between labels", "`labels.csv`",

@@ -28,6 +28,8 @@ FEW = 20  # a class with fewer images rarely gets good maps
 SEVERAL = 3  # in a class with fewer images, another class may be in all of them by chance
 OFTEN = 0.9  # a class in this share of another class's images counts as always present
 LARGE = 1000  # pixels of the long side; training crops have 512, CAMs are made at up to twice the size
+OWN_VOC = ("classes of your own in VOC's layout are read by --dataset folder: `check --write-classes` writes "
+           "classes.txt, and the folder is then checked as one of your own")
 SHOWN = 5  # names that a line of advice lists
 
 
@@ -249,6 +251,8 @@ def main(argv: list[str] | None = None) -> int:
         for line in lines:
             print(line)
         print()
+    if problems and layout is VocDataset:
+        print(OWN_VOC)
     if problems:
         print("\n".join(problems))
     elif doubts:

@@ -27,11 +27,12 @@ class ImageNames:
         self.places = ", ".join(folder.name for folder in folders[1:])
         self.by_name: dict[str, list[Path]] = {}
         self.by_form: dict[str, list[Path]] = {}
+        starts = [f"{folder.as_posix()}/" for folder in folders]
         for path in stored:
             same = self.by_name.setdefault(nfc(path.stem), [])
             same.append(path)
-            above = [folder for folder in folders if path.is_relative_to(folder)]
-            called = [path.name, *(path.relative_to(folder).as_posix() for folder in above)]
+            whole = path.as_posix()
+            called = [path.name, *(whole.removeprefix(start) for start in starts if whole.startswith(start))]
             self.by_name |= {nfc(name): same for name in called}
             self.by_name |= {utf8_name(name): same for name in (path.stem, *called)}
             for form in {plain_name(path.name), plain_name(path.stem), number_in(path.stem)} - {""}:

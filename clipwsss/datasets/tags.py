@@ -1,7 +1,9 @@
 """Tables of tags in the forms of tag_formats.py, as rows: an image, its classes and its split."""
+import ast
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -86,6 +88,8 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
         split = str(fields.pop("split")).strip()
         if not split:
             raise ValueError(f"image {image} has no split")
+    if "labels" in fields:
+        fields["labels"] = python_list(fields["labels"])
     is_text = isinstance(fields.get("labels"), str)
     if not fields:
         labels = [PurePosixPath(image.replace("\\", "/")).parent.name]
@@ -94,6 +98,14 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
     else:
         labels = marked_classes(fields)
     return TagRow(image, {nfc(name.strip()) for name in labels} - {""}, split, where, is_text)
+
+
+def python_list(labels: object) -> object:
+    """The list in a text such as "['cat', 'dog']", as pandas writes lists into CSV; other labels unchanged."""
+    if isinstance(labels, str) and labels.strip().startswith("[") and labels.strip().endswith("]"):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return ast.literal_eval(labels.strip())
+    return labels
 
 
 def split_labels(labels: object) -> list[str]:
