@@ -101,7 +101,7 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
 
 
 def python_list(labels: object) -> object:
-    """The list in a text such as "['cat', 'dog']", as pandas writes lists into CSV; other labels unchanged."""
+    """The list in a text such as "['cat', 'dog']", as pandas writes lists into CSV; others unchanged."""
     if isinstance(labels, str) and labels.strip().startswith("[") and labels.strip().endswith("]"):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             return ast.literal_eval(labels.strip())
