@@ -297,7 +297,8 @@ def main(argv: list[str] | None = None) -> int:
     miou = {row.name: np.array([results[seed][row.name] for seed in seeds]) for row in shown}
 
     page = base / page_name(args)
-    text = f"{heading(args, table['title'], changed)}\n\n{markdown(shown, miou)}"
+    published_on = "COCO" if args.dataset == "coco14" else "VOC"
+    text = f"{heading(args, table['title'], changed)}\n\n{markdown(shown, miou, published_on)}"
     radar = table.get("radar")
     if radar in miou and np.isfinite(miou[radar]).all():
         runs = [folders[seed][radar] for seed in seeds]

@@ -112,3 +112,13 @@ def test_rows_on_weaktr_are_scored_on_coco_as_weaktr_scores():
             line = ["--dataset", "coco14", "--data-root", "x", *flags]
             args = parse(import_module(row.stage).get_parser(), line, row.stage)
             assert (args.crowds == "class") == expected, (row.name, row.stage)
+
+
+def test_a_table_on_coco_says_that_its_figures_are_coco_s(tmp_path, calls, capsys):
+    (tmp_path / "sam").mkdir()
+    argv = ["--table", "main", "--data-root", "data", "--runs", str(tmp_path), "--seeds", "1", "--through", "train_seg",
+            "--segments", str(tmp_path / "sam"), "--only", "SemPLeS on WeakTr", "--dataset"]
+    for dataset, name, figure in (("coco14", "COCO", "56.1"), ("voc12", "VOC", "83.4 (test 82.9)")):
+        assert ablate.main([*argv, dataset]) == 0
+        printed = capsys.readouterr().out
+        assert f"the paper's, {name} |" in printed and f" | {figure} |" in printed

@@ -23,14 +23,14 @@ def spread(values: Iterable[float], sign: str = "") -> str:
     return text
 
 
-def markdown(rows: Sequence, values: dict[str, NDArray]) -> str:
+def markdown(rows: Sequence, values: dict[str, NDArray], published_on: str = "VOC") -> str:
     """A Markdown table of rows: mean ± standard deviation, each seed, paired differences, published figure.
 
     rows: each has a `name`, `against` (the names of the rows it is compared with) and `paper` (published
     figures, of which the first is the row's own). values: mIoU [seeds] of each row by its name, NaN where a
-    run failed.
+    run failed. published_on: the data set of the published figures.
     """
-    lines = ["| row | mIoU % | seeds | difference (to) | the paper's, VOC |",
+    lines = [f"| row | mIoU % | seeds | difference (to) | the paper's, {published_on} |",
              "|---|---|---|---|---|"]
     for row in rows:
         own = values[row.name]
