@@ -3,6 +3,7 @@ import importlib
 import re
 from pathlib import Path
 
+from clipwsss import presets
 from clipwsss.guidance.method_flags import METHODS
 from clipwsss.options import parse
 
@@ -51,3 +52,19 @@ def test_every_method_and_paper_data_set_is_there():
     on_coco = {line.split()[0] for line in lines if "coco14" in line}
     assert on_coco == {"train_cam.py", "train_prompt.py", "make_pseudo.py", "train_seg.py"}
     assert sum(len(ours) for _, ours in sections) > 150
+
+
+def test_the_sections_of_the_published_methods_list_every_value_of_their_blocks():
+    """Further sections list what differs from these."""
+    sections = dict(read_sections())
+    prompts = presets.TRAIN_PROMPT["voc12"]
+    blocks = {"train_cam.py --dataset voc12": presets.CLIMS_CAM,
+              "train_cam.py --dataset voc12 --generator weaktr": presets.WEAKTR_CAM,
+              **{f"train_prompt.py --dataset voc12 --method {method}": prompts["resnet", method]
+                 for method in ("clims", "pole", "semples")}}
+    for command, block in blocks.items():
+        assert block.keys() - {"block", "source"} <= sections[command].keys(), command
+    on_weaktr = prompts["weaktr", "semples"]
+    own = {name for name, value in on_weaktr.items() if prompts["resnet", "semples"].get(name) != value}
+    listed = sections["train_prompt.py --dataset voc12 --method semples --generator weaktr"].keys()
+    assert own - {"block", "source"} <= listed
