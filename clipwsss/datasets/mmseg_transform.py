@@ -18,7 +18,7 @@ from .transforms import MEAN_COLOUR
 
 LONGEST = 4  # a long side may have this many times the pixels of the short side: (2048, 512)
 LARGEST_SHARE = 0.75  # of the labelled pixels of a crop, for its most frequent label
-TRIES = 10  # crops that are drawn until one keeps LARGEST_SHARE; the last one is taken anyway
+TRIES = 11  # crops that are drawn until one keeps LARGEST_SHARE; the eleventh is taken anyway
 BRIGHTNESS = 32  # of 255, added or subtracted
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18 / 180  # of the colour circle, in both directions
@@ -38,7 +38,7 @@ def mmseg_transform(crop_size: int, scales: tuple[float, float]) -> Transform:
     """Scaling of the short side, cropping, mirroring and photometric distortion.
 
     (PIL RGB, mask uint8 [H, W]) -> (image float32 [3, crop_size, crop_size] in [0, 1], mask int64 of the same
-    size). scales: the range of a factor; the short side becomes the factor times crop_size. Images are
+    size). scales: the range of a factor; the short side becomes crop_size times it, rounded down. Images are
     resized bilinearly without antialiasing. Smaller images are padded at the right and bottom by the mean
     colour (mask: 255).
     """
@@ -51,7 +51,7 @@ def _mmseg_pair(crop_size: int, scales: tuple[float, float], image: Image.Image,
     low, high = scales
     factor = low + (high - low) * float(torch.rand(()))
     picture = tv_tensors.Image(image)
-    size = short_side_size(tuple(picture.shape[-2:]), crop_size * factor)
+    size = short_side_size(tuple(picture.shape[-2:]), int(crop_size * factor))
     picture = functional.resize(picture, size, InterpolationMode.BILINEAR, antialias=False)
     labels = torch.from_numpy(np.array(mask))[None]
     labels = functional.resize(labels, size, InterpolationMode.NEAREST)[0]
