@@ -173,3 +173,35 @@ def test_every_form_is_one_that_an_export_shows(tmp_path):
                 kind, keys, _ = open_table(tmp_path / str(number) / name)
                 shown.add(next(form.name for form in FORMATS if form.kind == kind and form.keys <= keys))
     assert shown == {form.name for form in FORMATS}
+
+
+@pytest.mark.parametrize("name, text, pattern", [
+    ("labels.csv", "picture,labels\none,cat\n", r"labels.csv:1: the first line must be .* called image, file_name, .* choice, choices"),
+    ("labels.csv", "image,label,class\none,0,cat\n", "labels.csv: the columns label and class may both hold the labels"),
+    ("labels.csv", "image,cat,cat\none,0,1\n", "labels.csv:1: two columns are called 'cat'"),
+    ("labels.csv", "filepath,a.label,b.label\none,cat,cat\n", "labels.csv: the columns a.label and b.label may both hold"),
+    ("labels.csv", OPEN_IMAGES.replace(",0\n", ",0.7\n"), "labels.csv:3: Confidence 0.7 is a machine's guess"),
+    ("labels.json", json.dumps([{**TASKS[0], "animal": ["cat"]}]), "labels.json: the labels may be in choice, animal; delete"),
+    ("labels.json", json.dumps([{"annotation_id": 1, "annotator": 1, "choice": "cat"}]), "labels.json: no column holds images"),
+    ("labels.json", json.dumps(TASKS).replace('"cat"', '"wolf"'), r"labels.json: \[0\]: unknown class 'wolf'; valid are cat, hot dog"),
+    ("labels.json", '{"classes": ["cat"], "labels": {"one": 1}}', "labels.json: image one has class 1, but `classes` has 1 names"),
+    ("labels.json", '{"classes": null, "labels": {"one": null}}', r"labels.json \(image one\): image one has no tag"),
+    ("annotations.xml", CVAT_IMAGES[:700], "annotations.xml: not a readable XML file"),
+    ("annotations.xml", "", "annotations.xml: not a readable XML file"),
+    ("labels.xml", "<html/>", "labels.xml: <html> is no table of tags; expected <annotations> of CVAT"),
+    ("images/one.xml", labelimg("one.jpg", []), "one.xml: image one has no tag"),
+    ("train.csv", "image,labels\none,cat\n", "labels.csv: no such file; write one, rename the right one of train.csv, or put")])
+def test_what_is_wrong_is_said_in_one_line(tmp_path, name, text, pattern):
+    unpack(tmp_path, {name: text})
+    with pytest.raises(InputError, match=pattern) as caught:
+        build_dataset("folder", tmp_path, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_byte_order_marks_and_answers_of_several_people(tmp_path):
+    tasks = [*TASKS, {**TASKS[0], "choice": "hot dog", "annotator": "me@example.org", "annotation_id": 23}]
+    for number, (name, text) in enumerate((("labels.json", json.dumps(tasks)), ("labels.csv", OPEN_IMAGES),
+                                           ("annotations.xml", CVAT_IMAGES))):
+        unpack(tmp_path / str(number), {name: "\ufeff" + text})
+        first = "cat + hot dog" if number == 0 else "cat"
+        assert outcome(tmp_path / str(number)) == f"loads: one {first} (train), two cat + hot dog (train)", name
