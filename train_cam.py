@@ -63,7 +63,7 @@ def check_flags(args: argparse.Namespace) -> None:
     """InputError for a flag of the command line that means nothing to this --generator."""
     if args.generator == "clip":
         ignored = ("backbone", "weights", "init", "epochs", "lr", "optimizer", "crop_size", "augment",
-                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile", "keep_best")
+                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile", "keep_best", "best_images")
         reason = "trains nothing and has one network, --clip"
     else:
         ignored = ("clip", "clip_model", "clip_cache", "template", "box")
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
         compile_networks(generator)
     loader = crop_loader(args, dataset, args.batch_size, generator.input_multiple)
     refuse_lone_values(generator, "classify", loader, args.crop_size, args.sync_bn)
-    run = start_run(args, dataset, init=args.init, weights=args.weights)
+    run = start_run(args, dataset, init=args.init, weights=args.weights, best_images=args.best_images)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")
 

@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     cams = args.cams if args.cams != CLIP_CAMS else None
     run = start_run(args, dataset, init=args.init, cams=cams, prompts=args.prompts, clip=args.clip,
                     background_prompts=args.background_prompts, synonyms=args.synonyms,
-                    background_words=args.background_words)
+                    background_words=args.background_words, best_images=args.best_images)
     print(f"{args.dataset} {args.split}: {len(dataset)} images; {args.method}: class prompt "
           f"{args.class_prompt}, background prompt {args.background_prompt}; writing {run.out}")
 

@@ -13,6 +13,7 @@ from .datasets.base import whole_image
 from .datasets.loaders import make_loader, size_loader
 from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
+from .files import nfc, read_text
 from .flags import Ascending, real, whole
 from .options import open_dataset
 from .training import PRECISIONS
@@ -48,6 +49,9 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--keep-best", metavar="SPLIT",
         help="keep the epoch with the highest CAM mIoU on the true masks of this split, as WeakTr's and "
         "SemPLeS' releases do; without it the last epoch is kept and no mask is used")
+    add("--best-images", type=Path, metavar="FILE",
+        help="the images of --keep-best that are scored, one name a line; for COCO the releases have the "
+        "file coco/train_1250_id.txt (default: all images of the split)")
     add = parser.add_argument_group("CAMs").add_argument
     add("--score-split", help="split whose CAMs are scored against true masks, a part of --split; without "
         "it, all of --split")
@@ -64,13 +68,40 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
 
 
 def open_validation(args: argparse.Namespace) -> TagDataset | None:
-    """The data set of --keep-best, None without the flag; InputError for a split without masks."""
+    """The images of --keep-best, None without the flag.
+
+    InputError: a split without masks, or a file of --best-images that names no image of the split.
+    """
     if not args.keep_best:
+        if args.best_images:
+            raise InputError("--best-images: these images are scored by --keep-best SPLIT; give both")
         return None
     validation = open_dataset(args, args.keep_best)
     if not validation.has_masks:
         raise InputError(f"--keep-best {args.keep_best}: this split has no masks to choose an epoch by")
+    if args.best_images:
+        return validation.only(listed_images(args.best_images, validation.names))
     return validation
+
+
+def listed_images(path: Path, names: Sequence[str]) -> list[int]:
+    """The numbers among `names` of the images that a file lists, one a line.
+
+    COCO's image COCO_train2014_000000000009 may be listed as 000000000009, as in WeakTr's and SemPLeS' files.
+    InputError: a line that is no such image, or an empty file.
+    """
+    numbers = {name.rpartition("2014_")[2]: index for index, name in enumerate(names)}
+    numbers |= {name: index for index, name in enumerate(names)}
+    listed = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        name = nfc(line.strip())
+        if name and name not in numbers:
+            raise InputError(f"{path}:{number}: no image of this split is called {name}")
+        if name:
+            listed.append(numbers[name])
+    if not listed:
+        raise InputError(f"{path}: it lists no image")
+    return list(dict.fromkeys(listed))
 
 
 def generator_settings(args: argparse.Namespace) -> dict[str, object]:

@@ -15,6 +15,8 @@ from clipwsss.datasets import build_dataset
 from clipwsss.datasets.base import whole_image
 from clipwsss.errors import InputError
 from clipwsss.files import load_weights
+from clipwsss.generator_options import listed_images, open_validation
+from clipwsss.options import parse
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import confusion, scores
 
@@ -57,6 +59,30 @@ def test_epochs_are_chosen_by_one_scale_with_mirror_images_at_fine_thresholds(ru
     data.has_masks = False
     with pytest.raises(ValueError, match="no masks"):
         cam_miou(generator, data)
+
+
+def test_some_images_choose_the_epoch(runs, tmp_path):  # noqa: F811
+    """As on COCO in the releases, whose file calls images by their numbers alone."""
+    names = ["COCO_train2014_000000000009", "COCO_train2014_000000000030", "COCO_train2014_000000000072"]
+    path = tmp_path / "train_1250_id.txt"
+    path.write_text("000000000072\n\n000000000009\nCOCO_train2014_000000000072\n")
+    assert listed_images(path, names) == [2, 0]
+    for content, message in (("000000000009\n9\n", "train_1250_id.txt:2: no image of this split is called 9"),
+                             ("\n", "train_1250_id.txt: it lists no image")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=message):
+            listed_images(path, names)
+    data = build_dataset("toy", runs / "toy" / "data", "val").with_transform(whole_image)
+    path.write_text(f"{data.names[3]}\n{data.names[1]}\n")
+    args = parse(train_cam.get_parser(), ["--dataset", "toy", "--runs", str(runs), "--keep-best", "val",
+                                          "--best-images", str(path)], "train_cam")
+    some = open_validation(args).with_transform(whole_image)
+    assert some.names == [data.names[3], data.names[1]] and len(data) > len(some) == 2
+    assert torch.equal(some.labels, data.labels[[3, 1]]) and some.masked == [True, True]
+    for index, whole in ((0, 3), (1, 1)):
+        assert torch.equal(some[index].image, data[whole].image) and np.array_equal(some.load_mask(index), data.load_mask(whole))
+    with pytest.raises(InputError, match="--best-images: .* give both"):
+        train_cam.main([*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--best-images", str(path)])
 
 
 def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeypatch):  # noqa: F811

@@ -188,6 +188,16 @@ class TagDataset(Dataset):
         other.has_masks = self.has_masks and masks
         return other
 
+    def only(self, indices: Sequence[int]) -> "TagDataset":
+        """A shallow copy with some of the images, in the order of their numbers `indices`."""
+        other = copy.copy(self)
+        other.entries = [self.entries[index] for index in indices]
+        other.names = [self.names[index] for index in indices]
+        other.sizes = [self.sizes[index] for index in indices]
+        other.masked = [self.masked[index] for index in indices]
+        other.labels = self.labels[list(indices)]
+        return other
+
     def with_masks(self, folder: Path | str, skip_bad: bool = False,
                    corrections: Mapping[str, Path] | None = None) -> "TagDataset":
         """A copy whose masks are FOLDER/NAME.png, checked as on construction; `skipped` is the copy's own.
