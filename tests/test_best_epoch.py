@@ -80,7 +80,8 @@ def test_some_images_choose_the_epoch(runs, tmp_path):  # noqa: F811
     assert some.names == [data.names[3], data.names[1]] and len(data) > len(some) == 2
     assert torch.equal(some.labels, data.labels[[3, 1]]) and some.masked == [True, True]
     for index, whole in ((0, 3), (1, 1)):
-        assert torch.equal(some[index].image, data[whole].image) and np.array_equal(some.load_mask(index), data.load_mask(whole))
+        assert torch.equal(some[index].image, data[whole].image)
+        assert np.array_equal(some.load_mask(index), data.load_mask(whole))
     with pytest.raises(InputError, match="--best-images: .* give both"):
         train_cam.main([*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--best-images", str(path)])
 
