@@ -25,8 +25,9 @@ from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import broadcast
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import real, whole
-from clipwsss.options import (open_dataset, parse, open_scored, script_parser, start_run,
-                              training_flags, training_settings, start_weights)
+from clipwsss.options import (drops_rest, first_command, of_last_stage, open_dataset, open_scored, parse,
+                              say_stage, script_parser, start_run, start_weights, training_flags,
+                              training_settings)
 from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
                                       smallest_crop)
@@ -42,7 +43,7 @@ from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, mask_quality, write_quality
 from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
 from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
-from clipwsss.run import Run, refuse_overlap
+from clipwsss.run import Run, notes_of, refuse_overlap, say_notes
 from clipwsss.training import fit, pick_device, seed_everything
 
 # The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
@@ -89,7 +90,7 @@ def get_parser() -> argparse.ArgumentParser:
         "psa train an affinity network), then crf; `none` refines nothing and cannot be combined with "
         "other stages")
     add("--cams", type=Path, help="folder of CAM files of this library, of IRN or of PSA (default: the "
-        "CAMs of train_prompt.py)")
+        "CAMs of train_prompt.py, or of train_cam.py where that has not run)")
     add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
         help="score of the background at every pixel; auto: the score of highest mIoU on the images of "
         "--score-split, before CRF and segments; alpha: PSA's background map, which takes part in the walk")
@@ -164,7 +165,8 @@ def train_affinity(args: argparse.Namespace, run: Run, dataset: TagDataset, cams
         pass
     labelled = dataset.with_masks(folder, skip_bad=args.skip_bad).with_transform(
         train_transform(args.crop_size, None, tuple(args.scales), brightness=args.brightness))
-    loader = make_loader(labelled, args.batch_size, args.workers, seed=args.seed, drop_last=True)
+    loader = make_loader(labelled, args.batch_size, args.workers, seed=args.seed,
+                         drop_last=drops_rest(args, len(labelled), args.batch_size))
     fit(run, loader, lambda batch: network.loss_terms(batch.images, batch.masks, args.train_radius),
         {"network": network}, network.parameter_groups(args.lr), training_settings(args, f"{walk}_network"))
     save_affinity(network, run.out / "affinity.pt", walk, backbone)
@@ -177,6 +179,8 @@ def new_affinity_network(args: argparse.Namespace, walk: str) -> tuple[nn.Module
     InputError: weights that are missing or do not fit, or crops that are too small for the network.
     """
     weights = start_weights(args)
+    if args.weights in ("generator", "auto"):
+        say_stage(weights)
     if args.weights == "generator" and not weights.is_file():
         raise InputError(f"--weights generator: {weights}: no such file; run train_prompt.py first, or give "
                          "imagenet, none or a file")
@@ -260,10 +264,11 @@ def write_pseudo_mask(args: argparse.Namespace, dataset: TagDataset, cams: Path,
                      unrefined=metrics.confusion(unrefined, truth, n), quality=quality)
 
 
-def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
+def report_scores(run: Run, total: MaskScore, names: list[str], notes: list[str]) -> None:
     """Print the mIoU before and after refinement and the share of changed pixels; write result.json.
 
-    total: the sum of the scores of all images; names: of the classes, the background first.
+    total: the sum of the scores of all images; names: of the classes, the background first; notes: of the
+    run that made the CAMs.
     """
     share = 100 * total.changed / total.pixels
     figures = {"images": total.images, "changed": share}
@@ -280,7 +285,8 @@ def report_scores(run: Run, total: MaskScore, names: list[str]) -> None:
               f"classes that occur, {total.with_truth} images with masks")
     else:
         print(NOTHING_SCORED if total.with_truth else "there are no masks, so no mIoU is computed")
-    run.result(**figures)
+    say_notes(notes)
+    run.result(**figures, notes=notes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -290,7 +296,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.unsure and "crf" not in deciders:
         raise InputError(f"--unsure {args.unsure}: it needs the CRF's probabilities; add crf to --refine")
     dataset = open_dataset(args)
-    cams = args.cams or args.runs / args.dataset / "train_prompt" / "cams"
+    if args.cams is None:
+        args.cams = of_last_stage(args, "cams")
+        if not args.cams.is_dir():
+            raise InputError(f"{args.cams}: no such folder of CAM files; {first_command(args, 'train_cam')}")
+        say_stage(args.cams)
+    cams = args.cams
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(missing_inputs(dataset, cams, args.segments))
     scored = set(open_scored(args, dataset).names)
@@ -333,7 +344,7 @@ def main(argv: list[str] | None = None) -> int:
     if totals is None:
         raise InputError(f"{cams}: no image of {args.split} has a usable CAM file")
     total = MaskScore(*totals)
-    report_scores(run, total, ["background", *dataset.classes])
+    report_scores(run, total, ["background", *dataset.classes], notes_of(cams.parent))
     write_quality(total.quality, run.out / QUALITY_FILE, "CAM")
     if args.layout:
         write_layout(args.layout, dataset, run.out / "masks", run.out / args.layout, args.workers)

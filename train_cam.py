@@ -3,6 +3,7 @@
 --generator clip trains nothing and writes the maps that frozen CLIP itself makes of the tags.
 """
 import argparse
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +24,20 @@ from clipwsss.guidance.method_flags import box_flag, clip_flags
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
-from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, script_parser, start_run,
-                              training_flags, training_settings)
+from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, say_absent_classes,
+                              script_parser, start_run, training_flags, training_settings)
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.contrast import contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.run import Run
+from clipwsss.run import Run, notes_of, say_notes
 from clipwsss.training import (compile_networks, fit, pick_device, refuse_lone_values,
                                seed_everything)
+
+RANDOM_NOTE = ("the classifier started from random weights, so that its maps tell almost nothing about where "
+               "objects are (9 mIoU in a trial with 18 photographs): start from ImageNet's weights "
+               "(clipwsss/WEIGHTS.md), or use --generator clip")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -122,6 +127,15 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     return 0
 
 
+def start_notes(args: argparse.Namespace) -> list[str]:
+    """What the report says of the weights that the classifier started from."""
+    if args.init:
+        return notes_of(Path(args.init).parent)
+    if args.weights == "none" and args.dataset != "toy":  # the toy's presets are made for random weights
+        return [RANDOM_NOTE]
+    return []
+
+
 def train_classifier(args: argparse.Namespace, run: Run, loader: DataLoader, generator: MapGenerator,
                      validation: TagDataset | None) -> None:
     """Train the generator as a classifier of tags; validation: the split of --keep-best."""
@@ -158,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         val_dataset = open_dataset(args, args.val_split)
     scored = open_scored(args, dataset)
     validation = open_validation(args)
-    if args.weights == "auto":
+    if args.weights == "auto" and not args.init:
         args.weights = imagenet_or_none(dataset.classes, generator_settings(args))
     if args.weights == "none" and not args.init and args.generator == "resnet":
         # Random weights are not worth freezing, unless the command line asks for it.
@@ -185,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     run = start_run(args, dataset, init=args.init, weights=args.weights, best_images=args.best_images)
     print(f"{args.dataset} {args.split}: {len(dataset)} images, {len(dataset.classes)} classes; "
           f"writing {run.out}")
+    say_absent_classes(args, dataset)
 
     train_classifier(args, run, loader, generator, validation)
     save_network(generator, "generator", generator.config, run.out / "generator.pt")
@@ -197,6 +212,10 @@ def main(argv: list[str] | None = None) -> int:
     write_cams(generator, cam_loader(args, dataset, cams), cams, args.scales, args.flip, args.cam_format,
                args.test_precision)
     result.update(print_cam_curve(scored, cams))
+    notes = start_notes(args)
+    if notes:
+        result["notes"] = notes
+    say_notes(notes)
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)
     return 0

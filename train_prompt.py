@@ -30,14 +30,15 @@ from clipwsss.guidance.prompts import LearnedPrompt, save_learned
 from clipwsss.guidance.regions import Regions, cam_file_regions, generator_regions, load_clip
 from clipwsss.guidance.words import (Words, background_texts, encode_words, load_clip_words, load_words,
                                      read_words)
-from clipwsss.options import (open_dataset, open_scored, parse, script_parser, start_run, training_flags,
+from clipwsss.options import (drops_rest, first_command, open_dataset, open_scored, parse,
+                              say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
 from clipwsss.prompt_options import check_flags, check_texts, start_adapters, start_prompts
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.contrast import contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.run import Run
+from clipwsss.run import Run, notes_of, say_notes
 from clipwsss.training import (Training, compile_networks, fit, pick_device, refuse_lone_values,
                                seed_everything, use_bf16)
 
@@ -60,6 +61,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     """
     device = pick_device(args.device)
     dataset = open_dataset(args)
+    say_absent_classes(args, dataset)
     scored = open_scored(args, dataset)
     listed = read_words(args.background_words) if args.background_words else None
     if "list" not in args.background_prompt:
@@ -73,7 +75,10 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     baseline = args.runs / args.dataset / "train_cam"
     generator = None
     if args.maps != "clip":
-        args.init = args.init or baseline / "generator.pt"
+        if args.init is None:
+            args.init = baseline / "generator.pt"
+            if not args.init.is_file():
+                raise InputError(f"{args.init}: no such checkpoint; {first_command(args, 'train_cam')}")
         generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
                                    **generator_settings(args))
         if args.tune != "all":
@@ -112,7 +117,8 @@ def make_loaders(args: argparse.Namespace, dataset: TagDataset, clip: CLIP,
     if args.maps == "generator":
         return loader, crop_loader(args, dataset, batch_size, generator.input_multiple, args.prompt_augment)
     whole_images = dataset.with_transform(square_transform(clip.input_resolution), masks=False)
-    return loader, make_loader(whole_images, batch_size, args.workers, seed=args.seed, drop_last=True)
+    return loader, make_loader(whole_images, batch_size, args.workers, seed=args.seed,
+                               drop_last=drops_rest(args, len(dataset), batch_size))
 
 
 def learn_class_prompt(args: argparse.Namespace, run: Run, loader: DataLoader, prompt: LearnedPrompt,
@@ -174,17 +180,22 @@ def write_own_cams(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, wo
 
 def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, generator: MapGenerator | None,
                words: Words, choices: WordChoices | None, text: Tensor | None, learned: Tensor) -> list[str]:
-    """Write the run's CAM files: the generator's maps, CLIP's own, or a mean (--maps); `contrast_notes`."""
+    """Write the run's CAM files: the generator's maps, CLIP's own, or a mean (--maps).
+
+    Returns the notes of the run that made the generator of --init, and `contrast_notes`.
+    """
     cams = args.out / "cams"
     notes = []
     if args.maps != "clip":
         of_generator = cams if args.maps == "generator" else args.out / "generator_cams"
         write_cams(generator, cam_loader(args, dataset, of_generator), of_generator, args.scales, args.flip,
                    args.cam_format, args.test_precision)
+        notes = notes_of(Path(args.init).parent)
+        say_notes(notes)
     if args.maps != "generator":
         of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
         write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)
-        notes = contrast_notes(dataset, of_clip)
+        notes = notes + contrast_notes(dataset, of_clip)
     if args.maps in MEANS:
         write_mean_cams(dataset, [of_generator, of_clip], cams, args.maps, args.cam_format)
     return notes

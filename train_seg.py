@@ -25,13 +25,14 @@ from clipwsss.distributed import rank
 from clipwsss.errors import InputError, run_script
 from clipwsss.flags import Ascending, file_to_write, real, whole
 from clipwsss.networks.resnet import RESNETS
-from clipwsss.options import (COMMAND_LINE, open_dataset, parse, script_parser,
-                              start_run, start_weights, training_flags, training_settings)
+from clipwsss.options import (COMMAND_LINE, drops_rest, first_command, open_dataset, parse,
+                              say_absent_classes, say_stage, script_parser, start_run, start_weights,
+                              training_flags, training_settings)
 from clipwsss.refine.crf_flags import crf_flags
 from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, read_quality, write_quality
 from clipwsss.report.scoring import print_label_miou
-from clipwsss.run import Run
+from clipwsss.run import Run, notes_of, say_notes
 from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_files, photos_at_once,
                                      refuse_taken_names)
 from clipwsss.segment.predict import CRF_KERNELS, FUSIONS, predict_images, reduced_images, write_label_maps
@@ -54,9 +55,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--network", choices=SEGMENTERS, default="deeplabv2",
         help="network of the segmenter; mask2former needs the optional package transformers")
     add("--weights", default="imagenet",
-        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py), auto (that, "
-        "else imagenet), a segmenter.pt, or a file of torchvision or deeplab-pytorch; for mask2former none, "
-        "a segmenter.pt, or a transformers model")
+        help="initial weights: imagenet, none, generator (the generator.pt of train_prompt.py, or of "
+        "train_cam.py where that has not run), auto (that, else imagenet), a segmenter.pt, "
+        "or a file of torchvision or deeplab-pytorch; for mask2former none, a segmenter.pt, or a "
+        "transformers model")
     add("--backbone", choices=RESNETS, default="resnet101", help="ResNet of DeepLab")
     add("--output-stride", type=whole(1, 64), default=8,
         help="ratio of the image size to the size of DeepLab's feature maps")
@@ -152,6 +154,8 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     """
     dataset = open_dataset(args)
     masks = masks_folder(args)
+    if args.masks is None and not masks.is_dir():
+        raise InputError(f"{masks}: no such folder; {first_command(args, 'make_pseudo')}")
     if str(masks) != "truth":
         dataset = dataset.with_masks(masks, args.skip_bad, find_corrections(args.corrections, dataset))
         for note in contradiction_note(dataset, masks):
@@ -159,6 +163,11 @@ def training_data(args: argparse.Namespace) -> TagDataset:
     elif not dataset.has_masks:
         raise InputError(f"--masks truth: {args.data_root} has no masks for --split {args.split}")
     print(f"{args.dataset} {args.split}: {len(dataset)} images; masks: {masks}")
+    say_absent_classes(args, dataset)
+    without = len(dataset) - sum(dataset.masked)
+    if without:
+        print(f"note: {without} of {len(dataset)} images have no mask and teach nothing: all their pixels "
+              "are 255")
     if args.pipeline == "mmsegmentation":
         return dataset.with_transform(mmseg_transform(args.crop_size, tuple(args.scales)))
     return dataset.with_transform(
@@ -170,7 +179,10 @@ def initial_segmenter(args: argparse.Namespace, classes: Sequence[str]) -> tuple
     seed_everything(args.seed)
     design = {"network": args.network, "backbone": args.backbone, "output_stride": args.output_stride,
               "rates": args.rates, "multi_scale": args.multi_scale, "frozen_bn": args.frozen_bn}
-    return build_segmenter(design, len(classes) + 1, start_weights(args), classes)
+    weights = start_weights(args)
+    if args.weights in ("generator", "auto"):
+        say_stage(weights)
+    return build_segmenter(design, len(classes) + 1, weights, classes)
 
 
 def training_loader(args: argparse.Namespace, dataset: TagDataset, network: nn.Module) -> DataLoader:
@@ -179,8 +191,9 @@ def training_loader(args: argparse.Namespace, dataset: TagDataset, network: nn.M
     if args.epochs is None:
         # An epoch takes few images several times, so that its checkpoint costs little of the time.
         repeats = max(1, PASS_STEPS * args.accumulate * args.batch_size // len(dataset))
+    drop_last = repeats > 1 or drops_rest(args, len(dataset), args.batch_size)
     loader = make_loader(ConcatDataset([dataset] * repeats), args.batch_size, args.workers, seed=args.seed,
-                         drop_last=True)
+                         drop_last=drop_last)
     if args.network != "mask2former":  # which has no batch norm
         refuse_lone_values(network, "training_logits", loader, args.crop_size, args.sync_bn)
     return loader
@@ -368,7 +381,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.submit and rank() == 0:
             write_submission(unseen, folder, args.submit)
             print(f"{args.submit}: {len(unseen)} label maps, checked")
-    run.result(**figures)
+    notes = []
+    if learned and str(masks_folder(args)) != "truth":
+        notes = notes_of(masks_folder(args).parent)
+        say_notes(notes)
+    run.result(**figures, notes=notes)
     write_report(run.out, "train_seg", unseen or learned, masks=run.out / "predictions" if unseen else None)
     return 0
 

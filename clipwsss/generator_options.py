@@ -15,7 +15,7 @@ from .datasets.transforms import AUGMENTS, area_transform, train_transform
 from .errors import InputError
 from .files import nfc, read_text
 from .flags import Ascending, real, whole
-from .options import open_dataset
+from .options import drops_rest, open_dataset
 from .training import PRECISIONS
 
 
@@ -132,7 +132,7 @@ def crop_loader(args: argparse.Namespace, dataset: TagDataset, batch_size: int, 
     else:
         transform = area_transform(args.crop_size, augment == "strong")
     return make_loader(dataset.with_transform(transform, masks=False), batch_size, args.workers,
-                       seed=args.seed, drop_last=True)
+                       seed=args.seed, drop_last=drops_rest(args, len(dataset), batch_size))
 
 
 def cam_loader(args: argparse.Namespace, dataset: TagDataset, folder: Path) -> DataLoader:

@@ -1,11 +1,13 @@
 """The command line that the five scripts share: common flags, preset values, default folders."""
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
+from .distributed import world_size
 from .errors import InputError
 from .flags import ScriptParser, real, whole
 from .presets import SPLITS, find_block, usual_choices
@@ -179,12 +181,59 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
     return Run(args.out, vars(args), args.resume, args.overwrite, marks)
 
 
+def of_last_stage(args: argparse.Namespace, name: str) -> Path:
+    """The result of this name of train_prompt.py, or of train_cam.py where train_prompt.py has none."""
+    guided = args.runs / args.dataset / "train_prompt" / name
+    first = args.runs / args.dataset / "train_cam" / name
+    return first if first.exists() and not guided.exists() else guided
+
+
+def say_stage(result: Path | str) -> None:
+    """Print that a result of `of_last_stage` comes from train_cam.py, where it does."""
+    if Path(result).parent.name == "train_cam":
+        print(f"train_prompt.py has not run: {result} is taken, which train_cam.py made")
+
+
+def first_command(args: argparse.Namespace, script: str) -> str:
+    """What an error tells of the script whose results are missing: its command line."""
+    words = ["python", f"{script}.py", "--dataset", args.dataset]
+    for name in ("data_root", "preset", "runs"):
+        if args.set_by.get(name) == COMMAND_LINE:
+            words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    return f"run first: {shlex.join(words)}"
+
+
+def drops_rest(args: argparse.Namespace, images: int, batch_size: int) -> bool:
+    """Whether an epoch leaves out the last images, which do not fill a batch; a line says how many.
+
+    Published data sets do, as in the releases. Of own photographs every image is used, unless a single one
+    is left, on which batch norm cannot train, or several processes share a batch.
+    """
+    rest = images % batch_size
+    if images < batch_size or rest == 0:
+        return False
+    if args.dataset == "folder" and rest > 1 and world_size() == 1:
+        return False
+    print(f"--batch-size {batch_size}: each epoch leaves out {rest} of {images} images, which do not fill a "
+          "batch; they are others in every epoch")
+    return True
+
+
+def say_absent_classes(args: argparse.Namespace, dataset: TagDataset) -> None:
+    """Print which classes no image of the split is tagged with."""
+    absent = [name for name, present in zip(dataset.classes, dataset.labels.any(0).tolist()) if not present]
+    if absent:
+        print(f"note: no image of --split {args.split} is tagged with {', '.join(absent)} ({len(absent)} of "
+              f"{len(dataset.classes)} classes), so that nothing is learned about it")
+
+
 def start_weights(args: argparse.Namespace) -> str | Path:
     """--weights, where `generator` stands for the file of train_prompt.py.
 
-    `auto` stands for this file where there is one, and for ImageNet's weights otherwise.
+    Where train_prompt.py has not run, this is the file of train_cam.py. `auto` stands for this file where
+    there is one, and for ImageNet's weights otherwise.
     """
-    generator = args.runs / args.dataset / "train_prompt" / "generator.pt"
+    generator = of_last_stage(args, "generator.pt")
     if args.weights == "generator" or (args.weights == "auto" and generator.is_file()):
         return generator
     if args.weights == "auto":

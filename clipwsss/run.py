@@ -175,6 +175,22 @@ def read_settings(path: Path) -> dict:
     return settings
 
 
+def notes_of(folder: Path) -> list[str]:
+    """The notes that a finished run of these scripts has left in its result.json; [] where there are none."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return []
+    result = read_json(path)
+    notes = result.get("notes", []) if isinstance(result, dict) else []
+    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """Print the notes of a run at its end, where they are read."""
+    for note in notes:
+        print(f"note: {note}")
+
+
 def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
     """InputError where an input has another fingerprint than before. Its path may have changed."""
     for name in sorted(before.keys() & now.keys()):

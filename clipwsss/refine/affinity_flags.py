@@ -18,7 +18,8 @@ def affinity_flags(parser: argparse.ArgumentParser) -> None:
         "its background map for the same purpose")
     add("--backbone", choices=RESNETS, default="resnet50", help="backbone of the affinity network")
     add("--weights", default="imagenet", help="initial weights of the backbone: imagenet, none, generator "
-        "(the generator.pt of train_prompt.py), or a file of torchvision or of a generator")
+        "(the generator.pt of train_prompt.py, or of train_cam.py where that has not run), or a file of "
+        "torchvision or of a generator")
     add("--scales", type=real(0.1, 8), nargs=2, default=(0.5, 1.5), metavar=("LO", "HI"), action=Ascending,
         help="range of the random factor by which training images are scaled")
     add("--pad-to", type=whole(0, 4096), default=512, metavar="SIDE",
