@@ -299,7 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.cams is None:
         args.cams = of_last_stage(args, "cams")
         if not args.cams.is_dir():
-            raise InputError(f"{args.cams}: no such folder of CAM files; {first_command(args, 'train_cam')}")
+            script = "train_prompt" if args.cams.parent.exists() else "train_cam"
+            raise InputError(f"{args.cams}: no such folder of CAM files; {first_command(args, script)}")
         say_stage(args.cams)
     cams = args.cams
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)

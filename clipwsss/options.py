@@ -182,10 +182,10 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
 
 
 def of_last_stage(args: argparse.Namespace, name: str) -> Path:
-    """The result of this name of train_prompt.py, or of train_cam.py where train_prompt.py has none."""
+    """The result of this name of train_prompt.py, or of train_cam.py where train_prompt.py has not begun."""
     guided = args.runs / args.dataset / "train_prompt" / name
     first = args.runs / args.dataset / "train_cam" / name
-    return first if first.exists() and not guided.exists() else guided
+    return first if first.exists() and not guided.parent.exists() else guided
 
 
 def say_stage(result: Path | str) -> None:
