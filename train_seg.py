@@ -55,8 +55,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--network", choices=SEGMENTERS, default="deeplabv2",
         help="network of the segmenter; mask2former needs the optional package transformers")
     add("--weights", default="imagenet",
-        help="initial weights: imagenet, none, generator (of train_prompt.py, else of train_cam.py), "
-        "auto (that, else imagenet), a segmenter.pt, or a file of torchvision or deeplab-pytorch; for "
+        help="initial weights: imagenet, none, generator (of train_prompt.py, else train_cam.py), "
+        "auto (that, else imagenet), a segmenter.pt, a file of torchvision or deeplab-pytorch; for "
         "mask2former none, a segmenter.pt, or a transformers model")
     add("--backbone", choices=RESNETS, default="resnet101", help="ResNet of DeepLab")
     add("--output-stride", type=whole(1, 64), default=8,
