@@ -145,7 +145,7 @@ def print_result(result: FolderScores, names: list[str]) -> None:
             line = "".join(f"{column[index]:11.2f}" for column in columns)
             print(f"{name:<{width}}{line.replace('nan', '  -')}")
     print(f"{'mean':<{width}}" + "".join(f"{mean:11.2f}" for mean in means).replace("nan", "  -"))
-    print(f"pixel accuracy {result.report['accuracy']:.2f}")
+    print(f"pixel accuracy {result.report['accuracy']:.2f}".replace("nan", "-"))
 
 
 def print_comparison(results: list[FolderScores], names: list[str]) -> None:
@@ -153,8 +153,8 @@ def print_comparison(results: list[FolderScores], names: list[str]) -> None:
     print("\n mIoU  accuracy  threshold  folder")
     for result in results:
         threshold = "-" if result.threshold is None else f"{result.threshold:g}"
-        print(f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f} {threshold:>10}  "
-              f"{result.folder}")
+        figures = f"{result.report['best']['miou']:5.2f} {result.report['accuracy']:9.2f}"
+        print(f"{figures.replace('nan', '  -')} {threshold:>10}  {result.folder}")
     if len(results) != 2:
         return
     first = scores(results[0].confusion)

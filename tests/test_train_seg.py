@@ -12,6 +12,7 @@ import train_seg as script
 from clipwsss.errors import InputError
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.metrics import confusion, scores
+from clipwsss.segment.photos import image_files
 from clipwsss.segment.segmenter import Segmenter
 
 SMALL = ["--dataset", "folder", "--backbone", "resnet_tiny", "--output-stride", "4", "--weights", "none",
@@ -126,7 +127,7 @@ def test_predicts_a_tree_of_photographs_by_the_settings_of_the_training(world, t
     assert (folder / "photos" / "large.png").exists() and not (folder / "out").exists()
 
 
-def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
+def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path, capsys):
     base = ["--dataset", "folder", "--checkpoint", str(trained / "segmenter.pt"),
             "--out", str(tmp_path / "out")]
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
@@ -148,8 +149,15 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path):
         script.main([*base, "--data-root", str(world), "--predict-split", ""])
     with pytest.raises(InputError, match="nowhere.jpg: no such file or folder"):
         script.main([*base, "--predict", str(tmp_path / "nowhere.jpg")])
+    (tmp_path / "again/deep").mkdir(parents=True)
+    shutil.copy(world / "images" / "scene00.png", tmp_path / "again" / "scene00.png")
+    for name in ("IMG_1.HEIC", "deep/notes.txt", ".hidden"):
+        (tmp_path / "again" / name).write_text("")
+    named = image_files([tmp_path / "again" / "scene00.png", tmp_path / "again"], tmp_path / "results")
+    assert named == {"scene00": tmp_path / "again" / "scene00.png"}, "named twice, it counts once"
+    assert f"{tmp_path / 'again/IMG_1.HEIC'}: not used, because images are .jpg" in capsys.readouterr().err
     with pytest.raises(InputError, match="scene00.png would be the result of several"):
-        script.main([*base, "--predict", str(world / "images"), str(world / "images" / "scene00.png")])
+        script.main([*base, "--predict", str(world / "images"), str(tmp_path / "again" / "scene00.png")])
     (tmp_path / "bare").mkdir()
     for name in ("images", "labels.csv", "classes.txt"):
         (tmp_path / "bare" / name).symlink_to(world / name)

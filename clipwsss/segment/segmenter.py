@@ -81,7 +81,7 @@ def load_segmenter_weights(network: nn.Module, state: dict[str, Tensor], classes
     outputs_before = [0, *(1 + list(classes_before).index(name) for name in shared)]
     with misfit_errors(source, type(network).__name__):
         for name, value in network.state_dict().items():
-            if name.startswith(network.label_layers):
+            if name.startswith(network.label_layers) and name in state:
                 value = value.clone()
                 value[outputs] = state[name][outputs_before]
                 value[1 + len(classes):] = state[name][1 + len(classes_before):]
