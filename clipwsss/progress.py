@@ -30,7 +30,7 @@ class Progress:
         """Advance by `count`. `terms` may be tensors on a GPU: they are read only when the line is drawn."""
         self.done += count
         now = time.perf_counter()
-        if not self.is_live and now - self.drawn > LINE_SECONDS:
+        if not self.is_live and now - self.drawn > LINE_SECONDS and self.done < self.total:
             self.drawn = now
             print(self._line(terms, 1000), flush=True)
         if self.is_live and now - self.drawn > REDRAW_SECONDS:

@@ -196,7 +196,8 @@ def open_photo(photo: Path | str | Image.Image | NDArray) -> Image.Image:
             raise ValueError(f"{photo.mode} pixels: convert the image to 8 bits a channel")
         return photo.convert("RGB")
     pixels = np.asarray(photo)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in ((), (3,)):
+    is_image = pixels.ndim in (2, 3) and pixels.shape[2:] in ((), (3,)) and pixels.size > 0
+    if pixels.dtype != np.uint8 or not is_image:
         raise ValueError(f"an image is an array uint8 [H, W, 3] or [H, W], not {pixels.dtype} "
                          f"{list(pixels.shape)}")
     return Image.fromarray(pixels).convert("RGB")
