@@ -20,7 +20,7 @@ from clipwsss.files import save_network
 from clipwsss.flags import whole
 from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
                                         open_validation)
-from clipwsss.guidance.method_flags import box_flag, clip_flags
+from clipwsss.guidance.method_flags import UNUSED_BY_CLIP, box_flag, clip_flags
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
@@ -28,7 +28,7 @@ from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, sa
                               script_parser, start_run, training_flags, training_settings)
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import average_precision
-from clipwsss.report.contrast import contrast_notes
+from clipwsss.report.contrast import NAMES_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run, notes_of, say_notes
@@ -67,8 +67,9 @@ def get_parser() -> argparse.ArgumentParser:
 def check_flags(args: argparse.Namespace) -> None:
     """InputError for a flag of the command line that means nothing to this --generator."""
     if args.generator == "clip":
-        ignored = ("backbone", "weights", "init", "epochs", "lr", "optimizer", "crop_size", "augment",
-                   "scales", "pooling", "freeze_stages", "frozen_bn", "compile", "keep_best", "best_images")
+        ignored = ("backbone", "weights", "init", "output_stride", "val_split", *UNUSED_BY_CLIP, "epochs",
+                   "batch_size", "precision", "schedule", "weight_decay", "momentum", "warmup", "min_lr",
+                   "clip_norm", "compile")
         reason = "trains nothing and has one network, --clip"
     else:
         ignored = ("clip", "clip_model", "clip_cache", "template", "box")
@@ -122,7 +123,7 @@ def write_maps_of_clip(args: argparse.Namespace) -> int:
     write_clip_maps(clip, cam_loader(args, dataset, cams), cams, lambda names, classes: text[classes],
                     backgrounds, args.box, args.cam_format, args.test_precision)
     print("classifier mAP: none, because --generator clip has no classifier")
-    run.result(**print_cam_curve(scored, cams), notes=contrast_notes(dataset, cams))
+    run.result(**print_cam_curve(scored, cams), notes=contrast_notes(dataset, cams, NAMES_ADVICE))
     write_report(run.out, "train_cam", scored, cams=cams)
     return 0
 

@@ -35,7 +35,7 @@ from clipwsss.options import (drops_rest, first_command, open_dataset, open_scor
                               training_settings)
 from clipwsss.prompt_options import check_flags, check_texts, start_adapters, start_prompts
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
-from clipwsss.report.contrast import contrast_notes
+from clipwsss.report.contrast import WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run, notes_of, say_notes
@@ -159,7 +159,8 @@ def write_own_cams(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, wo
     The text of a class is POLE's word (`choices`), a learned prompt (`text` [K,D]) or else its name. Its
     backgrounds are the list, where that is used, and its learned prompts [K,L,D].
     """
-    names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
+    candidates = dict(zip(words.classes, words.candidates))
+    names, listed = load_clip_words(args.dataset, dataset.classes, candidates)
     if args.background_words or "list" not in args.background_prompt:
         listed = words.background
     backgrounds = background_texts(clip, args.map_template, listed, learned)
@@ -195,7 +196,7 @@ def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, genera
     if args.maps != "generator":
         of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
         write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)
-        notes = notes + contrast_notes(dataset, of_clip)
+        notes = notes + contrast_notes(dataset, of_clip, WORDS_ADVICE)
     if args.maps in MEANS:
         write_mean_cams(dataset, [of_generator, of_clip], cams, args.maps, args.cam_format)
     return notes

@@ -9,11 +9,16 @@ from .datasets import TagDataset
 from .errors import InputError
 from .guidance.choices import WordChoices, read_choices
 from .guidance.losses import Adapter
-from .guidance.method_flags import CLIP_CAMS
+from .guidance.method_flags import CLIP_CAMS, UNUSED_BY_CLIP
 from .guidance.prompts import LearnedPrompt, read_learned
 from .guidance.words import Words, encode_words, load_clip_words
 from .options import COMMAND_LINE
 from .presets import find_block
+
+# Flags of guidance and its losses that do not take part in learning prompts.
+GUIDANCE_ALONE = ("map_scale", "w_suppress", "suppress_threshold", "suppress_reduction", "w_area",
+                  "area_over", "match_epochs", "match_lr", "restart", "adapter", "adapter_lr", "tune",
+                  "reselect_every", "prompt_augment")
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -49,6 +54,23 @@ def check_flags(args: argparse.Namespace) -> None:
         args.joint = False
     if args.maps == "clip" and args.joint:
         raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint")
+    check_maps(args, given)
+
+
+def check_maps(args: argparse.Namespace, given: set[str]) -> None:
+    """InputError for a flag of the command line that means nothing to these --maps; `given` are its flags."""
+    ignored = ()
+    if args.maps == "clip":
+        ignored = (*UNUSED_BY_CLIP, *GUIDANCE_ALONE)
+        reason = "tunes no generator"
+        if "init" in given:
+            print(f"--maps clip reads no generator; --init {args.init} is not used")
+    elif args.maps == "generator" and args.cams != CLIP_CAMS:
+        ignored = ("box", "map_template")
+        reason = "makes no maps of CLIP, except for --cams clip"
+    for name in ignored:
+        if name in given:
+            raise InputError(f"--{name.replace('_', '-')}: --maps {args.maps} {reason}; leave the flag out")
 
 
 def check_texts(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, words: Words) -> None:

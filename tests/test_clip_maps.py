@@ -287,6 +287,10 @@ def test_files_report_and_resumption(runs, tmp_path, capsys):
 
 def test_flags_that_mean_nothing_are_refused(runs, tmp_path):
     for flags, message in ((["--epochs", "3"], "--epochs: --generator clip trains nothing"),
+                           (["--batch-size", "3"], "--batch-size: --generator clip trains nothing"),
+                           (["--precision", "bf16"], "--precision: --generator clip trains nothing"),
+                           (["--val-split", "val"], "--val-split: --generator clip trains nothing"),
+                           (["--no-flip"], "--flip: --generator clip trains nothing"),
                            (["--init", "g.pt"], "--init: --generator clip trains nothing"),
                            (["--generator", "resnet", "--box", "0.4"], "--box: --generator resnet does without")):
         with pytest.raises(InputError, match=message):

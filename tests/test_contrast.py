@@ -23,8 +23,8 @@ def test_a_class_of_many_maps_without_contrast_is_named(tmp_path, capsys):
         car = empty if number == 5 else seen          # 1 of 6, which is rare
         write_cam(tmp_path / "cams", name, np.array([0, 4]), np.stack([boat, car]))
     capsys.readouterr()
-    (note,) = contrast_notes(data, tmp_path / "cams")
-    assert note.startswith("CLIP sees nothing of 'boat' in 2 of 6 images: its maps have no contrast there. Try other words")
+    (note,) = contrast_notes(data, tmp_path / "cams", "Try other words")
+    assert note.startswith("CLIP sees nothing of 'boat' in 2 of 6 images: its maps have no contrast there. Try other words.")
     assert capsys.readouterr().out == f"{note}\n"
 
 

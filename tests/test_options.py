@@ -60,7 +60,11 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             (["--method", "pole", "--background-prompt", "none", "--background-prompts", "b.pt"],
              "--background-prompts: --background-prompt none repels nothing"),
             (["--method", "semples", "--background-words", "w.txt"], "--background-words: --background-prompt learned"),
-            (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts")):
+            (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts"),
+            (["--maps", "clip", "--scales", "1"], "--scales: --maps clip tunes no generator; leave the flag out"),
+            (["--maps", "clip", "--w-suppress", "1"], "--w-suppress: --maps clip tunes no generator"),
+            (["--method", "pole", "--box", "0.4"], "--box: --maps generator makes no maps of CLIP, except for --cams clip"),
+            (["--map-template", "{}"], "--map-template: --maps generator makes no maps of CLIP")):
         with pytest.raises(InputError, match=told):
             train_prompt.main([*data, *flags])
     assert not list(tmp_path.iterdir())

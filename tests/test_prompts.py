@@ -1,4 +1,6 @@
 """Learned prompts: the template language, where gradients go, random starts, files."""
+import copy
+
 import pytest
 import torch
 
@@ -67,6 +69,10 @@ def test_files_keep_names_and_text(tiny_clip, tmp_path):
         read_learned(tmp_path / "p.pt", tiny_clip, 3)
     with pytest.raises(InputError, match="for a CLIP of 32 dimensions; this CLIP has 128"):
         read_learned(tmp_path / "p.pt", load_clip("toy", torch.device("cpu")))
+    other = copy.deepcopy(tiny_clip)  # as ViT-B/16 beside ViT-B/32: the same width, other features
+    other.text_projection += 0.1
+    with pytest.raises(InputError, match="p.pt: its prompts were learned for another CLIP; give the --clip of that run"):
+        read_learned(tmp_path / "p.pt", other)
 
 
 def test_bad_templates(tiny_clip):

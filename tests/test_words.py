@@ -79,6 +79,7 @@ def test_words_of_clips_own_maps():
     names, own = load_clip_words("folder", ["Lake", "street_lamp", "cat"], {"cat": ["rock"]})
     assert names == ["Lake", "street_lamp", "cat"]
     assert [word for word in listed if word not in own] == ["lake", "rock", "street"]
+    assert load_clip_words("voc12", ["train"], {"train": ["railway"]})[1] == listed  # a published list is taken whole
 
 
 def test_own_data_words(tmp_path):

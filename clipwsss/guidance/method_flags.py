@@ -11,6 +11,10 @@ from .prompts import PROMPT_STARTS
 from .regions import CLIP_VIEWS
 
 CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
+# Flags of the generator, its training and its CAMs, which CLIP's own maps do without.
+UNUSED_BY_CLIP = ("lr", "optimizer", "sync_bn", "keep_best", "best_images", "crop_size", "resize_long",
+                  "brightness", "augment", "freeze_stages", "frozen_bn", "pooling", "reduction", "drop_path",
+                  "head_ratio", "scales", "flip")
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 
 

@@ -1,5 +1,6 @@
 """Prompts with learned vectors: the template language, the prompt as a module, its file."""
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,10 +150,16 @@ class LearnedPrompt(nn.Module):
         return F.normalize(clip.encode_text_embeddings(embeddings, self.ends), dim=-1)
 
 
+def clip_mark(clip: CLIP) -> str:
+    """A digest that tells one CLIP from another: of its text projection."""
+    return sha256(clip.text_projection.detach().float().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 @torch.no_grad()
 def save_learned(prompt: LearnedPrompt, clip: CLIP, path: Path) -> None:
     """Write a prompt's vectors, with the text features [K,D] that later runs and pictures read."""
-    config = {"template": prompt.template, "names": prompt.names, "text": prompt(clip).cpu()}
+    config = {"template": prompt.template, "names": prompt.names, "text": prompt(clip).cpu(),
+              "clip": clip_mark(clip)}
     save_network(prompt, "learned prompt", config, path)
 
 
@@ -164,6 +171,9 @@ def read_learned(path: Path, clip: CLIP, n_classes: int | None = None) -> tuple[
     if text.shape[-1] != width:
         raise InputError(f"{path}: its prompts were learned for a CLIP of {text.shape[-1]} dimensions; this "
                          f"CLIP has {width}")
+    if config.get("clip", clip_mark(clip)) != clip_mark(clip):  # older files do not tell their CLIP
+        raise InputError(f"{path}: its prompts were learned for another CLIP; give the --clip of that run, "
+                         "or learn them again")
     if n_classes is not None and len(text) != n_classes:
         raise InputError(f"{path}: it holds learned prompts of {len(text)} classes; this data has "
                          f"{n_classes}")

@@ -36,7 +36,7 @@ def encode_words(clip: CLIP, template: str, words: Sequence[str]) -> Tensor:
     if not words:
         return torch.empty(0, clip.text_projection.shape[1], device=device)
     if "{}" not in template:
-        raise InputError(f"--template {template!r}: write {{}} for the class, as in 'a photo of {{}}.'")
+        raise InputError(f"template {template!r}: write {{}} for the class, as in 'a photo of {{}}.'")
     with input_errors(f"template {template!r}: "):  # it is too long, or a small CLIP does not know a word
         tokens = tokenize([template.replace("{}", word) for word in words])
         return F.normalize(clip.encode_text(tokens.to(device)), dim=-1)
@@ -89,8 +89,9 @@ def load_clip_words(dataset: str, classes: list[str],
                     synonyms: dict[str, list[str]] | None = None) -> tuple[list[str], list[str]]:
     """(class names, background words) for CLIP's own maps: those of CLIP-ES, or the toy world's.
 
-    Own data have their class names, and CLIP-ES' list without synonyms and without words of class names. This
-    rule gives CLIP-ES' list for COCO too, in which "keyboard" and the "sign" of "stop sign" are missing.
+    synonyms: further words of each class, which count on own data alone. Own data have their class names, and
+    CLIP-ES' list without synonyms and without words of class names. The latter rule gives CLIP-ES' list for
+    COCO too, in which "keyboard" and the "sign" of "stop sign" are missing.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     known = read_json(asset) if asset.exists() else {}
@@ -99,7 +100,9 @@ def load_clip_words(dataset: str, classes: list[str],
     if dataset == "toy":
         return names, known["background"]
     listed = read_json(ASSETS / "prompts_voc12.json")["clip_background"]
-    taken = {word.lower() for words in (synonyms or {}).values() for word in words}
+    taken = set()
+    if not asset.exists():
+        taken = {word.lower() for words in (synonyms or {}).values() for word in words}
     for name in classes:
         taken |= {name.lower(), *name.lower().replace("_", " ").split()}
     return names, [word for word in listed if word not in taken]

@@ -7,14 +7,17 @@ from ..distributed import gather, shard
 
 COVERED = 0.9  # a map that exceeds half its maximum in more than this part of the image has no contrast
 OFTEN = 0.2  # part of a class's images in which its map must have no contrast for the class to be named
-ADVICE = ("Try other words for it (classes.txt or --synonyms), another --map-template, or background words "
-          "that do not mean the class (--background-words FILE)")
+NAMES_ADVICE = ("Try another --template, another name for it in classes.txt, or train_prompt.py --maps clip, "
+                "which takes other words (--synonyms, --background-words FILE)")  # of train_cam.py
+WORDS_ADVICE = ("Try other words for it (classes.txt or --synonyms), another --map-template, or background "
+                "words that do not mean the class (--background-words FILE)")
 
 
-def contrast_notes(dataset: TagDataset, cams: Path) -> list[str]:
+def contrast_notes(dataset: TagDataset, cams: Path, advice: str) -> list[str]:
     """Print and return a line for each class that CLIP often does not see, by the CAM files of its own maps.
 
-    A map without contrast is 0 in the whole image, or stands out nowhere. InputError names a bad file.
+    A map without contrast is 0 in the whole image, or stands out nowhere. advice: what to try, the end of
+    each line. InputError names a bad file.
     """
     maps = [0] * len(dataset.classes)  # of each class
     flat = [0] * len(dataset.classes)  # those without contrast
@@ -31,6 +34,6 @@ def contrast_notes(dataset: TagDataset, cams: Path) -> list[str]:
     for label, of_class, without in zip(dataset.classes, maps, flat):
         if without > OFTEN * of_class:
             notes.append(f"CLIP sees nothing of {label!r} in {without} of {of_class} images: its maps have "
-                         f"no contrast there. {ADVICE}.")
+                         f"no contrast there. {advice}.")
             print(notes[-1])
     return notes
