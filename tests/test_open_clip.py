@@ -128,8 +128,11 @@ def test_published_weights_by_name(open_clip, tmp_path, monkeypatch):
         load_clip("ViT-B/16", CPU, model="ViT-B-16")
 
 
-def test_wide_towers_need_an_activation(open_clip):
+def test_wide_towers_need_an_activation(open_clip, tmp_path):
     state = shallow(open_clip, "ViT-H-14").state_dict()
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(InputError, match="tensors do not tell the activation of a CLIP; name its kind by --clip-model"):
+        load_clip(str(tmp_path / "open_clip_pytorch_model.bin"), CPU)
     with pytest.raises(ValueError, match="OpenAI has published no CLIP with 1280 channels"):
         clip.CLIP.from_state_dict(state)
     state["visual.conv1.weight"] = torch.zeros(100, 3, 14, 14)

@@ -70,10 +70,12 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None,
         state = stored.get("state_dict", stored)
     is_openais = is_openais or "input_resolution" in state  # a size that OpenAI's state dicts hold
     with misfit_errors(path, "CLIP"):
-        if kind is None:
-            clip = CLIP.from_state_dict(state)
-        else:
+        if kind is not None:
             clip = CLIP.from_state_dict(state, kind.quick_gelu)
+        elif is_openais:
+            clip = CLIP.from_state_dict(state)
+        else:  # any activation shows whether the file holds a CLIP at all
+            clip = CLIP.from_state_dict(state, quick_gelu=True)
     if kind is None and not is_openais:
         raise InputError(f"{path}: tensors do not tell the activation of a CLIP; name its kind by "
                          "--clip-model, for example ViT-B-16/laion2b_s34b_b88k, ViT-B-16 or "
