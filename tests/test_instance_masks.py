@@ -41,11 +41,11 @@ def test_masks_written_as_instances_come_back_from_the_file(tmp_path, capsys):
     # As CVAT writes painted masks: run lengths, each marked as a crowd; an image of the tool that is not here.
     content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 2, "iscrowd": 1, "area": 6, "bbox": [0, 0, 3, 2],
                                "segmentation": encode_mask(maps["a"] == 1)}]
-    content["images"].append({"id": 9, "file_name": "elsewhere/z.jpg", "height": 5, "width": 5})
+    content["images"].append({"id": 9, "file_name": "elsewhere/z.v1", "height": 5, "width": 5})
     target.write_text(json.dumps(content))
     data = build_dataset("folder", root, "train")
     assert np.array_equal(data.load_mask(0), 2 * (maps["a"] == 1)) and not data.load_mask(1).any()
-    assert "image z is not in the folder images" in capsys.readouterr().err and data.fingerprint() != before
+    assert "image z.v1 is not in the folder images" in capsys.readouterr().err and data.fingerprint() != before
 
     def refused(message, change):
         changed = json.loads(json.dumps(content))

@@ -155,6 +155,8 @@ def test_bad_images_and_wrong_files_are_named(world, trained, tmp_path, capsys):
         (tmp_path / "again" / name).write_text("")
     named = image_files([tmp_path / "again" / "scene00.png", tmp_path / "again"], tmp_path / "results")
     assert named == {"scene00": tmp_path / "again" / "scene00.png"}, "named twice, it counts once"
+    shutil.copy(world / "images" / "scene00.png", tmp_path / "photo v1.2")
+    assert list(image_files([tmp_path / "photo v1.2"], tmp_path / "results")) == ["photo v1.2"]
     assert f"{tmp_path / 'again/IMG_1.HEIC'}: not used, because images are .jpg" in capsys.readouterr().err
     with pytest.raises(InputError, match="scene00.png would be the result of several"):
         script.main([*base, "--predict", str(world / "images"), str(tmp_path / "again" / "scene00.png")])

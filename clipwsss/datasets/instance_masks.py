@@ -8,6 +8,7 @@ from ..errors import InputError
 from ..files import nfc
 from .base import Size
 from .coco import LabelledRegion, draw_region, group_by_image, read_annotations, read_regions
+from .image_names import SUFFIXES
 
 DrawnMask = tuple[Size, list[LabelledRegion]]  # the size (H, W) that the file states, and the regions
 
@@ -34,7 +35,8 @@ def read_instance_masks(path: Path, classes: Sequence[str],
     found = {}
     others = []
     for image in content["images"]:
-        name = nfc(PurePosixPath(image["file_name"].replace("\\", "/")).stem)
+        file = PurePosixPath(image["file_name"].replace("\\", "/"))
+        name = nfc(file.stem if file.suffix.lower() in SUFFIXES else file.name)
         size = (image["height"], image["width"])
         if name not in names:
             others.append(name)

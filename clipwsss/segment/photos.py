@@ -53,7 +53,7 @@ def image_files(paths: Iterable[Path], results: Path) -> dict[str, Path]:
             raise InputError(f"--predict {path}: no such file or folder")
         for image in found:
             below = image.relative_to(path) if path.is_dir() else Path(image.name)
-            name = below.with_suffix("").as_posix()
+            name = (below.with_suffix("") if below.suffix.lower() in SUFFIXES else below).as_posix()
             if path.is_dir() and image.resolve().is_relative_to(results.resolve()):
                 own += 1
             elif name in files and image.resolve() != files[name].resolve():
