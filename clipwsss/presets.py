@@ -15,9 +15,10 @@ from .errors import InputError
 # The splits that the papers train on and score. A folder has no validation split of its own.
 SPLITS = {
     "train_cam": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
+                  "coco14": dict(box=0.7),  # of CLIP's own maps (CLIP-ES)
                   "folder": dict(val_split="")},
     "train_prompt": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
-                     "coco14": dict(box=0.7)},  # of CLIP's own maps (CLIP-ES)
+                     "coco14": dict(box=0.7)},
     "make_pseudo": {"voc12": dict(split="train_aug", score_split="train")},
     "train_seg": {"voc12": dict(split="train_aug"), "folder": dict(predict_split="train")},
 }
@@ -91,10 +92,10 @@ TOY_WEAKTR_CAM = dict(
 
 CLIP_CAM = dict(
     block="CLIP_CAM", source="linyq2117/CLIP-ES, generate_cams_voc12.py",
-    clip="ViT-B/16", template="a clean origami {}.", box=0.4, test_precision="fp32")  # the release: float16
+    clip="ViT-B/16", template="a clean origami {}.", test_precision="fp32")  # the release: float16
 
 CLIP_CAM_COCO = CLIP_CAM | dict(
-    block="CLIP_CAM_COCO", source="linyq2117/CLIP-ES, generate_cams_coco14.py", box=0.7)
+    block="CLIP_CAM_COCO", source="linyq2117/CLIP-ES, generate_cams_coco14.py")
 
 QUICK_CLIP_CAM = CLIP_CAM | dict(
     block="QUICK_CLIP_CAM", source="as CLIP_CAM, which trains nothing", test_precision="auto")

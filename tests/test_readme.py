@@ -168,7 +168,7 @@ def test_the_first_run_has_every_stage_of_both_methods():
                   ["train_seg.py", "coco14"], ["clipwsss.ablate", "--table main", "voc12"]):
         assert any(all(word in line for word in words) for line in lines), words
     sha256 = re.findall(r"`([0-9a-f]{64})`", section("Files", "clipwsss/REPRODUCE.md"))
-    assert CLIP_RELEASE["ViT-B/32"][1] in sha256 and len(set(sha256)) == 4
+    assert CLIP_RELEASE["ViT-B/32"][1] in sha256 and len(set(sha256)) == 5
 
 
 def test_the_two_commands_are_those_that_ci_runs():
@@ -230,8 +230,9 @@ def test_the_weights_table_is_what_is_downloaded():
     text = (ROOT / "clipwsss/WEIGHTS.md").read_text()
     rows = dict(re.findall(r"^\| (`.*?\.(?:pt|pth)`) \| (`http.*) \|$", text, re.MULTILINE))
     names = {name: rest for files, rest in rows.items() for name in re.findall("`(.*?)`", files)}
-    address, sha256 = re.findall("`(.*?)`", names.pop("ViT-B-32.pt"))
-    assert (address.replace("SHA-256", sha256), sha256) == CLIP_RELEASE["ViT-B/32"]
+    for file, name in (("ViT-B-32.pt", "ViT-B/32"), ("ViT-B-16.pt", "ViT-B/16")):
+        address, sha256 = re.findall("`(.*?)`", names.pop(file))
+        assert (address.replace("SHA-256", sha256), sha256) == CLIP_RELEASE[name]
     urls = [url for url, _ in (*RESNET_WEIGHTS.values(), *VIT_WEIGHTS.values())]
     assert sorted(re.search("`(http.*?)`", rest)[1] + name for name, rest in names.items()) == sorted(urls)
     for name in CLIP_RELEASE:
