@@ -28,12 +28,11 @@ from clipwsss.guidance.losses import (PROMPT_EPSILON, background_prompt_loss, cl
 from clipwsss.guidance.method_flags import CLIP_CAMS, loss_flags, prompt_flags
 from clipwsss.guidance.prompts import LearnedPrompt, save_learned
 from clipwsss.guidance.regions import Regions, cam_file_regions, generator_regions, load_clip
-from clipwsss.guidance.words import (Words, background_texts, encode_words, load_clip_words, load_words,
-                                     read_words)
+from clipwsss.guidance.words import Words, background_texts, encode_words, load_words, read_words
 from clipwsss.options import (drops_rest, first_command, open_dataset, open_scored, parse,
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
-from clipwsss.prompt_options import check_flags, check_texts, start_adapters, start_prompts
+from clipwsss.prompt_options import check_flags, check_texts, map_words, start_adapters, start_prompts
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.contrast import WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
@@ -86,7 +85,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         generator.to(device, memory_format=torch.channels_last)
     validation = open_validation(args)
     clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
-    check_texts(args, dataset, clip, words)
+    check_texts(args, clip, words)
     chooses = args.class_prompt == "word" and not args.prompts
     learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts
     learns_background = "learned" in args.background_prompt and not args.background_prompts
@@ -159,10 +158,7 @@ def write_own_cams(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, wo
     The text of a class is POLE's word (`choices`), a learned prompt (`text` [K,D]) or else its name. Its
     backgrounds are the list, where that is used, and its learned prompts [K,L,D].
     """
-    candidates = dict(zip(words.classes, words.candidates))
-    names, listed = load_clip_words(args.dataset, dataset.classes, candidates)
-    if args.background_words or "list" not in args.background_prompt:
-        listed = words.background
+    names, listed = map_words(args, words)
     backgrounds = background_texts(clip, args.map_template, listed, learned)
     if choices is not None:
         in_maps = WordChoices(clip, args.map_template, words.candidates)

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from .clip import CLIP
-from .datasets import TagDataset
 from .errors import InputError
 from .guidance.choices import WordChoices, read_choices
 from .guidance.losses import Adapter
@@ -73,13 +72,24 @@ def check_maps(args: argparse.Namespace, given: set[str]) -> None:
             raise InputError(f"--{name.replace('_', '-')}: --maps {args.maps} {reason}; leave the flag out")
 
 
-def check_texts(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, words: Words) -> None:
+def map_words(args: argparse.Namespace, words: Words) -> tuple[list[str], list[str]]:
+    """(class names, background words) of CLIP's own maps; --background-words replace the latter."""
+    candidates = dict(zip(words.classes, words.candidates))
+    names, listed = load_clip_words(args.dataset, words.classes, candidates)
+    if args.background_words or "list" not in args.background_prompt:
+        listed = words.background
+    return names, listed
+
+
+def check_texts(args: argparse.Namespace, clip: CLIP, words: Words) -> None:
     """InputError for words that this CLIP cannot read, before the run's folder is changed."""
-    encode_words(clip, "a photo of {}.", words.background)
+    if args.maps != "clip":
+        encode_words(clip, "a photo of {}.", words.background)
     if args.maps != "generator" or args.cams == CLIP_CAMS:
-        names, listed = load_clip_words(args.dataset, dataset.classes, dataset.synonyms)
-        candidates = [word for row in words.candidates for word in row]
-        encode_words(clip, args.map_template, [*names, *listed, *words.background, *candidates])
+        names, listed = map_words(args, words)
+        encode_words(clip, args.map_template, [*names, *listed])
+        if args.class_prompt == "word":
+            encode_words(clip, args.map_template, [word for row in words.candidates for word in row])
 
 
 def start_adapters(clip: CLIP, kind: str) -> nn.ModuleList:

@@ -133,6 +133,8 @@ WRONG = {
         (["--overwrite", "--method", "semples", "--background-prompt", "learned", "--background-template", "[C*x]"],
          "vectors are written"),
         (["--overwrite", "--background-prompt", "list"], "template 'a photo of {}.'"),
+        (["--overwrite", "--maps", "geometric", "--map-template", "a photo"], "write {} for the class"),
+        (["--overwrite", "--maps", "mean", "--map-template", "unheard of {}."], "template 'unheard of {}.'"),
         (["--overwrite", "--class-prompt", "word", "--cams", "absent"], "absent: no such folder of CAM files"),
         (["--overwrite", "--class-prompt", "word", "--cams", "data/images"], "no CAM files"),
         (["--overwrite", "--class-prompt", "word", "--prompts", "absent.json"], "absent.json: not the prompts.json"),
