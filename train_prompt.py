@@ -77,7 +77,9 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         if args.init is None:
             args.init = baseline / "generator.pt"
             if not args.init.is_file():
-                raise InputError(f"{args.init}: no such checkpoint; {first_command(args, 'train_cam')}")
+                kind = () if args.preset == "paper" else ("--generator", args.generator)
+                raise InputError(f"{args.init}: no such checkpoint; "
+                                 f"{first_command(args, 'train_cam', *kind)}")
         generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
                                    **generator_settings(args))
         if args.tune != "all":
@@ -90,8 +92,16 @@ def open_inputs(args: argparse.Namespace) -> tuple:
     learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts
     learns_background = "learned" in args.background_prompt and not args.background_prompts
     learns_by_files = args.maps != "generator" and (learns_class or learns_background)
-    if (chooses or learns_by_files) and args.cams != CLIP_CAMS:
-        args.cams = args.cams or baseline / "cams"
+    needs_cams = chooses or learns_by_files
+    if needs_cams and args.cams is None:
+        args.cams = baseline / "cams"
+        if not args.cams.is_dir():
+            if args.maps != "clip":
+                raise InputError(f"{args.cams}: no such folder of CAM files; "
+                                 f"{first_command(args, 'train_cam')}")
+            print(f"train_cam.py has not run: CLIP's own maps of the class names stand in for {args.cams}")
+            args.cams = CLIP_CAMS
+    if needs_cams and args.cams != CLIP_CAMS:
         absent = set(dataset.names) - set(list_cams(args.cams))
         if absent:
             raise InputError(f"{args.cams}: image {min(absent)} has no CAM file, and neither have "

@@ -194,9 +194,9 @@ def say_stage(result: Path | str) -> None:
         print(f"train_prompt.py has not run: {result} is taken, which train_cam.py made")
 
 
-def first_command(args: argparse.Namespace, script: str) -> str:
-    """What an error tells of the script whose results are missing: its command line."""
-    words = ["python", f"{script}.py", "--dataset", args.dataset]
+def first_command(args: argparse.Namespace, script: str, *flags: str) -> str:
+    """What an error tells of the script whose results are missing: its command line, with further `flags`."""
+    words = ["python", f"{script}.py", "--dataset", args.dataset, *flags]
     for name in ("data_root", "preset", "runs"):
         if args.set_by.get(name) == COMMAND_LINE:
             words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]

@@ -109,6 +109,16 @@ def test_words_are_chosen_and_prompts_learned_by_the_cams_that_are_given(runs):
     assert json.loads((runs / "classifier" / "prompts.json").read_text()) != table
 
 
+def test_where_train_cam_has_not_run_clips_own_maps_come_first(runs, tmp_path, capsys):
+    flags = [*FAST, "--runs", str(tmp_path), "--data-root", str(runs / "toy" / "data"), "--method", "pole"]
+    with pytest.raises(InputError, match="cams: no such folder of CAM files; run first: python train_cam.py"):
+        train_prompt.main([*flags, "--init", str(runs / "toy" / "train_cam" / "generator.pt")])
+    assert not list(tmp_path.iterdir())
+    assert train_prompt.main([*flags, "--maps", "clip"]) == 0
+    assert "CLIP's own maps of the class names stand in for" in capsys.readouterr().out
+    assert alike(cams(tmp_path / "toy" / "train_prompt" / "first_cams"), cams(runs / "clip" / "cams"))
+
+
 def test_an_interrupted_run_goes_on_to_the_same_maps(runs, monkeypatch):
     monkeypatch.setattr(train_prompt, "write_mean_cams", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

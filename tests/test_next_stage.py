@@ -43,6 +43,15 @@ def test_what_is_missing_names_the_next_command(copied, capsys):
             assert told.count("\n") == 1 and not Path("new").exists()
 
 
+def test_a_missing_classifier_of_a_quick_run_is_asked_for_by_name(copied, capsys):
+    """train_cam.py --preset quick alone trains none."""
+    shutil.rmtree(f"{RUNS}/train_cam")
+    argv = ["--dataset", "folder", "--data-root", "data", "--preset", "quick", "--method", "pole", "--clip", "toy", "--out", "new"]
+    assert run_script(lambda: train_prompt.main(argv)) == 2
+    told = capsys.readouterr().err
+    assert "; run first: python train_cam.py --dataset folder --generator resnet --data-root data --preset quick\n" in told
+
+
 def test_the_note_on_random_weights_goes_through_all_stages(copied, capsys):
     """It is the finished runs' case: --weights none on photographs."""
     for script in (train_cam, train_prompt, make_pseudo, train_seg):
