@@ -1,11 +1,13 @@
 """The quality list: hand-made masks of every kind, their order, the CSV, the line of counts, two readers' agreement."""
 import csv
+import os
 
 import numpy as np
 import pytest
 
 from clipwsss.datasets import build_dataset
 from clipwsss.pictures import voc_palette, write_mask
+from clipwsss.report.page import quality_of
 from clipwsss.report.quality import COLUMNS, mask_quality, problems_of, read_quality, write_quality
 from test_datasets import save_image, write
 
@@ -68,3 +70,11 @@ def test_folders_are_read_alike_and_untagged_images_lack_nothing(world, tmp_path
     plain = mask_quality(data, 0, maps["none"])
     assert plain.tags == plain.missing == plain.denied == () and plain.agreement is None
     assert problems_of(plain, "CAM") == []
+
+
+def test_the_report_reads_the_list_whatever_images_are_called(world, tmp_path):
+    data, maps = world
+    names = [os.fsdecode(b"caf\xe9"), "two\u2028lines", "a,b"]  # the first is in no encoding that the locale knows
+    found = [mask_quality(data, 0, maps["good"])._replace(image=name) for name in names]
+    write_quality(found, tmp_path / "quality.csv", "CAM")
+    assert {row[0] for row in quality_of(tmp_path / "quality.csv")[1:]} == set(names)
