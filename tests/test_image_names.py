@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from clipwsss.datasets.image_names import ImageNames
+from clipwsss.datasets.image_names import ImageNames, may_be_one
 from clipwsss.errors import InputError
 
 ROOT = Path("mydata")
@@ -39,3 +39,11 @@ def test_what_fits_none_or_several_is_refused(names):
             ("1.png", "mydata/images/x/1.png and mydata/images/y/1.png have the same name")):
         with pytest.raises(InputError, match=pattern):
             names.find(image)
+
+
+def test_two_names_of_one_image():
+    for first, second, expected in (
+            ("one.jpg", "one", True), ("one.jpg", "./images/One.JPG", True), ("C:\\a\\one.jpg", "a/one.jpg", True),
+            ("a/one.jpg", "b/one.jpg", False), ("c:/a/one.jpg", "d:/a/one.jpg", False), ("a(1).jpg", "a1.jpg", False),
+            ("8c1f2a3b-one.jpg", "00ff00ff-one.jpg", False), ("x/1/one.jpg", "x/2/one.jpg", False)):
+        assert may_be_one(first, second) == expected == may_be_one(second, first), (first, second)

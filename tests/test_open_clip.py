@@ -5,6 +5,7 @@ import torch
 from clipwsss import clip
 from clipwsss.clip.model import HEAD_WIDTH, WIDER_HEADS
 from clipwsss.clip.open_clip import GELU_FILES, MODELS, QUICK, QUICK_GELU_FILES, find_kind
+from clipwsss.clip.tokenizer import VOCABULARY, byte_pairs
 from clipwsss.errors import InputError
 from clipwsss.guidance.regions import load_clip
 from test_clip_model import stirred
@@ -19,11 +20,11 @@ def open_clip():
     return package
 
 
-def shallow(open_clip, name: str, **changes) -> torch.nn.Module:
+def shallow(open_clip, name: str, vocabulary: int = 400) -> torch.nn.Module:
     """open_clip's model of this name with random weights, one block a tower and small images and vocabulary."""
     config = open_clip.get_model_config(name)
     vision = {**config["vision_cfg"], "layers": 1, "image_size": 2 * config["vision_cfg"]["patch_size"]}
-    text = {**config["text_cfg"], "layers": 1, "vocab_size": 400, "context_length": 8}
+    text = {**config["text_cfg"], "layers": 1, "vocab_size": vocabulary, "context_length": 8}
     torch.manual_seed(0)
     model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
     return stirred(model).eval()
@@ -77,6 +78,7 @@ def test_names():
     assert not find_kind("ViT-B-16").quick_gelu and find_kind("ViT-B-16" + QUICK).quick_gelu
     for name, message in (("ViT-B-32/laion2b", "2 weights; the names are .*laion2b_e16, .*s34b_b79k"),
                           ("ViT-B-16/none", "no weights; the names are ViT-B-16/laion400m_e31, .*openai"),
+                          ("RN50", "RN50 may be OpenAI's, which is RN50/openai here, or open_clip's RN50, whose"),
                           ("coca_ViT-B-32/laion2b", "no CLIP is called coca"), ("", "no CLIP")):
         with pytest.raises(ValueError, match=message):
             find_kind(name)
@@ -138,3 +140,11 @@ def test_wide_towers_need_an_activation(open_clip, tmp_path):
     state["visual.conv1.weight"] = torch.zeros(100, 3, 14, 14)
     with pytest.raises(ValueError, match="heads of a tower of 100 channels is not known"):
         clip.CLIP.from_state_dict(state, quick_gelu=False)
+
+
+def test_texts_for_another_tokenizer_are_refused(open_clip, tmp_path):
+    """As those of MetaCLIP 2, whose tensors have the names of OpenAI's, and its image tower the sizes of ViT-H-14."""
+    assert len(byte_pairs().symbols) == VOCABULARY
+    torch.save(shallow(open_clip, "ViT-B-16", VOCABULARY + 1).state_dict(), tmp_path / "worldwide.bin")
+    with pytest.raises(InputError, match="worldwide.bin: the vocabulary has 49409 tokens, .* has 49408: CLIPs of another"):
+        load_clip(str(tmp_path / "worldwide.bin"), CPU, model="gelu")

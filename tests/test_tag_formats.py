@@ -103,7 +103,7 @@ EXPORTS = [
          f"{name},20,12,{label},1,1,9,8\n" for name, label in zip((HASHES[0], *HASHES[1:] * 2), ("cat", "cat", "hot dog"))),
       f"train/{HASHES[0]}": None, f"train/{HASHES[1]}": None}),
     ("torchvision's ImageFolder", "`train/CLASS/`, `val/CLASS/`",
-     {"train/cat/one.jpg": None, "val/hot dog/two.png": None}),
+     {"train/cat/black/one.jpg": None, "val/hot dog/two.png": None}),
     ("Kaggle, blanks between labels", "`labels.csv`",
      {"labels.csv": "image_name,tags\none,haze primary\ntwo,primary\n", "classes.txt": "haze\nprimary\n"}),
     ("Kaggle, bars between labels", "`labels.csv`", {"labels.csv": "ID,Label\none,cat\ntwo,cat|hot dog\n"}),
@@ -180,7 +180,12 @@ def test_every_form_is_one_that_an_export_shows(tmp_path):
     ("labels.csv", "image,label,class\none,0,cat\n", "labels.csv: the columns label and class may both hold the labels"),
     ("labels.csv", "image,cat,cat\none,0,1\n", "labels.csv:1: two columns are called 'cat'"),
     ("labels.csv", "filepath,a.label,b.label\none,cat,cat\n", "labels.csv: the columns a.label and b.label may both hold"),
-    ("labels.csv", OPEN_IMAGES.replace(",0\n", ",0.7\n"), "labels.csv:3: Confidence 0.7 is a machine's guess"),
+    ("labels.csv", OPEN_IMAGES.replace(",0\n", ",0.7\n"), "labels.csv:3: confidence 0.7 is a machine's guess"),
+    ("labels.csv", "image,label,confidence\none,cat,0.04\n", "labels.csv:2: confidence 0.04 is a machine's guess"),
+    ("labels.csv", "image,label,confidence\none,cat,\n", "labels.csv:2: confidence  is a machine's guess"),
+    ("labels.csv", "image,labels\na/one.jpg,cat\nb/one.jpg,hot dog\n",
+     r"labels.csv:3: image 'b/one.jpg' may be one.jpg, which .*labels.csv:2 calls 'a/one.jpg'; call one image by one name"),
+    ("labels.xlsx", "", "labels.csv: no such file; write one, save labels.xlsx as CSV, or put"),
     ("labels.json", json.dumps([{**TASKS[0], "animal": ["cat"]}]), "labels.json: the labels may be in choice, animal; delete"),
     ("labels.json", json.dumps([{"annotation_id": 1, "annotator": 1, "choice": "cat"}]), "labels.json: no column holds images"),
     ("labels.json", json.dumps(TASKS).replace('"cat"', '"wolf"'), r"labels.json: \[0\]: unknown class 'wolf'; valid are cat, hot dog"),
@@ -205,3 +210,15 @@ def test_byte_order_marks_and_answers_of_several_people(tmp_path):
         unpack(tmp_path / str(number), {name: "\ufeff" + text})
         first = "cat + hot dog" if number == 0 else "cat"
         assert outcome(tmp_path / str(number)) == f"loads: one {first} (train), two cat + hot dog (train)", name
+
+
+def test_a_confidence_says_whether_a_label_is_there(tmp_path):
+    """In JSON lines and tables of other names as in Open Images; a class may be called so too."""
+    lines = [{"file_name": "one", "class": label, "confidence": mark} for label, mark in (("cat", 1), ("hot dog", 0))]
+    for number, (name, text) in enumerate((
+            ("labels.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+            ("labels.csv", "image,label,Confidence\none,cat,1.0\none,hot dog,0\n"))):
+        unpack(tmp_path / str(number), {name: text})
+        assert outcome(tmp_path / str(number)) == "loads: one cat (train)"
+    unpack(tmp_path / "class", {"classes.txt": "confidence\nfear\n", "labels.csv": "image,confidence,fear\none,1,0\n"})
+    assert outcome(tmp_path / "class") == "loads: one confidence (train)"

@@ -6,7 +6,7 @@
 from .checkpoint import CLIP_RELEASE, is_archive, read_archive
 from .model import CLIP, Architecture, architecture
 from .open_clip import Kind, find_kind, misfit
-from .tokenizer import tokenize
+from .tokenizer import VOCABULARY, tokenize
 
-__all__ = ["CLIP", "CLIP_RELEASE", "Architecture", "Kind", "architecture", "find_kind", "is_archive",
-           "misfit", "read_archive", "tokenize"]
+__all__ = ["CLIP", "CLIP_RELEASE", "VOCABULARY", "Architecture", "Kind", "architecture", "find_kind",
+           "is_archive", "misfit", "read_archive", "tokenize"]

@@ -108,7 +108,8 @@ def find_kind(name: str) -> Kind:
 
     Names are those of CLIP_RELEASE (ViT-B/16), of open_clip's weights (ViT-B-16/laion2b_s34b_b88k; their
     beginning is enough where no other weights begin so; ViT-B-16/openai), of open_clip's models (ViT-B-16,
-    ViT-B-16-quickgelu), and of ACTIVATIONS. ValueError: no such name, or several weights that begin so.
+    ViT-B-16-quickgelu), and of ACTIVATIONS. ValueError: no such name, several weights that begin so, or a
+    ResNet's, which OpenAI and open_clip call alike though the activations differ.
     """
     if name in ACTIVATIONS:
         return Kind(name, "", ACTIVATIONS[name], PIXEL_MEAN, PIXEL_STD, "", "")
@@ -122,6 +123,9 @@ def find_kind(name: str) -> Kind:
     plain = model.removesuffix(QUICK)
     if plain not in MODELS:
         raise ValueError(f"no CLIP is called {name}; WEIGHTS.md has the names")
+    if not slash and model in CLIP_RELEASE:
+        raise ValueError(f"{name} may be OpenAI's, which is {name}/openai here, or open_clip's {name}, whose "
+                         "activation is called gelu here")
     if not slash:
         return Kind(name, plain, model != plain, PIXEL_MEAN, PIXEL_STD, "", "")
     tables = GELU_FILES | QUICK_GELU_FILES | openai

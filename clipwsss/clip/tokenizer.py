@@ -20,7 +20,7 @@ END_NAMES = ("<|endoftext|>", "<end_of_text>")
 START = START_NAMES[0]
 END = END_NAMES[0]
 WORD_END = "</w>"
-
+VOCABULARY = 49408  # tokens: see `BytePairs`
 
 WORD_PATTERN = regex.compile(
     "|".join(map(regex.escape, START_NAMES + END_NAMES))

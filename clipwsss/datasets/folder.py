@@ -11,7 +11,7 @@ from ..run import digest, fingerprint
 from .base import Entry, TagDataset, files_of, split_error
 from .folder_files import (image_folders, missing_classes, read_classes, read_table, stored_images,
                            visible_files)
-from .image_names import ImageNames
+from .image_names import ImageNames, may_be_one
 from .images import MOST_PIXELS
 from .instance_masks import draw_instance_mask, read_instance_masks
 from .label_maps import read_labelmap
@@ -104,7 +104,8 @@ class FolderDataset(TagDataset):
         """The good rows of each image; what is wrong, or only similar, is added to the table's lines.
 
         An image may have several rows, such as one for each tag. Where one of them is bad, the others tell
-        only a part of its tags: the image is left out.
+        only a part of its tags: the image is left out. So it is where two rows call it differently, because
+        they may mean two images, of which one is missing.
         """
         spoiled: set[Path] = set()
         for image in table.spoiled:
@@ -112,6 +113,7 @@ class FolderDataset(TagDataset):
                 spoiled.add(names.find(image)[0])
         joined: dict[Path, list[TagRow]] = {}
         similar: dict[Path, str] = {}
+        called: dict[Path, TagRow] = {}  # the first row of each image
         for row in rows:
             try:
                 file, is_exact = names.find(row.image)
@@ -120,6 +122,12 @@ class FolderDataset(TagDataset):
                 continue
             if not is_exact:
                 similar[file] = f"{row.where}: {row.image!r} is {file.name}"
+            before = called.setdefault(file, row)
+            if not may_be_one(before.image, row.image):
+                table.problems.append(f"{row.where}: image {row.image!r} may be {file.name}, which "
+                                      f"{before.where} calls {before.image!r}; call one image by one name")
+                spoiled.add(file)
+                continue
             try:
                 self.class_numbers(row.labels, row.where)
             except InputError as error:

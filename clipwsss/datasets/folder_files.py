@@ -15,6 +15,7 @@ from .tags import TABLES, TagRow, TagTable, read_tags
 IMAGE_FOLDERS = ("images", "data", "JPEGImages")  # the usual one, FiftyOne's and VOC's
 TOOL_TABLES = ("annotations.xml", "cls_labels.npy", "cls_labels_coco.npy")  # CVAT's, IRN's and CLIMS' names
 BESIDE_IMAGES = ("_classes.csv", "_annotations.csv", "_annotations.coco.json")  # Roboflow's names
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".parquet", ".feather")  # which are not read
 XML_FOLDERS = ("Annotations", "annotations")
 SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # which a file manager leaves in folders of pictures
 
@@ -86,7 +87,7 @@ def find_tables(root: Path) -> list[tuple[Path, str]]:
 
 
 def read_table(root: Path, classes: Sequence[str] | None) -> TagTable:
-    """The tables of `find_tables` as one; without any, images' folders are their classes.
+    """The tables of `find_tables` as one; without any, the folders in a folder of images are the classes.
 
     classes: the user's, where there is a list of them. InputError: no table has a good row, or there is none
     though images lie in no folder of a class.
@@ -111,7 +112,7 @@ def read_table(root: Path, classes: Sequence[str] | None) -> TagTable:
             for path in images_below(folder):
                 if path.parent == folder:
                     raise InputError(missing_table(root))
-                labels = {utf8_name(path.parent.name)}
+                labels = {utf8_name(path.relative_to(folder).parts[0])}
                 table.rows.append(TagRow(path.relative_to(root).as_posix(), labels, split, str(path)))
     return table
 
@@ -135,7 +136,9 @@ def missing_table(root: Path) -> str:
     """The error for a folder without a table of tags; it names files that may be one."""
     others = [path.name for path in files_of(root, TABLES) if path.suffix.lower() != ".txt"]
     rename = f", rename the right one of {', '.join(others)}" if others else ""
-    return (f"{root / 'labels.csv'}: no such file; write one{rename}, or put each image into a folder named "
+    sheets = [path.name for path in files_of(root, SPREADSHEETS)]
+    save = f", save {', '.join(sheets)} as CSV" if sheets else ""
+    return (f"{root / 'labels.csv'}: no such file; write one{rename}{save}, or put each image into a folder named "
             "after its class")
 
 

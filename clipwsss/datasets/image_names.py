@@ -88,6 +88,18 @@ def written_path(image: str) -> str:
     return path.partition("?")[0] if "://" in path else path
 
 
+def may_be_one(first: str, second: str) -> bool:
+    """Whether two names may be of one image: in any case, one path, without suffix, is the other's end."""
+    paths = []
+    for image in (first, second):
+        path = written_path(image).casefold()
+        for suffix in SUFFIXES:
+            path = path.removesuffix(suffix)
+        paths.append([part for part in path.split("/") if part not in ("", ".", "..")])
+    shorter, longer = sorted(paths, key=len)
+    return longer[len(longer) - len(shorter):] == shorter
+
+
 def plain_name(name: str) -> str:
     """A name in one case, with `_` for blanks and without signs, as web applications store uploaded files."""
     return re.sub(r"[^\w.-]", "", nfc(name).casefold().strip().replace(" ", "_"))

@@ -227,21 +227,6 @@ def fiftyone_columns(path: Path, records: list[Record], _: object) -> list[Recor
             for where, fields in spelled]
 
 
-def open_images(path: Path, records: list[Record], _: object) -> Iterator[Record]:
-    """Open Images' labels that people have verified, a row for each: Confidence 0 says that it is not there.
-
-    InputError: another confidence, which is a machine's.
-    """
-    for where, fields in records:
-        spelled = lower_case(fields)
-        confidence = str(spelled.get("confidence", "1")).strip()
-        if confidence not in MARKS:
-            raise InputError(f"{where}: Confidence {confidence} is a machine's guess; take the labels that "
-                             "people have verified, of Confidence 1 and 0")
-        labels = [spelled.get("labelname")] if MARKS[confidence] else []
-        yield where, {"image": spelled.get("imageid", ""), "labels": labels}
-
-
 # ---- other files
 
 def coco(path: Path, *_: object) -> list[Record]:
@@ -317,6 +302,5 @@ FORMATS = (  # the first row that fits is taken
     TagFormat("Label Studio JSON-MIN, CSV", "records", {"annotation_id", "annotator"}, label_studio),
     TagFormat("Label Studio JSON", "records", {"annotations", "data"}, label_studio_whole),
     TagFormat("FiftyOne CSV", "records", {"filepath"}, fiftyone_columns),
-    TagFormat("Open Images", "records", {"imageid", "labelname"}, open_images),
     TagFormat("columns", "records", set(), columns),
 )

@@ -80,6 +80,7 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
         raise ValueError('expected {"image": "one.jpg", "labels": ["cat"]}')
     if None in fields or None in fields.values():
         raise ValueError("a value is missing, or there are too many (separate labels by ;)")
+    certain = is_certain(fields)
     fields = named_fields(fields)
     image = str(fields.pop("image", "")).strip()
     if not image:
@@ -94,10 +95,25 @@ def row_of(fields: object, where: str, split: str = "train") -> TagRow:
     if not fields:
         labels = [PurePosixPath(image.replace("\\", "/")).parent.name]
     elif "labels" in fields:
-        labels = split_labels(fields["labels"])
+        labels = split_labels(fields["labels"]) if certain else []
     else:
         labels = marked_classes(fields)
     return TagRow(image, {nfc(name.strip()) for name in labels} - {""}, split, where, is_text)
+
+
+def is_certain(fields: dict[str, object]) -> bool:
+    """Whether a record's labels are there: its `confidence` is not 0, as Open Images has it for people's no.
+
+    Where classes have columns, `confidence` is a class. ValueError: neither 1 nor 0, which is a machine's.
+    """
+    spelled = {name.strip().lower(): value for name, value in fields.items()}
+    mark = str(spelled.get("confidence", "1")).strip().lower()
+    if not any(name in spelled for name in LABEL_COLUMNS):
+        return True
+    if not mark or mark not in MARKS:
+        raise ValueError(f"confidence {mark} is a machine's guess; take the labels that people have verified, "
+                         "of confidence 1 and 0, or delete the column and the rows that are wrong")
+    return MARKS[mark]
 
 
 def python_list(labels: object) -> object:

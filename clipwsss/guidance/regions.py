@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..cams.maps import MapGenerator, min_max
 from ..cams.cam_files import check_cam, read_cam, resize_cam
-from ..clip import (CLIP, CLIP_RELEASE, Kind, architecture, find_kind, is_archive, misfit,
+from ..clip import (CLIP, CLIP_RELEASE, VOCABULARY, Kind, architecture, find_kind, is_archive, misfit,
                     read_archive)
 from ..datasets import Batch
 from ..errors import InputError, input_errors
@@ -40,8 +40,8 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None,
     name: a name of CLIP_RELEASE or of open_clip's weights (see `find_kind`), which is downloaded once to
     `cache` (default: torch hub's checkpoint folder); the path of OpenAI's archive, of a state dict with the
     same names or of a toy CLIP; or `toy`, the tiny CLIP that ships with the toy world. model: name of the
-    kind of CLIP in a file. InputError: a file that is missing, damaged or no CLIP, or whose kind is not given
-    and cannot be known. FileNotFoundError: a download that fails.
+    kind of CLIP in a file. InputError: a file that is missing, damaged or no CLIP, whose kind is not given
+    and cannot be known, or whose texts are for another tokenizer. FileNotFoundError: a download that fails.
     """
     path = Path(name).expanduser()
     kind = None
@@ -76,6 +76,10 @@ def load_clip(name: str, device: torch.device, cache: Path | None = None,
             clip = CLIP.from_state_dict(state)
         else:  # any activation shows whether the file holds a CLIP at all
             clip = CLIP.from_state_dict(state, quick_gelu=True)
+    if clip.token_embedding.num_embeddings > VOCABULARY:
+        raise InputError(f"{path}: the vocabulary has {clip.token_embedding.num_embeddings} tokens, and that "
+                         f"of OpenAI's tokenizer, the only one here, has {VOCABULARY}: CLIPs of another "
+                         "tokenizer are not read")
     if kind is None and not is_openais:
         raise InputError(f"{path}: tensors do not tell the activation of a CLIP; name its kind by "
                          "--clip-model, for example ViT-B-16/laion2b_s34b_b88k, ViT-B-16 or "
