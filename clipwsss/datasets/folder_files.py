@@ -138,8 +138,8 @@ def missing_table(root: Path) -> str:
     rename = f", rename the right one of {', '.join(others)}" if others else ""
     sheets = [path.name for path in files_of(root, SPREADSHEETS)]
     save = f", save {', '.join(sheets)} as CSV" if sheets else ""
-    return (f"{root / 'labels.csv'}: no such file; write one{rename}{save}, or put each image into a folder named "
-            "after its class")
+    return (f"{root / 'labels.csv'}: no such file; write one{rename}{save}, or put each image into a "
+            "folder named after its class")
 
 
 def missing_classes(root: Path, table: TagTable) -> str:

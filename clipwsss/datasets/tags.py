@@ -111,8 +111,8 @@ def is_certain(fields: dict[str, object]) -> bool:
     if not any(name in spelled for name in LABEL_COLUMNS):
         return True
     if not mark or mark not in MARKS:
-        raise ValueError(f"confidence {mark} is a machine's guess; take the labels that people have verified, "
-                         "of confidence 1 and 0, or delete the column and the rows that are wrong")
+        raise ValueError(f"confidence {mark} is a machine's guess; take the labels that people have "
+                         "verified, of confidence 1 and 0, or delete the column and the rows that are wrong")
     return MARKS[mark]
 
 
