@@ -86,7 +86,11 @@ def open_inputs(args: argparse.Namespace) -> tuple:
             generator.learn_only(args.tune)
         generator.to(device, memory_format=torch.channels_last)
     validation = open_validation(args)
-    clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
+    try:
+        clip = load_clip(args.clip, device, args.clip_cache, args.clip_model)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or go on without CLIP: make_pseudo.py takes train_cam.py's CAMs "
+                                "where this script has not run") from error
     check_texts(args, clip, words)
     chooses = args.class_prompt == "word" and not args.prompts
     learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts

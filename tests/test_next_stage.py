@@ -13,6 +13,7 @@ import train_prompt
 import train_seg
 from clipwsss import options
 from clipwsss.errors import run_script
+from clipwsss.guidance import regions
 from clipwsss.report.page import read_report
 
 
@@ -60,6 +61,18 @@ def test_the_note_on_random_weights_goes_through_all_stages(copied, capsys):
         assert f"note: {train_cam.RANDOM_NOTE}\n" in capsys.readouterr().out, name
         assert json.loads(Path(f"{RUNS}/{name}/result.json").read_text())["notes"] == [train_cam.RANDOM_NOTE]
         assert read_report(Path(f"{RUNS}/{name}/report.html"))["notes"] == [train_cam.RANDOM_NOTE]
+
+
+def test_without_clip_the_way_on_is_told(copied, capsys, monkeypatch):
+    def offline(*_):
+        raise FileNotFoundError("https://clip: not downloaded (no network); download it elsewhere")
+
+    monkeypatch.setattr(regions, "download", offline)
+    argv = [*BASE["train_prompt"], "--clip", "ViT-B/32", "--out", "new"]
+    assert run_script(lambda: train_prompt.main(argv)) == 2
+    told = capsys.readouterr().err
+    assert "download it elsewhere; or go on without CLIP: make_pseudo.py takes train_cam.py's CAMs" in told, told
+    assert not Path("new").exists()
 
 
 def test_a_start_from_a_file_looks_for_no_other_weights(copied, monkeypatch):

@@ -23,6 +23,7 @@ def test_every_form_gives_the_same_rows(tmp_path):
             '\ufeff"Image" ; "Labels";"Split"\r\none.jpg; cat;train\r\n\r\ntwo.png;"hot dog;cat ";val\r\n',
             'filename,split,labels,width\none.jpg,train,cat,4\ntwo.png, val,"hot dog, cat",3\n',
             "image,labels,split\none.jpg,['cat'],train\ntwo.png,\"['hot dog', 'cat']\",val\n",
+            "image,labels,split\none.jpg,['cat'],train\ntwo.png,['hot dog' 'cat'],val\n",
             "image\tcat\thot dog\tsplit\none.jpg\t1\t0\ttrain\ntwo.png\t1.0\t1\tval\n",
             "split,file,hot dog,cat\ntrain,one.jpg,,True\nval,two.png,1,1\n",
             '{"image": "one.jpg", "labels": ["cat"]}\n\n{"file_name": "two.png", "tags": "hot dog;cat", "split": "val"}\n',

@@ -117,10 +117,14 @@ def is_certain(fields: dict[str, object]) -> bool:
 
 
 def python_list(labels: object) -> object:
-    """The list in a text such as "['cat', 'dog']", as pandas writes lists into CSV; others unchanged."""
+    """The list in a text such as "['cat', 'dog']", as pandas writes lists into CSV; others unchanged.
+
+    Arrays of numpy are written without commas, ['cat' 'dog'], which Python would read as one name.
+    """
     if isinstance(labels, str) and labels.strip().startswith("[") and labels.strip().endswith("]"):
+        text = re.sub(r"(?<=['\"])\s+(?=['\"])", ", ", labels.strip())
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return ast.literal_eval(labels.strip())
+            return ast.literal_eval(text)
     return labels
 
 
