@@ -78,6 +78,7 @@ def test_names():
     assert not find_kind("ViT-B-16").quick_gelu and find_kind("ViT-B-16" + QUICK).quick_gelu
     for name, message in (("ViT-B-32/laion2b", "2 weights; the names are .*laion2b_e16, .*s34b_b79k"),
                           ("ViT-B-16/none", "no weights; the names are ViT-B-16/laion400m_e31, .*openai"),
+                          ("ViT-B-16-quickgelu/laion2b", "no weights; ViT-B-16/laion2b_s34b_b88k has GELU"),
                           ("RN50", "RN50 may be OpenAI's, which is RN50/openai here, or open_clip's RN50, whose"),
                           ("coca_ViT-B-32/laion2b", "no CLIP is called coca"), ("", "no CLIP")):
         with pytest.raises(ValueError, match=message):

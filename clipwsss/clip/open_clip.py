@@ -136,6 +136,8 @@ def find_kind(name: str) -> Kind:
         raise ValueError(f"{name} is the name of {len(found) or 'no'} weights; the names are "
                          f"{valid or 'none'}")
     full = found[0]
+    if model != plain and full in GELU_FILES:
+        raise ValueError(f"{name} is the name of no weights; {full} has GELU")
     mean, std = OTHER_COLOURS.get(full, (PIXEL_MEAN, PIXEL_STD))
     if full in openai:
         return Kind(full, plain, True, mean, std, *CLIP_RELEASE[openai[full]])
