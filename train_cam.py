@@ -15,7 +15,7 @@ from clipwsss.cams.maps import MapGenerator, rescale, write_cams
 from clipwsss.datasets import Batch, TagDataset
 from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
-from clipwsss.errors import InputError, run_script
+from clipwsss.errors import run_script
 from clipwsss.files import save_network
 from clipwsss.flags import whole
 from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
@@ -24,8 +24,9 @@ from clipwsss.guidance.method_flags import UNUSED_BY_CLIP, box_flag, clip_flags
 from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
-from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, say_absent_classes,
-                              script_parser, start_run, training_flags, training_settings)
+from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, refuse_unused,
+                              say_absent_classes, script_parser, start_run, training_flags,
+                              training_settings)
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.contrast import NAMES_ADVICE, contrast_notes
@@ -74,10 +75,7 @@ def check_flags(args: argparse.Namespace) -> None:
     else:
         ignored = ("clip", "clip_model", "clip_cache", "template", "box")
         reason = "does without CLIP"
-    for name in ignored:
-        if args.set_by.get(name) == COMMAND_LINE:
-            raise InputError(f"--{name.replace('_', '-')}: --generator {args.generator} {reason}; leave the "
-                             "flag out")
+    refuse_unused(args, ignored, f"--generator {args.generator} {reason}")
 
 
 def imagenet_or_none(classes: list[str], settings: dict) -> str:

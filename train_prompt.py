@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.cam_files import check_cam, list_cams, read_cam
+from clipwsss.cams.cam_files import list_cams
 from clipwsss.cams.clip_maps import write_clip_maps
 from clipwsss.cams.generator import load_generator
 from clipwsss.cams.maps import MapGenerator, write_cams
+from clipwsss.cams.mask_inputs import read_own_cam
 from clipwsss.cams.mean import MEANS, write_mean_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset
@@ -110,12 +111,11 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         if absent:
             raise InputError(f"{args.cams}: image {min(absent)} has no CAM file, and neither have "
                              f"{len(absent) - 1} others")
-        for index, name in enumerate(dataset.names):
-            tags = dataset.labels[index].nonzero()[:, 0].tolist()
-            check_cam(read_cam(args.cams, name), args.cams / name, dataset.sizes[index], len(dataset.classes),
-                      tags)
+        for index in range(len(dataset)):
+            read_own_cam(dataset, args.cams, index)
     if args.compile:
-        compile_networks(clip.visual, *filter(None, [generator]))
+        networks = [clip.visual] if generator is None else [generator, clip.visual]
+        compile_networks(*networks)
     return dataset, scored, words, clip, generator, validation
 
 

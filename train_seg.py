@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from clipwsss.datasets import Batch, TagDataset
-from clipwsss.datasets.base import whole_image
 from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.corrections import find_corrections
 from clipwsss.datasets.exports import write_submission

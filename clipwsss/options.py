@@ -181,6 +181,13 @@ def start_run(args: argparse.Namespace, dataset: TagDataset | None, **inputs: Pa
     return Run(args.out, vars(args), args.resume, args.overwrite, marks)
 
 
+def refuse_unused(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """InputError where the command line gives one of these settings; `why` it means nothing there."""
+    for name in names:
+        if args.set_by.get(name) == COMMAND_LINE:
+            raise InputError(f"--{name.replace('_', '-')}: {why}; leave the flag out")
+
+
 def of_last_stage(args: argparse.Namespace, name: str) -> Path:
     """The result of this name of train_prompt.py, or of train_cam.py where train_prompt.py has not begun."""
     guided = args.runs / args.dataset / "train_prompt" / name

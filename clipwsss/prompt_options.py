@@ -11,7 +11,7 @@ from .guidance.losses import Adapter
 from .guidance.method_flags import CLIP_CAMS, UNUSED_BY_CLIP
 from .guidance.prompts import LearnedPrompt, read_learned
 from .guidance.words import Words, encode_words, load_clip_words
-from .options import COMMAND_LINE
+from .options import COMMAND_LINE, refuse_unused
 from .presets import find_block
 
 # Flags of guidance and its losses that do not take part in learning prompts.
@@ -53,23 +53,18 @@ def check_flags(args: argparse.Namespace) -> None:
         args.joint = False
     if args.maps == "clip" and args.joint:
         raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint")
-    check_maps(args, given)
+    check_maps(args)
 
 
-def check_maps(args: argparse.Namespace, given: set[str]) -> None:
-    """InputError for a flag of the command line that means nothing to these --maps; `given` are its flags."""
-    ignored = ()
+def check_maps(args: argparse.Namespace) -> None:
+    """InputError for a flag of the command line that means nothing to these --maps."""
     if args.maps == "clip":
-        ignored = (*UNUSED_BY_CLIP, *GUIDANCE_ALONE)
-        reason = "tunes no generator"
-        if "init" in given:
+        if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")
+        refuse_unused(args, (*UNUSED_BY_CLIP, *GUIDANCE_ALONE), "--maps clip tunes no generator")
     elif args.maps == "generator" and args.cams != CLIP_CAMS:
-        ignored = ("box", "map_template")
-        reason = "makes no maps of CLIP, except for --cams clip"
-    for name in ignored:
-        if name in given:
-            raise InputError(f"--{name.replace('_', '-')}: --maps {args.maps} {reason}; leave the flag out")
+        refuse_unused(args, ("box", "map_template"),
+                      "--maps generator makes no maps of CLIP, except for --cams clip")
 
 
 def map_words(args: argparse.Namespace, words: Words) -> tuple[list[str], list[str]]:

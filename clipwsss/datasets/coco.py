@@ -6,6 +6,7 @@ compressed run lengths need the optional package pycocotools.
 """
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -97,11 +98,7 @@ class CocoDataset(TagDataset):
         """The mask drawn from the annotations, uint8 [H, W], or the file that `with_masks` gave."""
         if self.entries[index].mask is not None:
             return super().load_mask(index)
-        size = self.sizes[index]
-        mask = np.zeros(size, np.uint8)
-        for label, _, region in self.regions[self.names[index]]:
-            mask[draw_region(region, size)] = label
-        return mask
+        return draw_mask(self.regions[self.names[index]], self.sizes[index])
 
 
 def drawing_order(regions: list[LabelledRegion], crowds: str) -> list[LabelledRegion]:
@@ -301,6 +298,14 @@ def pycocotools_mask() -> ModuleType:
         from pycocotools import mask
     except ModuleNotFoundError:
         raise ModuleNotFoundError("COCO's compressed run lengths need: pip install pycocotools") from None
+    return mask
+
+
+def draw_mask(regions: Sequence[LabelledRegion], size: Size) -> np.ndarray:
+    """The mask uint8 [H, W] of an image's regions; later ones are drawn on top."""
+    mask = np.zeros(size, np.uint8)
+    for label, _, region in regions:
+        mask[draw_region(region, size)] = label
     return mask
 
 

@@ -9,11 +9,12 @@ from ..errors import InputError
 from ..files import nfc
 from ..run import digest, fingerprint
 from .base import Entry, TagDataset, files_of, split_error
+from .coco import draw_mask
 from .folder_files import (image_folders, missing_classes, read_classes, read_table, stored_images,
                            visible_files)
 from .image_names import ImageNames, may_be_one
 from .images import MOST_PIXELS
-from .instance_masks import draw_instance_mask, read_instance_masks
+from .instance_masks import read_instance_masks
 from .label_maps import read_labelmap
 from .tags import TagRow, TagTable
 
@@ -91,7 +92,7 @@ class FolderDataset(TagDataset):
         """The mask drawn from COCO's instances file, or that of the base class."""
         name = self.names[index]
         if self.entries[index].mask is None and name in self.drawn:
-            return draw_instance_mask(self.drawn[name][1], self.sizes[index])
+            return draw_mask(self.drawn[name][1], self.sizes[index])
         return super().load_mask(index)
 
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ spreadsheet has cut the zeros off.
 """
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import unquote
 
 from ..errors import InputError
@@ -78,6 +78,11 @@ class ImageNames:
                 if form in self.by_form:
                     return self.by_form[form]
         return []
+
+
+def without_suffix(path: PurePath) -> PurePath:
+    """A path without the suffix of an image; what follows any other dot belongs to the name."""
+    return path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
 
 
 def written_path(image: str) -> str:

@@ -2,13 +2,11 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from ..errors import InputError
 from ..files import nfc
 from .base import Size
-from .coco import LabelledRegion, draw_region, group_by_image, read_annotations, read_regions
-from .image_names import SUFFIXES
+from .coco import LabelledRegion, group_by_image, read_annotations, read_regions
+from .image_names import without_suffix
 
 DrawnMask = tuple[Size, list[LabelledRegion]]  # the size (H, W) that the file states, and the regions
 
@@ -36,7 +34,7 @@ def read_instance_masks(path: Path, classes: Sequence[str],
     others = []
     for image in content["images"]:
         file = PurePosixPath(image["file_name"].replace("\\", "/"))
-        name = nfc(file.stem if file.suffix.lower() in SUFFIXES else file.name)
+        name = nfc(without_suffix(file).name)
         size = (image["height"], image["width"])
         if name not in names:
             others.append(name)
@@ -49,11 +47,3 @@ def read_instance_masks(path: Path, classes: Sequence[str],
         notes.append(f"note: {path}: image {others[0]} is not in the folder images ({len(others)} such "
                      "images)")
     return found, notes
-
-
-def draw_instance_mask(regions: Sequence[LabelledRegion], size: Size) -> np.ndarray:
-    """The mask uint8 [H, W] of an image's regions; later ones are drawn on top."""
-    mask = np.zeros(size, np.uint8)
-    for label, _, region in regions:
-        mask[draw_region(region, size)] = label
-    return mask

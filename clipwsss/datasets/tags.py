@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, input_errors
 from ..files import nfc
-from .tag_formats import IMAGE_COLUMNS, LABEL_COLUMNS, MARKS, named_fields, read_records
+from .tag_formats import IMAGE_COLUMNS, LABEL_COLUMNS, MARKS, lower_case, named_fields, read_records
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".npy")  # suffixes of a table of tags
 
@@ -64,9 +64,7 @@ def read_tags(path: Path, classes: Sequence[str] | None = None, split: str = "tr
 
 def image_of(fields: object) -> str:
     """The image that a record names, however bad its other fields are; "" if it names none."""
-    if not isinstance(fields, dict):
-        return ""
-    spelled = {name.strip().lower(): value for name, value in fields.items() if name is not None}
+    spelled = lower_case(fields)
     images = [str(spelled[name]).strip() for name in IMAGE_COLUMNS if name in spelled]
     return images[0] if images else ""
 
@@ -106,7 +104,7 @@ def is_certain(fields: dict[str, object]) -> bool:
 
     Where classes have columns, `confidence` is a class. ValueError: neither 1 nor 0, which is a machine's.
     """
-    spelled = {name.strip().lower(): value for name, value in fields.items()}
+    spelled = lower_case(fields)
     mark = str(spelled.get("confidence", "1")).strip().lower()
     if not any(name in spelled for name in LABEL_COLUMNS):
         return True

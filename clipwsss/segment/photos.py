@@ -6,7 +6,7 @@ from pathlib import Path
 from ..datasets import TagDataset
 from ..datasets.base import Entry
 from ..datasets.folder_files import images_below, visible_files
-from ..datasets.image_names import SUFFIXES
+from ..datasets.image_names import SUFFIXES, without_suffix
 from ..datasets.images import MOST_PIXELS
 from ..errors import InputError
 from .predict import overlay_path
@@ -53,7 +53,7 @@ def image_files(paths: Iterable[Path], results: Path) -> dict[str, Path]:
             raise InputError(f"--predict {path}: no such file or folder")
         for image in found:
             below = image.relative_to(path) if path.is_dir() else Path(image.name)
-            name = (below.with_suffix("") if below.suffix.lower() in SUFFIXES else below).as_posix()
+            name = without_suffix(below).as_posix()
             if path.is_dir() and image.resolve().is_relative_to(results.resolve()):
                 own += 1
             elif name in files and image.resolve() != files[name].resolve():
