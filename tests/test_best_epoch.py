@@ -86,15 +86,21 @@ def test_some_images_choose_the_epoch(runs, tmp_path):  # noqa: F811
         train_cam.main([*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--best-images", str(path)])
 
 
-def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
-    mious = iter([40.0, 60.0, 50.0])
+def epochs_that_score(monkeypatch, script, mious):
+    """The list to which the classifier's weights of each epoch come; its CAMs then have these mIoU in turn."""
+    figures = iter(mious)
     weights = []
 
     def of_this_epoch(generator, *_):
         weights.append(generator.classifier.weight.detach().clone())
-        return next(mious)
+        return next(figures)
 
-    monkeypatch.setattr(train_cam, "cam_miou", of_this_epoch)
+    monkeypatch.setattr(script, "cam_miou", of_this_epoch)
+    return weights
+
+
+def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
+    weights = epochs_that_score(monkeypatch, train_cam, [40.0, 60.0, 50.0])
     argv = [*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--epochs", "3", "--batch-size", "6"]
     assert train_cam.main([*argv, "--keep-best", "train"]) == 0
     assert "kept epoch 2: CAM mIoU 60.00 at one scale" in capsys.readouterr().out
@@ -106,14 +112,7 @@ def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeyp
 
 def test_matching_hands_its_best_epoch_to_the_prompts(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
     """As in SemPLeS' release, stage (b) learns on the best checkpoint of stage (a)."""
-    mious = iter([70.0, 60.0, 50.0])
-    weights = []
-
-    def cam_miou(generator, *_):
-        weights.append(generator.classifier.weight.detach().clone())
-        return next(mious)
-
-    monkeypatch.setattr(train_prompt, "cam_miou", cam_miou)
+    weights = epochs_that_score(monkeypatch, train_prompt, [70.0, 60.0, 50.0])
     seen = []
     load_state_dict = nn.Module.load_state_dict
 

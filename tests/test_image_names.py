@@ -22,7 +22,7 @@ def test_exact_names_win_and_others_are_told(names):
             ("One.jpg", "sub/One.jpg", True), ("One", "sub/One.jpg", True), ("sub\\One.jpg", "sub/One.jpg", True),
             ("images/sub/One.jpg", "sub/One.jpg", True), ("cafe\u0301.jpg", "caf\u00e9.jpg", True), ("a b", "a b.jpg", True),
             ("100%25.jpg", "100%25.jpg", True), ("0012", "0012.jpg", True), ("1a2b3c4d-x", "1a2b3c4d-x.jpg", True),
-            ("./images/sub/One.jpg", "sub/One.jpg", False), ("/home/me/images/sub/One.jpg", "sub/One.jpg", False),
+            ("./images/sub/One.jpg", "sub/One.jpg", False), ("/photos/images/sub/One.jpg", "sub/One.jpg", False),
             ("C:\\Users\\me\\One.jpg", "sub/One.jpg", False), ("../One", "sub/One.jpg", False), ("ONE.JPG", "sub/One.jpg", False),
             ("/data/upload/3/8c1f2a3b-One.jpg", "sub/One.jpg", False), ("s3://bucket/a/One.jpg?v=2", "sub/One.jpg", False),
             ("/data/local-files/?d=my%20photo%20%281%29.png", "my photo (1).png", False),

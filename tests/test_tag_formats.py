@@ -91,7 +91,7 @@ EXPORTS = [
     ("FiftyOneImageClassificationDataset", "`labels.json`, `data/`",
      {"labels.json": json.dumps(FIFTYONE), "data/one.jpg": None, "data/two.png": None}),
     ("FiftyOne, CSVDataset with `fields=[\"filepath\", \"tags\", \"ground_truth.label\"]`", "`labels.csv`, `data/`",
-     {"labels.csv": "filepath,tags,ground_truth.label\r\none.jpg,validation,cat\r\n/home/me/two.png,,\"cat,hot dog\"\r\n",
+     {"labels.csv": "filepath,tags,ground_truth.label\r\none.jpg,validation,cat\r\n/photos/two.png,,\"cat,hot dog\"\r\n",
       "data/one.jpg": None, "data/two.png": None}),
     ("Roboflow, Multi-Label Classification CSV", "`train/_classes.csv`, `valid/_classes.csv` beside the images",
      {"train/_classes.csv": f"{ROBOFLOW}{HASHES[0]}, 1, 0\n", "valid/_classes.csv": f"{ROBOFLOW}{HASHES[1]}, 1, 1\n",
