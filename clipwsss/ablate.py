@@ -30,12 +30,13 @@ from .files import read_json, write_text
 from .run import FREE_ON_RESUME, digest
 from .flags import Parser, real, whole
 from .guidance.choices import read_choices, report, toy_truth
+from .guidance.words import ASSETS
 from .report.charts import markdown
 from .toy.scenes import CO_OCCURRENCE, LARGEST_OBJECT, SMALLEST_OBJECT, TINIEST
 from .toy.world import N_TRAIN, RECIPE, draw_world
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-ABLATION_TABLES = Path(__file__).parent / "assets" / "tables.json"
+ABLATION_TABLES = ASSETS / "tables.json"
 THROUGH = ("train_prompt", "make_pseudo", "train_seg")
 # These settings say where and on what a run is made. `method` only chooses the defaults of other settings.
 NOT_OF_THE_ROW = FREE_ON_RESUME | {"dataset", "data_root", "runs", "out", "seed", "method", "clip_cache"}

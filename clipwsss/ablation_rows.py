@@ -12,7 +12,7 @@ The tables are in assets/tables.json. A table has these entries:
 A row has these entries:
 
     name            its name, unique in the table
-    flags           its flags
+    flags           its flags; {assets} stands for the folder assets
     toy, voc12, coco14, folder
                     further flags on this data set
     stage           train_cam or train_prompt (default)
@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from .datasets import DATASETS
 from .errors import InputError
+from .guidance.words import ASSETS
 
 
 class AblationRow(NamedTuple):
@@ -65,6 +66,7 @@ def read_rows(table: dict, dataset: str, extra: Sequence[str] = ()) -> dict[str,
         name = entry["name"]
         stage = entry.get("stage", "train_prompt")
         flags = shlex.split(entry.get("flags", "")) + shlex.split(entry.get(dataset, ""))
+        flags = [flag.replace("{assets}", str(ASSETS)) for flag in flags]
         starts = {}
         if stage == "train_prompt":  # a row's own --init comes later on its command line and wins
             flags = ["--init", "{baseline}/generator.pt", "--cams", "{baseline}/cams", *flags, *extra]

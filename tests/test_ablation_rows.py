@@ -122,3 +122,12 @@ def test_a_table_on_coco_says_that_its_figures_are_coco_s(tmp_path, calls, capsy
         assert ablate.main([*argv, dataset]) == 0
         printed = capsys.readouterr().out
         assert f"the paper's, {name} |" in printed and f" | {figure} |" in printed
+
+
+def test_a_row_may_name_a_file_of_the_package():
+    rows = ablate.read_rows(TABLES["clip"], "toy")
+    for name in ("CLIP's own, narrow list", "both, narrow list", "POLE, narrow list"):
+        flags = rows[name].flags
+        words = Path(flags[flags.index("--background-words") + 1])
+        assert words.read_text(encoding="utf-8").split() == ["water", "rails", "sand", "brick"]
+    assert "both, narrow list" not in ablate.read_rows(TABLES["clip"], "voc12")
