@@ -10,7 +10,7 @@ from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
 from .distributed import world_size
 from .errors import InputError
 from .flags import ScriptParser, real, whole
-from .presets import SPLITS, find_block, usual_choices
+from .presets import DATA_SET_VALUES, find_block, usual_choices
 from .run import Run, fingerprint_inputs, refuse_overlap
 from .training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 
@@ -116,13 +116,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     selectors = ("generator", "method", "network", "weights", "refine")
     choices = {name: getattr(selecting, name, None) for name in selectors}
     block = find_block(stage, selecting.dataset, selecting.preset, choices)
-    splits = SPLITS.get(stage, {}).get(selecting.dataset, {})
+    of_data_set = DATA_SET_VALUES.get(stage, {}).get(selecting.dataset, {})
     values = {name: value for name, value in block.items() if name not in ("block", "source")}
-    parser.set_defaults(**values, **splits)
+    parser.set_defaults(**values, **of_data_set)
     args = parser.parse_args(argv)
 
     args.set_by = {name: f"presets.{block['block']}: {block['source']}" for name in values}
-    args.set_by |= dict.fromkeys(splits, "presets.SPLITS") | dict.fromkeys(usual, "presets.usual_choices")
+    args.set_by |= dict.fromkeys(of_data_set, "presets.DATA_SET_VALUES")
+    args.set_by |= dict.fromkeys(usual, "presets.usual_choices")
     for word in argv:
         action = parser._option_string_actions.get(word.partition("=")[0])  # --flag, or --flag=value
         if action is not None:

@@ -1,24 +1,27 @@
 """The values of all published settings, as blocks: one for each stage, data set and method or network.
 
 A command takes its settings from one block, which the tables at the end of this file name, and from the
-splits of its data set (`SPLITS`). A flag on the command line replaces a value; a setting that neither names
-has the neutral default that `--help-all` shows. A block names at most one other block as its base. No block
-depends on the value of a setting, and no key stands in both a block and `SPLITS`. `block` is the block's own
-name, which `--dry-run` and report.html show, and `source` says where its values come from.
-guidance/SETTINGS.md sets paper, release and these values side by side.
+values of its data set (`DATA_SET_VALUES`). A flag on the command line replaces a value; a setting that
+neither names has the neutral default that `--help-all` shows. A block names at most one other block as its
+base. No block depends on the value of a setting, and no key stands in both a block and `DATA_SET_VALUES`.
+`block` is the block's own name, which `--dry-run` and report.html show, and `source` says where its values
+come from. guidance/SETTINGS.md sets paper, release and these values side by side.
 
 "paper" values serve VOC 2012, COCO 2014 and folders of one's own images. `toy` (--dataset toy) and `quick`
 (--preset quick) have blocks of their own; those of `quick` are the same for every data set but the toy world.
 """
 from .errors import InputError
 
-# The splits that the papers train on and score. A folder has no validation split of its own.
-SPLITS = {
+# What a data set sets for all blocks of a stage: the splits that the papers train on and score, the box of
+# CLIP's own maps (CLIP-ES), and the view of CLIP that the releases have. Their thresholds and weights were
+# tuned under that view; on a folder CLIP sees images as it was trained on.
+DATA_SET_VALUES = {
     "train_cam": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
-                  "coco14": dict(box=0.7),  # of CLIP's own maps (CLIP-ES)
+                  "coco14": dict(box=0.7),
                   "folder": dict(val_split="")},
-    "train_prompt": {"voc12": dict(split="train_aug", score_split="train", cam_format="full"),
-                     "coco14": dict(box=0.7)},
+    "train_prompt": {"voc12": dict(split="train_aug", score_split="train", cam_format="full",
+                                   clip_view="release"),
+                     "coco14": dict(box=0.7, clip_view="release")},
     "make_pseudo": {"voc12": dict(split="train_aug", score_split="train")},
     "train_seg": {"voc12": dict(split="train_aug"), "folder": dict(predict_split="train")},
 }
@@ -110,7 +113,7 @@ TOY_CLIP_CAM = dict(
 POLE = dict(
     block="POLE", source="POLE sec. 4.1; CLIMS' release (VOC) for what POLE says it takes from there",
     class_prompt="word", adapter="learnable", background_prompt="list",
-    map_scale="sigmoid", clip_view="release", w_fg=10.0, w_bg=24.0, w_area=0.2,
+    map_scale="sigmoid", w_fg=10.0, w_bg=24.0, w_area=0.2,
     w_suppress=1.0, suppress_threshold=0.26, suppress_reduction="sum",  # CBS of CLIMS' release
     freeze_stages=1, frozen_bn=False, head_ratio=10.0,
     optimizer="sgd", lr=2.5e-4, schedule="cosine", weight_decay=1e-4,
@@ -143,7 +146,7 @@ DEFO = POLE | dict(
 SEMPLES = dict(
     block="SEMPLES", source="SemPLeS' release (VOC; paper sec. 4.2 in brackets), on a ResNet",
     class_prompt="name", background_prompt="learned", background_template="a photo of [C*30].",
-    map_scale="minmax", clip_view="release", w_fg=1.0, w_bg=2.4, w_area=0.0,
+    map_scale="minmax", w_fg=1.0, w_bg=2.4, w_area=0.0,
     w_suppress=0.05, suppress_threshold=0.0, suppress_reduction="mean",
     w_prompt_image=1.0, w_prompt_class=0.02,
     prompt_repulsion="release",  # +log s (paper: -log(1 - s))
@@ -196,7 +199,7 @@ CLIMS_WEAKTR = dict(
     source="this project: no paper guides a transformer by CLIMS' terms; optimiser, rate and "
     "batch of WeakTr's own training",
     class_prompt="name", background_prompt="list",
-    map_scale="minmax", clip_view="release", w_fg=10.0, w_bg=24.0, w_area=0.2,
+    map_scale="minmax", w_fg=10.0, w_bg=24.0, w_area=0.2,
     w_suppress=1.0, suppress_threshold=0.26, suppress_reduction="sum",
     pooling="max", drop_path=0.1, head_ratio=1.0,
     optimizer="adamw", lr=7.5e-5, schedule="poly", weight_decay=0.03,
@@ -209,52 +212,6 @@ BOTH_WEAKTR = BOTH | dict(
     optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
     crop_size=224, augment="strong", precision="auto",
     scales=[1.0, 1.2])
-
-# ----------------------------------------------------------------------------------------------------
-# train_prompt.py on a folder: as on VOC, but CLIP sees images as it was trained on, which no release did
-
-POLE_FOLDER = POLE | dict(
-    block="POLE_FOLDER", source="as POLE, in CLIP's own view", clip_view="clip")
-
-CLIMS_FOLDER = POLE | dict(
-    block="CLIMS_FOLDER", source="as CLIMS, in CLIP's own view",
-    class_prompt="name", adapter="none", schedule="poly", epochs=15, clip_view="clip")
-
-MANUAL_FOLDER = POLE | dict(
-    block="MANUAL_FOLDER", source="as MANUAL, in CLIP's own view",
-    class_prompt="name", adapter="none", clip_view="clip")
-
-COOP_FOLDER = POLE | dict(
-    block="COOP_FOLDER", source="as COOP, in CLIP's own view",
-    class_prompt="learned", adapter="none", template="[S:a photo of] {}.", joint=True, clip_view="clip")
-
-TARGET_FOLDER = POLE | dict(
-    block="TARGET_FOLDER", source="as TARGET, in CLIP's own view",
-    class_prompt="learned", adapter="none", template="a photo of [C:{}].", joint=True, clip_view="clip")
-
-DEFO_FOLDER = POLE | dict(
-    block="DEFO_FOLDER", source="as DEFO, in CLIP's own view",
-    class_prompt="learned", adapter="none", template="[S:a photo of] [C:{}].", joint=True, clip_view="clip")
-
-SEMPLES_FOLDER = SEMPLES | dict(
-    block="SEMPLES_FOLDER", source="as SEMPLES, in CLIP's own view", clip_view="clip")
-
-SEMPLES_WEAKTR_FOLDER = SEMPLES | dict(
-    block="SEMPLES_WEAKTR_FOLDER", source="as SEMPLES_WEAKTR, in CLIP's own view", clip_view="clip",
-    pooling="max", drop_path=0.1, tune="head",
-    crop_size=224, augment="strong", prompt_augment="area", precision="auto",
-    scales=[1.0, 1.2])
-
-POLE_WEAKTR_FOLDER = POLE | dict(
-    block="POLE_WEAKTR_FOLDER", source="as POLE_WEAKTR, in CLIP's own view", clip_view="clip",
-    map_scale="minmax",
-    pooling="max", drop_path=0.1, head_ratio=1.0,
-    optimizer="adamw", lr=7.5e-5, weight_decay=0.03, batch_size=64,
-    crop_size=224, augment="strong", precision="auto",
-    scales=[1.0, 1.2])
-
-CLIMS_WEAKTR_FOLDER = CLIMS_WEAKTR | dict(
-    block="CLIMS_WEAKTR_FOLDER", source="as CLIMS_WEAKTR, in CLIP's own view", clip_view="clip")
 
 # ----------------------------------------------------------------------------------------------------
 # train_prompt.py on COCO 2014
@@ -664,13 +621,6 @@ VOC_METHODS = {
     ("weaktr", "clims"): CLIMS_WEAKTR, ("weaktr", "pole"): POLE_WEAKTR, ("weaktr", "semples"): SEMPLES_WEAKTR,
     ("weaktr", "both"): BOTH_WEAKTR,
 }
-FOLDER_METHODS = {
-    ("resnet", "clims"): CLIMS_FOLDER, ("resnet", "pole"): POLE_FOLDER, ("resnet", "manual"): MANUAL_FOLDER,
-    ("resnet", "coop"): COOP_FOLDER, ("resnet", "target"): TARGET_FOLDER, ("resnet", "defo"): DEFO_FOLDER,
-    ("resnet", "semples"): SEMPLES_FOLDER, ("resnet", "both"): BOTH,
-    ("weaktr", "clims"): CLIMS_WEAKTR_FOLDER, ("weaktr", "pole"): POLE_WEAKTR_FOLDER,
-    ("weaktr", "semples"): SEMPLES_WEAKTR_FOLDER, ("weaktr", "both"): BOTH_WEAKTR,
-}
 COCO_METHODS = {
     ("resnet", "clims"): CLIMS_COCO, ("resnet", "pole"): POLE_COCO, ("resnet", "manual"): MANUAL_COCO,
     ("resnet", "coop"): COOP_COCO, ("resnet", "target"): TARGET_COCO, ("resnet", "defo"): DEFO_COCO,
@@ -692,7 +642,7 @@ TOY_METHODS = {
     ("weaktr", "clims"): TOY_CLIMS_WEAKTR, ("weaktr", "pole"): TOY_POLE_WEAKTR,
     ("weaktr", "semples"): TOY_SEMPLES_WEAKTR, ("weaktr", "both"): TOY_BOTH_WEAKTR,
 }
-TRAIN_PROMPT = {"voc12": VOC_METHODS, "folder": FOLDER_METHODS, "coco14": COCO_METHODS,
+TRAIN_PROMPT = {"voc12": VOC_METHODS, "folder": VOC_METHODS, "coco14": COCO_METHODS,
                 "quick": QUICK_METHODS, "toy": TOY_METHODS}
 
 # make_pseudo.py: the block by the walk of --refine. "default" is that of a command without --refine, "none"

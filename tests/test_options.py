@@ -33,7 +33,7 @@ def test_flags_replace_preset_values_and_set_by_says_what_set_each():
     for name in ("lr", "method", "w_suppress", "flip"):
         assert args.set_by[name] == "the command line", name
     assert args.set_by["w_bg"].startswith("presets.CLIMS: CLIMS' release")
-    assert args.set_by["split"] == "presets.SPLITS" and args.split == "train_aug"
+    assert args.set_by["split"] == "presets.DATA_SET_VALUES" and args.split == "train_aug"
     assert "clip" not in args.set_by and "w_prompt_class" not in args.set_by  # neutral defaults
 
 

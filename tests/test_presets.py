@@ -62,8 +62,8 @@ def test_every_value_is_one_that_its_flag_takes(stage):
         taken = vars(parser.parse_args(words))
         for name, value in settings.items():
             assert taken[name] == value and type(taken[name]) is type(value), (block["block"], name)
-        for splits in presets.SPLITS.get(stage, {}).values():
-            assert not settings.keys() & splits.keys() and splits.keys() <= known.keys()
+        for of_data_set in presets.DATA_SET_VALUES.get(stage, {}).values():
+            assert not settings.keys() & of_data_set.keys() and of_data_set.keys() <= known.keys()
 
 
 def test_blocks_are_literals_on_one_base_that_has_none():
@@ -89,7 +89,7 @@ def test_blocks_are_literals_on_one_base_that_has_none():
 def test_the_block_of_a_command():
     for flags, stage, block in (
             (["--method", "pole"], "train_prompt", "POLE"),
-            (["--dataset", "folder", "--method", "pole"], "train_prompt", "POLE_FOLDER"),
+            (["--dataset", "folder", "--method", "pole"], "train_prompt", "POLE"),
             (["--dataset", "folder", "--method", "both"], "train_prompt", "BOTH"),
             (["--method", "semples", "--generator", "weaktr"], "train_prompt", "SEMPLES_WEAKTR"),
             (["--dataset", "coco14", "--method", "semples"], "train_prompt", "SEMPLES_COCO"),
@@ -119,8 +119,6 @@ def test_every_row_has_the_block_that_its_key_names():
     for data, methods in presets.TRAIN_PROMPT.items():
         for (generator, method), block in methods.items():
             name = method.upper() + ("_WEAKTR" if generator == "weaktr" else "")
-            if data == "folder" and method != "both":
-                name += "_FOLDER"
             assert block["block"] == data_names[data].format(name)
     for (data, network), block in presets.TRAIN_SEG.items():
         folder = "_FOLDER" if (data, network) == ("folder", "mask2former") else ""
@@ -132,15 +130,12 @@ def test_every_row_has_the_block_that_its_key_names():
 
 
 def test_what_clip_sees():
-    """As the releases show it where their figures come from, else as CLIP was trained; folders differ in nothing else."""
-    for data, methods in presets.TRAIN_PROMPT.items():
-        for (generator, method), block in methods.items():
-            as_released = data in ("voc12", "coco14") and method != "both"
-            assert block.get("clip_view", "clip") == ("release" if as_released else "clip"), block["block"]
-    for row, block in presets.TRAIN_PROMPT["folder"].items():
-        published = presets.TRAIN_PROMPT["voc12"][row]
-        differing = {name for name in block.keys() | published.keys() if block.get(name) != published.get(name)}
-        assert differing <= {"block", "source", "clip_view"}, (row, differing)
+    """As the releases show it on the data sets of their figures, and else as CLIP was trained."""
+    for dataset, view in (("voc12", "release"), ("coco14", "release"), ("folder", "clip"), ("toy", "clip")):
+        for method in ("clims", "pole", "semples", "both"):
+            settings = parsed("train_prompt", "--dataset", dataset, "--method", method)
+            assert settings["clip_view"] == view, (dataset, method)
+    assert presets.TRAIN_PROMPT["folder"] is presets.TRAIN_PROMPT["voc12"]
 
 
 def test_methods_of_one_frame_share_its_values():

@@ -24,7 +24,7 @@ from ..datasets.jobs import ImageJobs
 from ..errors import InputError, run_script
 from ..files import existing, read_json, read_text, to_json, write_text
 from ..flags import Parser, whole
-from ..presets import SPLITS
+from ..presets import DATA_SET_VALUES
 from ..run import refuse_overlap
 from ..training import pick_device
 from .sam import load_sam, segment_image
@@ -203,7 +203,7 @@ def segment_and_write(model: nn.Module, dataset: TagDataset, args: argparse.Name
 def main(argv: list[str] | None = None) -> int:
     args = get_parser().parse_args(argv)
     device = pick_device(args.device)
-    split = args.split or SPLITS["make_pseudo"].get(args.dataset, {}).get("split", "train")
+    split = args.split or DATA_SET_VALUES["make_pseudo"].get(args.dataset, {}).get("split", "train")
     dataset = build_dataset(args.dataset, args.data_root, split, args.skip_bad)
     refuse_overlap("--out", args.out, dataset.folders, args.data_root)
     settings = f"--sam {args.sam} --points-per-side {args.points_per_side}"
