@@ -341,11 +341,13 @@ QUICK_SEMPLES = dict(
     batch_size=8, crop_size=224, resize_long=[256, 384],
     test_precision="auto", scales=[1.0])
 
-QUICK_BOTH = dict(
+QUICK_BOTH = QUICK_POLE | dict(
     block="QUICK_BOTH",
     source="this project: a first look in minutes on 2 CPU cores, by CLIP alone; no published setting",
-    clip="ViT-B/16", maps="clip", class_prompt="word", background_prompt="list",
-    batch_size=8, test_precision="auto")
+    clip="ViT-B/16", maps="clip",
+    background_template="a photo of [C*30].",  # the prompts are those of QUICK_SEMPLES, where they are asked for
+    w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
+    prompt_start="uniform", prompt_lr=0.025)
 
 QUICK_SEMPLES_WEAKTR = QUICK_SEMPLES | dict(
     block="QUICK_SEMPLES_WEAKTR", source="as QUICK_SEMPLES, on WeakTr",

@@ -14,7 +14,8 @@ from clipwsss.files import load_weights
 from clipwsss.toy.world import draw_world
 
 FAST = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--quiet"]
-BOTH = ["--method", "both", "--epochs", "1", "--batch-size", "4", "--prompt-batch-size", "4"]
+BOTH = ["--method", "both", "--batch-size", "4", "--prompt-batch-size", "4"]
+GUIDED = [*BOTH, "--epochs", "1"]
 
 
 class Data:
@@ -52,7 +53,7 @@ def runs(tmp_path_factory):
     draw_world(root / "toy" / "data", 0, 8, 1)
     assert train_cam.main([*FAST, "--runs", str(root), "--epochs", "1", "--batch-size", "4", "--val-split", ""]) == 0
     assert train_cam.main([*FAST, "--runs", str(root), "--generator", "clip", "--out", str(root / "clip")]) == 0
-    run(root, "both", *BOTH)
+    run(root, "both", *GUIDED)
     return root
 
 
@@ -122,10 +123,10 @@ def test_where_train_cam_has_not_run_clips_own_maps_come_first(runs, tmp_path, c
 def test_an_interrupted_run_goes_on_to_the_same_maps(runs, monkeypatch):
     monkeypatch.setattr(train_prompt, "write_mean_cams", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run(runs, "cut", *BOTH)
+        run(runs, "cut", *GUIDED)
     monkeypatch.undo()
     (runs / "cut" / "clip_cams" / "train_00003.npz").unlink()
-    run(runs, "cut", *BOTH, "--resume")
+    run(runs, "cut", *GUIDED, "--resume")
     assert alike(cams(runs / "cut" / "cams"), cams(runs / "both" / "cams"), 0)
     run(runs, "cut", *BOTH, "--maps", "clip", "--overwrite")  # deletes the CAM files of all makers
     assert not any((runs / "cut" / "generator_cams").iterdir())

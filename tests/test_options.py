@@ -62,6 +62,7 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             (["--method", "semples", "--background-words", "w.txt"], "--background-words: --background-prompt learned"),
             (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts"),
             (["--maps", "clip", "--scales", "1"], "--scales: --maps clip tunes no generator; leave the flag out"),
+            (["--maps", "clip", "--epochs", "3"], "--epochs: --maps clip tunes no generator; leave the flag out"),
             (["--maps", "clip", "--w-suppress", "1"], "--w-suppress: --maps clip tunes no generator"),
             (["--method", "pole", "--box", "0.4"], "--box: --maps generator makes no maps of CLIP, except for --cams clip"),
             (["--map-template", "{}"], "--map-template: --maps generator makes no maps of CLIP")):

@@ -27,6 +27,11 @@ def test_the_stages_fit_together():
     seg = quick("train_seg")
     assert (cam.backbone, cam.weights, cam.frozen_bn, cam.val_split) == ("resnet18", "auto", False, "")
     assert (seg.network, seg.backbone, seg.weights) == ("deeplabv2", cam.backbone, "auto") and seg.predict_split == "train"
+    learned = quick("train_prompt", "--background-prompt", "list+learned", "--prompt-epochs", "2", "--maps", "geometric")
+    like = quick("train_prompt", "--method", "semples")  # `both` has all that learning prompts and guidance read
+    for name in ("background_template", "w_prompt_image", "w_prompt_class", "prompt_repulsion", "prompt_start", "prompt_lr",
+                 "schedule", "weight_decay", "prompt_batch_size", "optimizer", "lr", "crop_size", "resize_long", "epochs"):
+        assert getattr(learned, name) is not None and getattr(learned, name) == getattr(like, name), name
     masks = quick("make_pseudo", "--generator", "resnet")
     assert masks.refine == ["color"] and masks.threshold == 0.3  # the walk's own
     for method in ("clims", "pole", "semples"):
