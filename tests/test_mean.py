@@ -24,7 +24,7 @@ class Data:
     sizes = [(4, 8), (8, 4)]
 
     def __len__(self):
-        return 2
+        return len(self.names)
 
 
 def test_the_mean_of_maps_that_are_scaled_first(tmp_path):
@@ -44,6 +44,23 @@ def test_the_mean_of_maps_that_are_scaled_first(tmp_path):
     (tmp_path / "b" / "high.npz").unlink()
     with pytest.raises(InputError, match="high.npz .* no such CAM file"):
         write_mean_cams(Data(), [tmp_path / "a", tmp_path / "b"], tmp_path / "again", "mean")
+
+
+def test_a_class_that_one_maker_does_not_see_has_the_others_map(tmp_path):
+    """A product with a map of zeros would erase the class."""
+    seen = np.zeros((2, 4, 8), np.float32)
+    seen[:, 1:3, 2:5] = 1
+    blank = seen.copy()
+    blank[1] = 0
+    small = np.zeros((2, 1, 2))
+    for maker, maps in (("a", seen), ("b", blank), ("c", np.zeros_like(seen))):
+        write_cam(tmp_path / maker, "wide", np.array([0, 3]), small, "full", maps)
+    one_image = Data()
+    one_image.names = ["wide"]
+    for kind in ("mean", "geometric"):
+        for other in ("b", "c"):
+            write_mean_cams(one_image, [tmp_path / "a", tmp_path / other], tmp_path / kind, kind, "full")
+            assert np.allclose(read_cam(tmp_path / kind, "wide").high_res, seen, atol=2e-3), (kind, other)
 
 
 @pytest.fixture(scope="module")

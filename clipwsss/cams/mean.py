@@ -18,10 +18,11 @@ def write_mean_cams(dataset: TagDataset, parts: Sequence[Path], folder: Path, ki
                     fmt: str = "npz") -> None:
     """Write each image's mean of the CAM files in several folders.
 
-    Maps are scaled to [0, 1] before and after.
-    kind: the arithmetic `mean`, or the `geometric` one, which is small where any of the maps is. The files of
-    all folders hold the same classes. fmt: see `write_cam`. Several processes each write their share.
-    InputError names a file that is missing or damaged.
+    Maps are scaled to [0, 1] before and after. kind: the arithmetic `mean`, or the `geometric` one, which is
+    small where any of the maps is. Where a maker sees nothing of a class, so that its map has one value
+    everywhere, both kinds are the other maker's map alone. The files of all folders hold the same classes.
+    fmt: see `write_cam`. Several processes each write their share. InputError names a file that is missing or
+    damaged.
     """
     own_part = shard(range(len(dataset)))
     progress = Progress("mean of the CAMs", len(own_part))
@@ -30,10 +31,10 @@ def write_mean_cams(dataset: TagDataset, parts: Sequence[Path], folder: Path, ki
         files = [read_cam(part, name) for part in parts]
         maps = torch.stack([torch.from_numpy(resize_cam(file, dataset.sizes[index])) for file in files])
         maps = min_max(maps, EPSILON)
+        joined = maps.mean(dim=0)
         if kind == "geometric":
-            joined = maps.prod(dim=0) ** (1 / len(parts))
-        else:
-            joined = maps.mean(dim=0)
+            complete = (maps.amax(dim=(2, 3)) > 0).all(dim=0)  # [k]: classes that every maker sees
+            joined[complete] = maps[:, complete].prod(dim=0) ** (1 / len(parts))
         save_maps(folder, name, torch.from_numpy(files[0].keys), min_max(joined, EPSILON), fmt)
         progress.update(1)
     progress.close()
