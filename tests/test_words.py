@@ -76,9 +76,9 @@ def test_words_of_clips_own_maps():
     by_label = dict(zip(coco, names))
     assert by_label["couch"] == "sofa" and by_label["tv"] == "tvmonitor screen" and by_label["tie"] == "necktie"
     assert load_clip_words("toy", ["boat"]) == (["boat"], load_words("toy", ["boat"]).background)
-    names, own = load_clip_words("folder", ["Lake", "street_lamp", "cat"], {"cat": ["rock"]})
-    assert names == ["Lake", "street_lamp", "cat"]
-    assert [word for word in listed if word not in own] == ["lake", "rock", "street"]
+    names, own = load_clip_words("folder", ["Lake", "street_lamp", "Trees", "road-sign", "cat"], {"cat": ["Rocks"]})
+    assert names == ["Lake", "street lamp", "Trees", "road-sign", "cat"]
+    assert [word for word in listed if word not in own] == ["tree", "lake", "road", "rock", "street", "sign"]
     assert load_clip_words("voc12", ["train"], {"train": ["railway"]})[1] == listed  # a published list is taken whole
 
 
@@ -87,6 +87,9 @@ def test_own_data_words(tmp_path):
     assert words.candidates == [["lake"], ["cat", "kitty", "moggy"]] and "lake" not in words.background
     listed = load_words("folder", ["lake", "cat"], {"cat": ["kitty"]}, background=["sea", "kitty", "sea", "lake"])
     assert listed.background == ["sea"]
+    own = load_words("folder", ["Trees", "water_bottle"], {"water_bottle": ["flask"]})
+    assert own.names == ["Trees", "water bottle"] and own.candidates[1] == ["water bottle", "flask"]
+    assert "tree" not in own.background and {"water", "track"} < set(own.background)
     path = tmp_path / "s.json"
     path.write_text('{"cat": ["tabby", "tom", "puss"]}')
     assert load_words("folder", ["lake", "cat"], None, path, 2).candidates[1] == ["cat", "tabby", "tom"]

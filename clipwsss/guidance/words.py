@@ -57,8 +57,8 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
     synonyms_file: a JSON file (class -> list of words) or the name of one of the data set's `corpora`, whose
     candidates replace those of the classes that it names. n_synonyms: the number of synonyms of a class that
     are used. person: the prompt name of that class. background: words in place of the data set's. A data set
-    without an asset has CLIMS' background words for VOC; words that stand for one of its classes are left out
-    there. A list that was published for a data set is taken whole, as its authors did, also where a class has
+    without an asset has its class names, with blanks for underscores, and CLIMS' background words for VOC;
+    words that stand for one of its classes are left out (see `singular`). A list that was published for a data set is taken whole, as its authors did, also where a class has
     one of its words as a synonym. InputError on a file that is not such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
@@ -68,7 +68,7 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
         synonyms = known["synonyms"]
     else:
         known = read_json(ASSETS / "prompts_voc12.json")
-        names = list(classes)
+        names = [name.replace("_", " ") for name in classes]
         synonyms = synonyms or {}
     if person and "person" in classes:
         names[list(classes).index("person")] = person
@@ -80,8 +80,8 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
         candidates.append(list(dict.fromkeys(words)))
     listed = known["background"] if background is None else background
     if not asset.exists():
-        taken = {word for row in candidates for word in row}
-        listed = [word for word in dict.fromkeys(listed) if word not in taken]
+        taken = {singular(word) for row in candidates for word in row}
+        listed = [word for word in dict.fromkeys(listed) if singular(word) not in taken]
     return Words(list(classes), names, candidates, listed)
 
 
@@ -89,23 +89,30 @@ def load_clip_words(dataset: str, classes: list[str],
                     synonyms: dict[str, list[str]] | None = None) -> tuple[list[str], list[str]]:
     """(class names, background words) for CLIP's own maps: those of CLIP-ES, or the toy world's.
 
-    synonyms: further words of each class, which count on own data alone. Own data have their class names, and
-    CLIP-ES' list without synonyms and without words of class names. The latter rule gives CLIP-ES' list for
-    COCO too, in which "keyboard" and the "sign" of "stop sign" are missing.
+    synonyms: further words of each class, which count on own data alone. Own data have their class names, with
+    blanks for underscores, and CLIP-ES' list without synonyms and without words of class names, whether
+    singular or plural. The latter rule gives CLIP-ES' list for COCO too, in which "keyboard" and the "sign"
+    of "stop sign" are missing.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     known = read_json(asset) if asset.exists() else {}
     names = known.get("clip_names", {})
-    names = [names.get(name, name) for name in classes]
+    names = [names.get(name, name.replace("_", " ")) for name in classes]
     if dataset == "toy":
         return names, known["background"]
     listed = read_json(ASSETS / "prompts_voc12.json")["clip_background"]
     taken = set()
     if not asset.exists():
-        taken = {word.lower() for words in (synonyms or {}).values() for word in words}
+        taken = {singular(word) for words in (synonyms or {}).values() for word in words}
     for name in classes:
-        taken |= {name.lower(), *name.lower().replace("_", " ").split()}
-    return names, [word for word in listed if word not in taken]
+        words = name.replace("_", " ").replace("-", " ").split()
+        taken |= {singular(word) for word in (name, *words)}
+    return names, [word for word in listed if singular(word) not in taken]
+
+
+def singular(word: str) -> str:
+    """A word as background words are compared with classes: "Street_Lamps" and "street lamp" are one."""
+    return word.lower().replace("_", " ").removesuffix("s")
 
 
 def read_words(path: Path) -> list[str]:
