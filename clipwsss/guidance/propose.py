@@ -32,9 +32,9 @@ class Candidate(NamedTuple):
 
 
 def similarities(clip: CLIP, names: Sequence[str], words: Sequence[str], batch_size: int = 256) -> Tensor:
-    """Cosines [N,K] of "a photo of {}." of N words to that of K class names."""
+    """Cosines [N,K] of "a photo of {}." of N words to that of K class names, with blanks for underscores."""
     progress = Progress("encode words", len(words), "words")
-    text = encode_words(clip, "a photo of {}.", names)
+    text = encode_words(clip, "a photo of {}.", [name.replace("_", " ") for name in names])
     parts = [text[:0] @ text.T]  # [0,K], so that a list without words works too
     for start in range(0, len(words), batch_size):
         parts.append(encode_words(clip, "a photo of {}.", words[start:start + batch_size]) @ text.T)
@@ -64,7 +64,7 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
     A word is a candidate of the most similar class only. The names themselves are left out, in upper or lower
     case.
     """
-    own = {name.casefold() for name in names}
+    own = {name.casefold().replace("_", " ") for name in names}
     unique = {}
     for word in words:
         if word.casefold() not in own:
