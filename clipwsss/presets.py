@@ -345,7 +345,7 @@ QUICK_BOTH = QUICK_POLE | dict(
     block="QUICK_BOTH",
     source="this project: a first look in minutes on 2 CPU cores, by CLIP alone; no published setting",
     clip="ViT-B/16", maps="clip",
-    background_template="a photo of [C*30].",  # the prompts are those of QUICK_SEMPLES, where they are asked for
+    background_template="a photo of [C*30].",  # as QUICK_SEMPLES, if prompts are learned
     w_prompt_image=1.0, w_prompt_class=0.02, prompt_repulsion="release",
     prompt_start="uniform", prompt_lr=0.025)
 

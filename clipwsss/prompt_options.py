@@ -16,8 +16,8 @@ from .presets import find_block
 
 # Flags of guidance and its losses that do not take part in learning prompts.
 GUIDANCE_ALONE = ("map_scale", "w_suppress", "suppress_threshold", "suppress_reduction", "w_area",
-                  "area_over", "epochs", "match_epochs", "match_lr", "restart", "adapter", "adapter_lr", "tune",
-                  "reselect_every", "prompt_augment")
+                  "area_over", "epochs", "match_epochs", "match_lr", "restart", "adapter", "adapter_lr",
+                  "tune", "reselect_every", "prompt_augment")
 
 
 def check_flags(args: argparse.Namespace) -> None:

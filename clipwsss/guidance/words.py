@@ -89,8 +89,8 @@ def load_clip_words(dataset: str, classes: list[str],
                     synonyms: dict[str, list[str]] | None = None) -> tuple[list[str], list[str]]:
     """(class names, background words) for CLIP's own maps: those of CLIP-ES, or the toy world's.
 
-    synonyms: further words of each class, which count on own data alone. Own data have their class names, with
-    blanks for underscores, and CLIP-ES' list without synonyms and without words of class names, whether
+    synonyms: further words of each class, which count on own data alone. Own data have their class names,
+    with blanks for underscores, and CLIP-ES' list without synonyms and without words of class names, whether
     singular or plural. The latter rule gives CLIP-ES' list for COCO too, in which "keyboard" and the "sign"
     of "stop sign" are missing.
     """
