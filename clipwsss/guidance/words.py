@@ -58,8 +58,9 @@ def load_words(dataset: str, classes: list[str], synonyms: dict[str, list[str]] 
     candidates replace those of the classes that it names. n_synonyms: the number of synonyms of a class that
     are used. person: the prompt name of that class. background: words in place of the data set's. A data set
     without an asset has its class names, with blanks for underscores, and CLIMS' background words for VOC;
-    words that stand for one of its classes are left out (see `singular`). A list that was published for a data set is taken whole, as its authors did, also where a class has
-    one of its words as a synonym. InputError on a file that is not such JSON or names an unknown class.
+    words that stand for one of its classes are left out (see `singular`). A list that was published for a
+    data set is taken whole, as its authors did, also where a class has one of its words as a synonym.
+    InputError on a file that is not such JSON or names an unknown class.
     """
     asset = ASSETS / f"prompts_{dataset}.json"
     if asset.exists():
