@@ -139,6 +139,10 @@ def test_affinity_by_hand():
     torch.testing.assert_close(found[0], torch.full((3, 4), 1.5 / 12))
     assert found[1].eq(0).all()
     torch.testing.assert_close(class_affinity(one[None], attention, 0.7)[0], torch.full((3, 4), 1.0 / 12))
+    row = torch.tensor([[[0.0, 1.0, 0.5]]])  # an image of up to 16 pixels in height has one row of patches
+    for one in (row, row.mT):
+        found = class_affinity(one, torch.full((3, 3), 1 / 3), 0.6)
+        torch.testing.assert_close(found, torch.full_like(one, 1 / 3))
     ring = torch.ones(5, 5)
     ring[1:4, 1:4] = 0.3  # the box of a ring holds what the ring surrounds
     found = class_affinity(ring[None], torch.full((25, 25), 1 / 25), 0.4)
@@ -290,6 +294,7 @@ def test_flags_that_mean_nothing_are_refused(runs, tmp_path):
                            (["--batch-size", "3"], "--batch-size: --generator clip trains nothing"),
                            (["--precision", "bf16"], "--precision: --generator clip trains nothing"),
                            (["--val-split", "val"], "--val-split: --generator clip trains nothing"),
+                           (["--box", "1"], "--box: .*0.99"),  # no part of a map exceeds its maximum
                            (["--no-flip"], "--flip: --generator clip trains nothing"),
                            (["--init", "g.pt"], "--init: --generator clip trains nothing"),
                            (["--generator", "resnet", "--box", "0.4"], "--box: --generator resnet does without")):

@@ -179,7 +179,8 @@ def class_affinity(maps: Tensor, attention: Tensor, box: float = 0.4) -> Tensor:
     """Maps [k,h,w] of an image, each carried along the attention [hw,hw] from the boxes of its bright parts.
 
     box: how bright a part is, over the map's maximum (0.4 on VOC, 0.7 on COCO). A box ends before the last
-    row and column, as in the release. Source: CLIP-ES' class-aware attention-based affinity.
+    row and column, as in the release; ours keeps a row or column that is the only one. Source: CLIP-ES'
+    class-aware attention-based affinity.
     """
     balanced = attention
     for _ in range(3):  # Sinkhorn: rows and columns that sum to 1
@@ -192,8 +193,8 @@ def class_affinity(maps: Tensor, attention: Tensor, box: float = 0.4) -> Tensor:
         level = (one * 255).astype(np.uint8)
         parts, _ = ndimage.label(level > int(box * level.max()), np.ones((3, 3)))
         for rows, columns in ndimage.find_objects(parts):
-            bottom = min(rows.stop, height - 1)
-            right = min(columns.stop, width - 1)
+            bottom = min(rows.stop, max(1, height - 1))
+            right = min(columns.stop, max(1, width - 1))
             inside[index, rows.start:bottom, columns.start:right] = 1
     start = (maps * inside).flatten(1)
     return (balanced @ (balanced @ start.T)).T.unflatten(1, (height, width))

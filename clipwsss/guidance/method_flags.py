@@ -96,7 +96,7 @@ def clip_flags(add: Callable[..., argparse.Action]) -> None:
 
 def box_flag(add: Callable[..., argparse.Action]) -> None:
     """The flag of CLIP's own maps; add: the add_argument of its group."""
-    add("--box", type=real(0, 1), default=0.4,
+    add("--box", type=real(0, 0.99), default=0.4,
         help="CLIP's own maps of a ViT: brightness, over the map's maximum, of the parts from whose boxes a "
         "map is carried along the attention (CLIP-ES)")
 
