@@ -38,7 +38,7 @@ from clipwsss.training import (compile_networks, fit, pick_device, refuse_lone_v
 
 RANDOM_NOTE = ("the classifier started from random weights, so that its maps tell almost nothing about where "
                "objects are (9 mIoU in a trial with 18 photographs): start from ImageNet's weights "
-               "(clipwsss/WEIGHTS.md), or use --generator clip")
+               "(clipwsss/WEIGHTS.md), or use train_cam.py --generator clip")
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ from clipwsss.options import (drops_rest, first_command, open_dataset, open_scor
                               training_settings)
 from clipwsss.prompt_options import check_flags, check_texts, map_words, start_adapters, start_prompts
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
-from clipwsss.report.contrast import WORDS_ADVICE, contrast_notes
+from clipwsss.report.contrast import ALONE_ADVICE, WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
 from clipwsss.run import Run, notes_of, say_notes
@@ -206,7 +206,8 @@ def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, genera
     if args.maps != "generator":
         of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
         write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)
-        notes = notes + contrast_notes(dataset, of_clip, WORDS_ADVICE)
+        advice = ALONE_ADVICE if args.background_prompt == "none" else WORDS_ADVICE
+        notes = notes + contrast_notes(dataset, of_clip, advice)
     if args.maps in MEANS:
         write_mean_cams(dataset, [of_generator, of_clip], cams, args.maps, args.cam_format)
     return notes

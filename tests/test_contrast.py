@@ -31,8 +31,12 @@ def test_a_class_of_many_maps_without_contrast_is_named(tmp_path, capsys):
 def test_the_report_says_what_to_try(tmp_path, monkeypatch):
     draw_world(tmp_path / "toy" / "data", 0, 4, 1)
     monkeypatch.setattr("clipwsss.report.contrast.COVERED", 0.0)  # every map lacks contrast then
-    assert train_prompt.main(["--dataset", "toy", "--workers", "0", "--device", "cpu", "--runs", str(tmp_path),
-                              "--method", "clims", "--maps", "clip"]) == 0
+    flags = ["--dataset", "toy", "--workers", "0", "--device", "cpu", "--runs", str(tmp_path), "--method", "clims",
+             "--maps", "clip"]
+    assert train_prompt.main(flags) == 0
     out = tmp_path / "toy" / "train_prompt"
     notes = json.loads((out / "result.json").read_text())["notes"]
     assert notes and read_report(out / "report.html")["notes"] == notes and "--synonyms" in notes[0]
+    assert train_prompt.main([*flags, "--background-prompt", "none", "--out", str(tmp_path / "alone")]) == 0
+    notes = json.loads((tmp_path / "alone" / "result.json").read_text())["notes"]
+    assert "nothing in an image of one tag: give --background-prompt list" in notes[0]

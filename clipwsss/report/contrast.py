@@ -11,6 +11,8 @@ NAMES_ADVICE = ("Try another --template, another name for it in classes.txt, or 
                 "which takes other words (--synonyms, --background-words FILE)")  # of train_cam.py
 WORDS_ADVICE = ("Try other words for it (classes.txt or --synonyms), another --map-template, or background "
                 "words that do not mean the class (--background-words FILE)")
+ALONE_ADVICE = ("With --background-prompt none, CLIP compares nothing in an image of one tag: give "
+                "--background-prompt list, or list and --background-words FILE")
 
 
 def contrast_notes(dataset: TagDataset, cams: Path, advice: str) -> list[str]:
