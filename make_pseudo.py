@@ -24,10 +24,11 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import broadcast
 from clipwsss.errors import InputError, run_script
+from clipwsss.files import read_json
 from clipwsss.flags import real, whole
-from clipwsss.options import (drops_rest, first_command, of_last_stage, open_dataset, open_scored, parse,
-                              say_stage, script_parser, start_run, start_weights, training_flags,
-                              training_settings)
+from clipwsss.options import (COMMAND_LINE, drops_rest, first_command, of_last_stage, open_dataset,
+                              open_scored, parse, say_stage, script_parser, start_run, start_weights,
+                              training_flags, training_settings)
 from clipwsss.pictures import write_mask
 from clipwsss.refine.affinity import (AFFINITY_NETWORKS, build_affinity, load_affinity, save_affinity,
                                       smallest_crop)
@@ -143,6 +144,20 @@ def split_stages(refine: list[str], segments: Path | None) -> tuple[str, list[st
             raise InputError(f"{asked}: --segments cannot be combined with crf")
         deciders = ["segments"]
     return walk, deciders
+
+
+def say_maker(args: argparse.Namespace) -> None:
+    """Print that the masks get the settings for CAMs of another maker than the run that wrote --cams."""
+    path = args.cams.parent / "args.json"
+    if args.set_by.get("generator") == COMMAND_LINE or not path.is_file():
+        return
+    made = read_json(path)
+    if not isinstance(made, dict):  # a file of someone else
+        return
+    maker = "clip" if made.get("maps") == "clip" else made.get("generator")
+    if maker in (*GENERATORS, "clip") and maker != args.generator:
+        print(f"note: the masks get the settings of --generator {args.generator}, but {args.cams} was made "
+              f"by {maker}: --generator {maker} has the settings for it")
 
 
 def write_labels(args: argparse.Namespace, dataset: TagDataset, cams: Path, walk: str, folder: Path,
@@ -302,6 +317,7 @@ def main(argv: list[str] | None = None) -> int:
             script = "train_prompt" if args.cams.parent.exists() else "train_cam"
             raise InputError(f"{args.cams}: no such folder of CAM files; {first_command(args, script)}")
         say_stage(args.cams)
+    say_maker(args)
     cams = args.cams
     jobs = ImageJobs(dataset.names, args.workers, args.skip_bad, device.type)
     jobs.leave_out(missing_inputs(dataset, cams, args.segments))

@@ -46,7 +46,22 @@ def test_masks_of_clips_own_maps_start_from_scores_and_leave_unsure_pixels_open(
     assert run(*flags, *out) == 0  # a second call finds the masks and scores them alike
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
     capsys.readouterr()
+    (tmp_path / "args.json").write_text('{"generator": "resnet", "maps": "clip"}')  # of the run that made the CAMs
     assert run(*flags, "--out", tmp_path / "all", "--generator", "clip", "--unsure", "0") == 0
     assert "unsure" not in capsys.readouterr().out
     with pytest.raises(InputError, match="^--unsure 0.5: it needs the CRF's probabilities; add crf to --refine$"):
         make_pseudo.main([*flags, "--refine", "color", "--unsure", "0.5"])
+
+
+def test_settings_for_another_maker_than_that_of_the_cams_are_told(tmp_path, capsys):
+    flags = [*draw_world(tmp_path), "--refine", "none"]
+    for number, (made, given, told) in enumerate((
+            ({"generator": "clip"}, [], "was made by clip: --generator clip has the settings for it"),
+            ({"generator": "resnet", "maps": "clip"}, [], "--generator clip has"),
+            ({"generator": "resnet", "maps": "geometric"}, [], ""), ({"generator": "resnet"}, [], ""), ({"generator": "gan"}, [], ""), ([1], [], ""),
+            ({"generator": "resnet"}, ["--preset", "quick"], "of --generator clip, but"),
+            ({"generator": "clip"}, ["--generator", "resnet"], ""))):
+        (tmp_path / "args.json").write_text(json.dumps(made))
+        assert run(*flags, *given, "--out", tmp_path / f"out{number}", *(["--unsure", "0"] if given else [])) == 0
+        note = capsys.readouterr().out.partition("note: the masks get the settings ")[2].partition("\n")[0]
+        assert told in note and bool(told) == bool(note), made

@@ -73,8 +73,8 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="file of the generator to start from (default: the generator.pt of train_cam.py)")
     add("--cams", type=cam_source, metavar="FOLDER|clip",
         help="folder of the CAMs by which words are selected and, unless --maps is generator, prompts are "
-        "learned (default: the CAMs of train_cam.py); clip: CLIP's own maps of the class names, which are "
-        "made first, as with --maps clip where train_cam.py has not run")
+        "learned (default: the CAMs of train_cam.py); clip: CLIP's own maps of the class names, which this "
+        "run makes first (the default of --maps clip where train_cam.py has not run)")
     add("--prompts", type=Path, metavar="FILE", help="class prompts of an earlier run, which are used as "
         "they are: prompts.json or class_prompts.pt")
     add("--background-prompts", type=Path, metavar="FILE",
