@@ -57,7 +57,8 @@ def get_parser() -> argparse.ArgumentParser:
         help="split on which the classifier's mAP is measured; an empty string measures none")
     add = parser.add_argument_group("--generator clip").add_argument
     clip_flags(add)
-    add("--template", default="a photo of {}.",
+    parser.set_defaults(clip="ViT-B/16")  # CLIP-ES'; the published guidance has another one
+    add("--template", default="a clean origami {}.",
         help="text of a class and of a background word, which {} stands for")
     box_flag(add)
     training_flags(parser)

@@ -20,6 +20,8 @@ def test_the_stages_fit_together():
     """CLIP alone unless another --generator and --method are asked for, then a small classifier."""
     cam, prompt, masks = quick("train_cam"), quick("train_prompt"), quick("make_pseudo")
     assert (cam.generator, cam.clip, cam.val_split) == ("clip", "ViT-B/16", "")
+    of_help = train_cam.get_parser()  # `train_cam.py --help` shows them without --generator clip too
+    assert (of_help.get_default("clip"), of_help.get_default("template")) == (cam.clip, cam.template)
     assert (prompt.method, prompt.maps, prompt.class_prompt, prompt.clip) == ("both", "clip", "word", cam.clip)
     assert (masks.generator, masks.refine, masks.threshold, masks.alpha, masks.unsure) == ("clip", ["crf"], "alpha", 1, 0.95)
     assert masks.set_by["generator"] == "presets.usual_choices"
