@@ -52,7 +52,12 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.class_prompt != "learned" or args.prompts:
         args.joint = False
     if args.maps == "clip" and args.joint:
-        raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint")
+        raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint and "
+                         "--prompt-epochs")
+    learns_before = args.class_prompt == "learned" and not args.joint and not args.prompts
+    if learns_before and not args.prompt_epochs and "prompt_epochs" not in given:
+        raise InputError(f"--no-joint: --method {args.method} has no number of epochs in which class prompts "
+                         "learn before the generator; give --prompt-epochs")
     check_maps(args)
 
 
