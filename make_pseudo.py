@@ -309,7 +309,10 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     walk, deciders = split_stages(args.refine, args.segments)
     if args.unsure and "crf" not in deciders:
-        raise InputError(f"--unsure {args.unsure}: it needs the CRF's probabilities; add crf to --refine")
+        if args.set_by["unsure"] == COMMAND_LINE:
+            raise InputError(f"--unsure {args.unsure}: it needs the CRF's probabilities; add crf to --refine")
+        args.unsure = 0.0
+        args.set_by["unsure"] = "--refine without crf"
     dataset = open_dataset(args)
     if args.cams is None:
         args.cams = of_last_stage(args, "cams")

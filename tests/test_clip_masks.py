@@ -62,6 +62,7 @@ def test_settings_for_another_maker_than_that_of_the_cams_are_told(tmp_path, cap
             ({"generator": "resnet"}, ["--preset", "quick"], "of --generator clip, but"),
             ({"generator": "clip"}, ["--generator", "resnet"], ""))):
         (tmp_path / "args.json").write_text(json.dumps(made))
-        assert run(*flags, *given, "--out", tmp_path / f"out{number}", *(["--unsure", "0"] if given else [])) == 0
+        assert run(*flags, *given, "--out", tmp_path / f"out{number}") == 0
+        assert json.loads((tmp_path / f"out{number}" / "args.json").read_text())["unsure"] == 0  # a CRF's alone
         note = capsys.readouterr().out.partition("note: the masks get the settings ")[2].partition("\n")[0]
         assert told in note and bool(told) == bool(note), made
