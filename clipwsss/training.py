@@ -5,6 +5,7 @@ sum over `count` items (pairs, pixels, images) of this process, and the loss is 
 weight * total / count, where totals and counts are those of all processes. A count of None marks a term that
 is a plain sum and is not divided.
 """
+import copy
 import itertools
 import math
 import random
@@ -20,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .distributed import broadcast, local_rank, mean_over_processes, world_size
+from .distributed import broadcast, gather, local_rank, mean_over_processes, rank, world_size
 from .errors import InputError
-from .position import Position
 from .progress import Progress
 from .run import Run
 
@@ -83,24 +83,12 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
     torch.manual_seed(mixed)
 
 
-class _Method(nn.Module):
-    """One method of a network as a module, for torch.func.functional_call."""
-
-    def __init__(self, network: nn.Module, method: str):
-        super().__init__()
-        self.network = network
-        self.method = method
-
-    def forward(self, images: Tensor) -> object:
-        return getattr(self.network, self.method)(images)
-
-
 def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop_size: int,
                        sync_bn: bool = False) -> None:
     """InputError where a batch norm that trains would see a single value of a channel, which has no variance.
 
-    That is so where maps of 1 x 1 positions come from one image in a process. The network's `method` is run
-    in training mode on the smallest batch of crops that the loader makes, without computing any value.
+    That is so where maps of 1 x 1 positions come from one image in a process. The `method` of a copy of the
+    network is run in training mode on the smallest batch of crops that the loader makes, without values.
     """
     images = min(loader.batch_size, len(loader.sampler))
     rest = len(loader.sampler) % loader.batch_size
@@ -108,22 +96,17 @@ def refuse_lone_values(network: nn.Module, method: str, loader: DataLoader, crop
         images = min(images, rest)
     if sync_bn:
         images *= world_size()
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    shapes = {f"network.{name}": torch.empty_like(value, device="meta") for name, value in tensors}
-    crops = torch.empty(images, 3, crop_size, crop_size, device="meta")
-    was_training = network.training
-    network.train()
+    trial = copy.deepcopy(network).to("meta")
+    trial.train()
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            torch.func.functional_call(_Method(network, method), shapes, (crops,))
+        with torch.no_grad():
+            getattr(trial, method)(torch.empty(images, 3, crop_size, crop_size, device="meta"))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise InputError(f"--batch-size {loader.sampler.batch_size}: with {images} image of {crop_size} x "
                          f"{crop_size} pixels in a batch of a process, batch norm has one value to train on; "
                          f"use --batch-size {2 * world_size()} or more, and as many images") from None
-    finally:
-        network.train(was_training)
 
 
 class Training(NamedTuple):
@@ -206,6 +189,61 @@ def joined_loss(terms: LossTerms) -> dict[str, Tensor]:
     if len(means) == 1:
         return {"loss": loss}
     return {"loss": loss, **means}
+
+
+class Position:
+    """The place within an epoch from which training goes on, as a checkpoint keeps it.
+
+    batches: the number of batches that are done, 0 between two epochs. sums: of each loss term over them.
+    random: the states of the random generators of each process after them.
+    """
+
+    def __init__(self):
+        self.begin()
+
+    def begin(self) -> None:
+        """Set the place to the beginning of an epoch."""
+        self.batches = 0
+        self.sums: dict[str, Tensor] = {}
+        self.random: list[dict] = []
+
+    def note_random(self, device: torch.device) -> None:
+        """Note the states of the random generators of all processes."""
+        kind, words, index, has_gauss, gauss = np.random.get_state()
+        state = {"torch": torch.get_rng_state(), "random": random.getstate(),
+                 "numpy": (kind, words.tolist(), index, has_gauss, gauss)}
+        if device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(device)
+        self.random = gather(state)
+
+    def restore_random(self, device: torch.device) -> None:
+        """Give the random generators the states that were noted, if any."""
+        if not self.random:
+            return
+        state = self.random[min(rank(), len(self.random) - 1)]
+        torch.set_rng_state(state["torch"])
+        random.setstate(state["random"])
+        kind, words, *rest = state["numpy"]
+        np.random.set_state((kind, np.array(words, np.uint32), *rest))
+        if "cuda" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], device)
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps."""
+        sums = {name: mean_over_processes(value) for name, value in self.sums.items()}
+        return {"batches": self.batches, "sums": sums, "random": self.random}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take what a checkpoint kept."""
+        self.batches = state["batches"]
+        self.sums = state["sums"]
+        self.random = state["random"]
+
+    def place(self, epoch: int) -> str:
+        """In words: so many epochs are done, and so many batches of the next one."""
+        if self.batches:
+            return f"after step {self.batches} of epoch {epoch + 1}"
+        return f"after epoch {epoch}" if epoch else "from its beginning"
 
 
 class _LossModule(nn.Module):

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# A room imports only from rooms before it and from itself; the first eleven are single modules, the floor.
+# A room imports only from rooms before it and from itself; the first ten are single modules, the floor.
 ROOMS = ["distributed", "errors", "flags", "presets", "files", "npy_files", "progress", "pictures", "run",
-         "position", "training", "clip", "networks", "toy", "datasets", "cams", "report", "guidance", "refine",
+         "training", "clip", "networks", "toy", "datasets", "cams", "report", "guidance", "refine",
          "segment", "options", "generator_options", "prompt_options", "demo", "ablation_rows", "ablate", "scripts"]
 # What a leaf may import of the package beside itself; a room as a leaf stands for all its modules.
 LEAVES = {"clip": [], "networks.resnet": [], "networks.vit": [], "networks.deeplab": ["networks.resnet"],
