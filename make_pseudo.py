@@ -16,7 +16,7 @@ from clipwsss.cams.cam_files import CamFile
 from clipwsss.cams.generator import GENERATORS
 from clipwsss.cams.mask_inputs import missing_inputs, read_inputs
 from clipwsss.datasets import TagDataset
-from clipwsss.datasets.label_maps import read_mask
+from clipwsss.datasets.image_files import read_mask
 from clipwsss.datasets.corrections import find_corrections, place_corrections
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.datasets.exports import LAYOUTS, write_layout

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from .cams.cam_files import read_cam, resize_cam
 from .datasets import build_dataset
-from .datasets.label_maps import read_mask
+from .datasets.image_files import read_mask
 from .errors import InputError, run_script
 from .files import read_json, write_text
 from .flags import Parser, whole

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from clipwsss.datasets import DATASETS, Batch, build_dataset, collate
-from clipwsss.datasets.images import SMALLEST, read_image
-from clipwsss.datasets.label_maps import read_mask
+from clipwsss.datasets.image_files import SMALLEST, read_image, read_mask
 from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.errors import InputError, one_line

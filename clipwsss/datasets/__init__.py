@@ -8,7 +8,7 @@ from ..toy.world import RECIPE, draw_world
 from .base import Batch, Sample, TagDataset, collate
 from .coco import CROWDS, CocoDataset
 from .folder import FolderDataset
-from .images import MOST_PIXELS
+from .image_files import MOST_PIXELS
 from .mask_check import contradiction_note, unused_note
 from .voc import ToyDataset, VocDataset
 

@@ -18,10 +18,10 @@ from .coco import CocoDataset, coco_splits
 from .folder import FolderDataset, sort_masks
 from .folder_files import (SYSTEM_FILES, find_tables, image_folders, read_classes, read_table, stored_images,
                            visible_files, write_classes)
+from .image_files import TURNS, exif_orientation, open_file
 from .image_names import SUFFIXES
-from .images import TURNS, exif_orientation, open_image
 from .mask_check import find_contradictions
-from .voc import AUGMENTED, MISSING_LIST, OFFICIAL, VocDataset, voc_folder, voc_splits
+from .voc import AUGMENTED, MISSING_LIST, OFFICIAL, VocDataset, split_sources, voc_folder
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use
 FEW = 20  # a class with fewer images rarely gets good maps
@@ -48,7 +48,7 @@ def layout_of(root: Path) -> type[TagDataset]:
 def split_names(root: Path, layout: type[TagDataset]) -> list[str]:
     """The splits that are checked; InputError for a folder without a good table of tags."""
     if layout is VocDataset:
-        return [name for name in voc_splits(voc_folder(root)) if name in USED]
+        return [name for name in split_sources(voc_folder(root)) if name in USED]
     if layout is CocoDataset:
         return coco_splits(root)
     has_classes = (root / "classes.txt").is_file()
@@ -151,7 +151,7 @@ def turned_images(splits: dict[str, TagDataset]) -> list[str]:
     turned = []
     for data in splits.values():
         for entry in data.entries:
-            with open_image(entry.image, data.max_pixels) as file:
+            with open_file(entry.image, "image", data.max_pixels) as file:
                 if exif_orientation(file) in TURNS:
                     turned.append(entry.image.name)
     return turned

@@ -17,8 +17,8 @@ from ..files import nfc
 from ..pictures import voc_palette
 from ..progress import Progress
 from ..run import digest
-from .images import MOST_PIXELS, check_image, read_image
-from .label_maps import IGNORE, check_mask, read_mask, refuse_many_classes
+from .image_files import (IGNORE, MOST_PIXELS, check_image, check_mask, read_image, read_mask,
+                          refuse_many_classes)
 
 LONG_CHECK = 2000  # from this many images on, the check of the files shows its progress
 
@@ -226,7 +226,6 @@ class TagDataset(Dataset):
 
     def _keep_good(self, entries: Sequence[Entry], problems: list[str], skip_bad: bool) -> None:
         """Check all entries and keep the good ones; InputError unless all are good or `skip_bad` is set."""
-        refuse_many_classes(len(self.classes), entries[0].where if entries else "the classes")
         listed: dict[str, Entry] = {}
         contradicted: set[str] = set()
         for entry in entries:

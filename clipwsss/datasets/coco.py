@@ -16,8 +16,7 @@ import numpy as np
 from ..errors import InputError, input_errors
 from ..files import existing, nfc, read_json
 from .base import Entry, Size, TagDataset, split_error
-from .images import MOST_PIXELS
-from .label_maps import refuse_many_classes
+from .image_files import MOST_PIXELS, refuse_many_classes
 
 COCO_SPLITS = ("train", "val")
 CROWDS = ("background", "ignore", "class")  # what --crowds makes of crowd regions in masks

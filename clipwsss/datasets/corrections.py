@@ -10,7 +10,7 @@ from ..files import read_json, write_json
 from ..pictures import write_mask
 from .base import TagDataset, label_maps_of
 from .folder_files import visible_files
-from .label_maps import permuted_number, read_mask
+from .image_files import permuted_number, read_mask
 from .mask_check import contradiction_note
 
 

@@ -9,8 +9,7 @@ from ..distributed import rank
 from ..errors import InputError
 from ..files import atomic_path, write_json, write_text
 from .base import TagDataset
-from .images import exif_orientation, open_image
-from .label_maps import read_mask
+from .image_files import exif_orientation, open_file, read_mask
 from .coco import compress_mask, pycocotools_mask
 from .instances import read_instances, write_coco
 
@@ -64,7 +63,7 @@ def write_layout(layout: str, dataset: TagDataset, masks: Path, folder: Path, wo
 def write_jpeg(dataset: TagDataset, index: int, path: Path) -> None:
     """Write an image as JPEG: a JPEG's own bytes, or the pixels of another format or of a turned image."""
     source = dataset.entries[index].image
-    with open_image(source, dataset.max_pixels) as file:
+    with open_file(source, "image", dataset.max_pixels) as file:
         turned = dataset.oriented and exif_orientation(file) > 1
         keep_bytes = file.format == "JPEG" and not turned
     with atomic_path(path) as temporary:

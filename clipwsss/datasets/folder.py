@@ -12,10 +12,9 @@ from .base import Entry, TagDataset, files_of, split_error
 from .coco import draw_mask
 from .folder_files import (image_folders, missing_classes, read_classes, read_table, stored_images,
                            visible_files)
+from .image_files import MOST_PIXELS, read_labelmap
 from .image_names import ImageNames, may_be_one
-from .images import MOST_PIXELS
 from .instance_masks import read_instance_masks
-from .label_maps import read_labelmap
 from .tags import TagRow, TagTable
 
 LABELMAP = "labelmap.txt"

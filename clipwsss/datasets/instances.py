@@ -10,8 +10,8 @@ import numpy as np
 from ..distributed import gather, rank
 from ..files import to_json, write_text
 from .base import Size
+from .image_files import IGNORE, read_mask
 from .jobs import ImageJobs
-from .label_maps import IGNORE, read_mask
 from .outlines import label_regions, outline_polygon
 
 

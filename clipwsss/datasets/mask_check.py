@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InputError
 from .base import TagDataset
 from .folder import FolderDataset
-from .label_maps import IGNORE, permuted_number
+from .image_files import IGNORE, permuted_number
 
 SAMPLED = 500  # masks that the scripts look at before they start; `check` looks at all
 

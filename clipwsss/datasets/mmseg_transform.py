@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from .base import Transform
-from .label_maps import IGNORE
+from .image_files import IGNORE
 from .transforms import MEAN_COLOUR
 
 LONGEST = 4  # a long side may have this many times the pixels of the short side: (2048, 512)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from .label_maps import IGNORE
+from .image_files import IGNORE
 
 # The headings of an edge, in the order of right turns; y points down. The region lies on an edge's right.
 RIGHT, DOWN, LEFT, UP = range(4)

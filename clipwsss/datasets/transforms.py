@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from .base import Transform
-from .label_maps import IGNORE
+from .image_files import IGNORE
 
 # Padding is ImageNet's mean colour in 8 bits, so that it is zero after a network's normalisation, as in IRN.
 MEAN_COLOUR = [124, 116, 104]

@@ -8,7 +8,7 @@ from ..files import existing, nfc, read_text
 from ..npy_files import read_class_labels
 from ..toy.scenes import CLASSES
 from .base import Entry, TagDataset, files_of, label_maps_of, split_error
-from .images import MOST_PIXELS
+from .image_files import MOST_PIXELS
 
 OFFICIAL = "SegmentationClass"
 AUGMENTED = "SegmentationClassAug"
@@ -38,37 +38,28 @@ class VocDataset(TagDataset):
         official = label_maps_of(root / OFFICIAL, optional=True)
         masks = augmented | official
         splits, listed = split_ids(root, split, augmented)
-        tags = {}
-        problems = []
-        if split != "test":
-            tags, problems = self.tags_of(root, listed)
+        annotations = {name: existing(root / "Annotations" / f"{name}.xml") for name, _ in listed}
+        labels = {}
+        has_labels = split != "test" and (root / LABELS).is_file()
+        if has_labels and not all(path.is_file() for path in annotations.values()):
+            labels = read_labels(root / LABELS, len(self.classes))
         entries = []
+        problems = []
         for name, where in listed:
             image = existing(root / "JPEGImages" / f"{name}.jpg")
+            annotation = annotations[name]
             if split == "test":
                 entries.append(Entry(name, image, None, None, where))
-            elif name in tags:
-                entries.append(Entry(name, image, tags[name], masks.get(name), where))
+            elif name in labels and not annotation.is_file():
+                entries.append(Entry(name, image, labels[name], masks.get(name), where))
+            else:
+                try:
+                    tags = self.class_numbers(read_objects(annotation, where), annotation)
+                except InputError as error:
+                    problems.append(str(error))
+                else:
+                    entries.append(Entry(name, image, tags, masks.get(name), where))
         super().__init__(entries, problems, splits, skip_bad, max_pixels)
-
-    def tags_of(self, root: Path,
-                listed: list[tuple[str, str]]) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-        """({image id: tags}, one line for each image without readable tags) of (image id, place) pairs."""
-        files = {name: existing(root / "Annotations" / f"{name}.xml") for name, _ in listed}
-        labels = {}
-        if (root / LABELS).is_file() and not all(path.is_file() for path in files.values()):
-            labels = read_labels(root / LABELS, len(self.classes))
-        tags = {}
-        problems = []
-        for name, where in listed:
-            if name in labels and not files[name].is_file():
-                tags[name] = labels[name]
-                continue
-            try:
-                tags[name] = self.class_numbers(read_objects(files[name], where), files[name])
-            except InputError as error:
-                problems.append(str(error))
-        return tags, problems
 
 
 class ToyDataset(VocDataset):
@@ -149,38 +140,33 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
     augmented: image id -> mask of SegmentationClassAug. A line of a split file is an image id or begins with
     the image's path. InputError for an unknown or empty split.
     """
-    files = split_files(root)
-    splits = voc_splits(root)
-    if split not in splits:
+    sources = split_sources(root)
+    if split not in sources:
         if split == "train_aug":
-            raise InputError(f"--split train_aug: {root} has {', '.join(splits)}; {MISSING_LIST}")
-        raise split_error(split, splits, root)
-    path = files.get(split, files.get("val"))
+            raise InputError(f"--split train_aug: {root} has {', '.join(sources)}; {MISSING_LIST}")
+        raise split_error(split, list(sources), root)
+    source = sources[split]
+    path = sources["val"] if source.is_dir() else source
     listed = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             listed.append((listed_name(line.strip(), root / "JPEGImages"), f"{path}:{number}"))
-    if split not in files:  # train_aug, as no file lists it: every augmented mask but those of val
+    if source.is_dir():  # every augmented mask but those of val
         held_out = {name for name, _ in listed}
-        listed = [(name, str(path)) for name, path in augmented.items() if name not in held_out]
-        path = root / AUGMENTED
+        listed = [(name, str(source)) for name in augmented if name not in held_out]
     if not listed:
-        raise InputError(f"{path}: split {split} is empty")
-    return splits, listed
+        raise InputError(f"{source}: split {split} is empty")
+    return list(sources), listed
 
 
-def split_files(root: Path) -> dict[str, Path]:
-    """Split -> the file that lists its images; for `train_aug` it is train_aug.txt or else trainaug.txt."""
-    files = {path.stem: path for path in files_of(root / "ImageSets" / "Segmentation", (".txt",))}
-    if "trainaug" in files:
-        files.setdefault("train_aug", files.pop("trainaug"))
-    return files
+def split_sources(root: Path) -> dict[str, Path]:
+    """Split -> the file of ImageSets/Segmentation that lists its images.
 
-
-def voc_splits(root: Path) -> list[str]:
-    """The names of all splits of a folder VOC2012."""
-    splits = list(split_files(root))
-    augmented = files_of(root / AUGMENTED, optional=True)
-    if "train_aug" not in splits and "val" in splits and augmented:
-        splits.append("train_aug")
-    return splits
+    For `train_aug` this is train_aug.txt or trainaug.txt, or else the folder SegmentationClassAug.
+    """
+    sources = {path.stem: path for path in files_of(root / "ImageSets" / "Segmentation", (".txt",))}
+    if "trainaug" in sources:
+        sources.setdefault("train_aug", sources.pop("trainaug"))
+    if "train_aug" not in sources and "val" in sources and files_of(root / AUGMENTED, optional=True):
+        sources["train_aug"] = root / AUGMENTED
+    return sources

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..clip import CLIP
-from ..datasets.images import read_image
+from ..datasets.image_files import read_image
 from ..training import pick_device
 from ..errors import InputError, run_script
 from ..flags import Parser, whole

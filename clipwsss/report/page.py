@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..cams.cam_files import list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
-from ..datasets.label_maps import read_mask
+from ..datasets.image_files import read_mask
 from ..distributed import rank
 from ..errors import InputError
 from ..files import existing, read_json, read_text, to_json, write_text

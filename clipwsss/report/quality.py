@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..datasets import TagDataset
 from ..datasets.jobs import ImageJobs
-from ..datasets.label_maps import IGNORE, read_mask
+from ..datasets.image_files import IGNORE, read_mask
 from ..distributed import gather, rank
 from ..files import write_text
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from ..datasets import TagDataset
 from ..datasets.base import Entry
 from ..datasets.folder_files import images_below, visible_files
+from ..datasets.image_files import MOST_PIXELS
 from ..datasets.image_names import SUFFIXES, without_suffix
-from ..datasets.images import MOST_PIXELS
 from ..errors import InputError
 from .predict import overlay_path
 

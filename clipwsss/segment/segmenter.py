@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..datasets.base import whole_image
-from ..datasets.images import read_image
+from ..datasets.image_files import read_image
 from ..errors import InputError, input_errors
 from ..files import (atomic_path, load_backbone, load_weights, load_weights_into, misfit_errors,
                      read_network, save_network)

@@ -30,7 +30,7 @@ import train_prompt
 import train_seg
 from clipwsss.cams.generator import build_generator
 from clipwsss.clip import CLIP, Architecture
-from clipwsss.datasets.images import read_image
+from clipwsss.datasets.image_files import read_image
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.networks import deeplab
 from clipwsss.refine.affinity import build_affinity

@@ -17,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from clipwsss.datasets.label_maps import read_mask
+from clipwsss.datasets.image_files import read_mask
 from clipwsss.datasets.jobs import ImageJobs
 from clipwsss.pictures import voc_palette, write_mask
 from clipwsss.report.scoring import score_label_maps

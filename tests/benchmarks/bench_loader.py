@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from clipwsss.datasets.base import Sample, collate
-from clipwsss.datasets.images import read_image
+from clipwsss.datasets.image_files import read_image
 from clipwsss.datasets.transforms import train_transform
 
 SIZE = (375, 500)

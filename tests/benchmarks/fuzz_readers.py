@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from clipwsss.cams.cam_files import read_cam, write_cam
 from clipwsss.cams.generator import build_generator, load_generator
 from clipwsss.datasets import build_dataset
-from clipwsss.datasets.images import read_image
-from clipwsss.datasets.label_maps import read_mask
+from clipwsss.datasets.image_files import read_image, read_mask
 from clipwsss.datasets.coco import compress_mask
 from clipwsss.datasets.folder_files import read_classes
 from clipwsss.datasets.tags import read_tags
