@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipwsss.cams.cam_files import list_cams
+from clipwsss.cams.cam_files import list_cams, read_own_cam
 from clipwsss.cams.clip_maps import write_clip_maps
 from clipwsss.cams.generator import load_generator
 from clipwsss.cams.maps import MapGenerator, write_cams
-from clipwsss.cams.mask_inputs import read_own_cam
 from clipwsss.cams.mean import MEANS, write_mean_cams
 from clipwsss.clip import CLIP
 from clipwsss.datasets import Batch, TagDataset

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..datasets import TagDataset
 from ..errors import InputError
 from ..files import atomic_path, existing, nfc
 from ..npy_files import read_dictionary
@@ -151,15 +152,11 @@ def check_cam(file: CamFile, where: Path | str, size: tuple[int, int], n_classes
     return file
 
 
-def refuse_other_scale(field: str, lowest: float, highest: float) -> None:
-    """InputError for maps whose values are not in [0, 1] up to rounding; it says what they look like."""
-    if lowest >= -ROUNDING and highest <= 1 + ROUNDING:
-        return
-    looks_like = "logits: set values below 0 to 0 and divide each map by its maximum"
-    if lowest >= 0 and highest <= 255:
-        looks_like = "an image's 0 to 255: divide them by 255"
-    raise InputError(f"{field} holds values from {lowest:.4g} to {highest:.4g}, CAMs have 0 to 1; they look "
-                     f"like {looks_like}")
+def read_own_cam(dataset: TagDataset, cams: Path, index: int) -> CamFile:
+    """The CAM file of one image; InputError where it does not fit the image, its tags or the classes."""
+    name = dataset.names[index]
+    return check_cam(read_cam(cams, name), cams / name, dataset.sizes[index], len(dataset.classes),
+                     dataset.entries[index].tags or ())
 
 
 def _checked_file(keys: object, cam: object, high_res: object, maps_type: type) -> CamFile:
@@ -191,10 +188,18 @@ def _checked_file(keys: object, cam: object, high_res: object, maps_type: type) 
     if high_res is not None and (high_res.ndim != 3 or len(high_res) != len(keys)):
         raise InputError(f"high_res {list(high_res.shape)} is not [k, H, W] for {len(keys)} keys")
     for field, values in (("cam", cam), ("high_res", high_res)):
-        if values is not None and not np.isfinite(values).all():
+        if values is None:
+            continue
+        if not np.isfinite(values).all():
             raise InputError(f"{field} holds NaN or infinity")
-        if values is not None:
-            refuse_other_scale(field, float(values.min()), float(values.max()))
+        lowest = float(values.min())
+        highest = float(values.max())
+        if lowest < -ROUNDING or highest > 1 + ROUNDING:
+            looks_like = "logits: set values below 0 to 0 and divide each map by its maximum"
+            if lowest >= 0 and highest <= 255:
+                looks_like = "an image's 0 to 255: divide them by 255"
+            raise InputError(f"{field} holds values from {lowest:.4g} to {highest:.4g}, CAMs have 0 to 1; "
+                             f"they look like {looks_like}")
     return CamFile(keys, cam, high_res)
 
 

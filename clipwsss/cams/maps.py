@@ -42,16 +42,6 @@ class MapGenerator(nn.Module):
         """Optimiser groups: the backbone at `lr`, the new layers at `head_ratio` times it."""
         raise NotImplementedError
 
-    def probabilities(self, maps: Tensor, scale: str, epsilon: float = 0.1) -> Tensor:
-        """P in [0,1] of maps [B,K,h,w].
-
-        scale: `sigmoid` (CLIMS and POLE); or `minmax` (SemPLeS), of the maps' positive part, because the maps
-        that SemPLeS' release scales are not negative.
-        """
-        if scale == "sigmoid":
-            return torch.sigmoid(maps)
-        return min_max(F.relu(maps), epsilon)
-
     def learn_only(self, part: str) -> None:
         """Freeze all parameters except those of one of `parts`; InputError lists the parts that there are."""
         if part not in self.parts:

@@ -6,20 +6,13 @@ import numpy as np
 from ..datasets import TagDataset
 from ..datasets.base import files_of
 from ..files import nfc
-from .cam_files import CamFile, check_cam, list_cams, read_cam
+from .cam_files import CamFile, list_cams, read_own_cam
 
 
 def read_inputs(dataset: TagDataset, cams: Path, index: int) -> tuple[np.ndarray, CamFile]:
     """The pixels uint8 [H, W, 3] of one image and its CAM file, which is checked against the data set."""
     file = read_own_cam(dataset, cams, index)
     return np.asarray(dataset.load_image(index)), file
-
-
-def read_own_cam(dataset: TagDataset, cams: Path, index: int) -> CamFile:
-    """The CAM file of one image; InputError where it does not fit the image, its tags or the classes."""
-    name = dataset.names[index]
-    return check_cam(read_cam(cams, name), cams / name, dataset.sizes[index], len(dataset.classes),
-                     dataset.entries[index].tags or ())
 
 
 def missing_inputs(dataset: TagDataset, cams: Path, segments: Path | None) -> dict[int, str]:

@@ -154,15 +154,18 @@ def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_sca
                       epsilon: float = 0.1, view: str = "clip") -> Regions:
     """The regions of a batch by the generator's present maps.
 
-    map_scale: how P comes from maps, "sigmoid" or "minmax"; epsilon is that of `minmax`. view: see
-    `clip_view`.
+    map_scale: how P comes from maps, `sigmoid` (CLIMS, POLE) or `minmax` (SemPLeS) of their positive part;
+    epsilon is that of `minmax`. view: see `clip_view`.
     """
     maps = generator(batch.images.contiguous(memory_format=torch.channels_last))
-    probabilities = generator.probabilities(maps, map_scale, epsilon)
+    if map_scale == "sigmoid":
+        probabilities = torch.sigmoid(maps)
+    else:  # the maps that SemPLeS' release scales are not negative
+        probabilities = min_max(F.relu(maps), epsilon)
     image_index, classes = batch.labels.nonzero(as_tuple=True)
     present = probabilities[image_index, classes]
     masks = present
-    if map_scale == "minmax":  # SemPLeS' release scales the maps at the size that CLIP sees
+    if map_scale == "minmax":  # it scales them at the size that CLIP sees
         masks = min_max(enlarge(clip, F.relu(maps[image_index, classes]), view), epsilon)
     foreground, background = encode_regions(clip, batch.images, image_index, masks, view=view)
     names = [batch.names[i] for i in image_index.tolist()]
