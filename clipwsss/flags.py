@@ -1,7 +1,7 @@
 """Command-line flags: numbers within a range, pairs in order, and parsers whose mistakes are one line."""
 import argparse
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -12,15 +12,7 @@ EXIT_STATUS = "exit status: 0 success, 2 wrong input or a fault of the machine, 
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help of the `shown` flags, or of all where `shown` is None, with every default that is a value."""
-
-    def __init__(self, prog: str, shown: Collection[str] | None = None):
-        super().__init__(prog)
-        self.shown = shown
-
-    def add_argument(self, action: argparse.Action) -> None:
-        if self.shown is None or action.dest in self.shown:
-            super().add_argument(action)
+    """Help of all flags, with every default that is a value."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return action.dest.rpartition("_")[2].upper()
@@ -37,8 +29,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are InputErrors of one line, which names the nearest valid flag or choice."""
 
-    def __init__(self, prog: str | None = None, formatter_class: Callable = HelpFormatter, **options: object):
-        super().__init__(prog, formatter_class=formatter_class, allow_abbrev=False, **options)
+    def __init__(self, prog: str | None = None, **options: object):
+        super().__init__(prog, formatter_class=HelpFormatter, allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None,
                    namespace: argparse.Namespace | None = None) -> argparse.Namespace:
@@ -56,11 +48,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message.removeprefix('argument ')} ({self.prog} --help lists the flags)")
 
 
-class ShowAll(argparse.Action):
-    """--help-all: print the help with every flag and stop."""
+class ShowEssential(argparse.Action):
+    """--help of a script: print the help of the flags whose destinations are in `const`, and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.formatter_class = HelpFormatter
+        for action in parser._actions:
+            if action.dest not in self.const:
+                action.help = argparse.SUPPRESS
         parser.print_help()
         parser.exit()
 
@@ -70,10 +64,10 @@ class ScriptParser(Parser):
 
     def __init__(self, description: str, example: str, essential: Sequence[str]):
         super().__init__(description=description, epilog=f"example:\n  {example}\n\n{EXIT_STATUS}",
-                         usage="%(prog)s [flags]  (--help-all shows every flag)",
-                         formatter_class=partial(HelpFormatter, shown=("help", "help_all", *essential)))
-        self.add_argument("--help-all", action=ShowAll, nargs=0, default=argparse.SUPPRESS,
-                          help="show every flag and exit")
+                         usage="%(prog)s [flags]  (--help-all shows every flag)", add_help=False)
+        self.add_argument("-h", "--help", action=ShowEssential, nargs=0, default=argparse.SUPPRESS,
+                          const=("help", "help_all", *essential), help="show this help message and exit")
+        self.add_argument("--help-all", action="help", help="show every flag and exit")
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:

@@ -165,7 +165,7 @@ def generator_regions(generator: MapGenerator, clip: CLIP, batch: Batch, map_sca
     image_index, classes = batch.labels.nonzero(as_tuple=True)
     present = probabilities[image_index, classes]
     masks = present
-    if map_scale == "minmax":  # it scales them at the size that CLIP sees
+    if map_scale == "minmax":  # SemPLeS' release scales them at the size that CLIP sees
         masks = min_max(enlarge(clip, F.relu(maps[image_index, classes]), view), epsilon)
     foreground, background = encode_regions(clip, batch.images, image_index, masks, view=view)
     names = [batch.names[i] for i in image_index.tolist()]
