@@ -20,14 +20,14 @@ from clipwsss.files import save_network
 from clipwsss.flags import whole
 from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
                                         open_validation)
-from clipwsss.guidance.method_flags import UNUSED_BY_CLIP, box_flag, clip_flags
-from clipwsss.guidance.regions import load_clip
+from clipwsss.guidance.regions import clip_flags, load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, refuse_unused,
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
-from clipwsss.report.best_epoch import BestEpoch, cam_miou
+from clipwsss.prompt_options import UNUSED_BY_CLIP, box_flag
+from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.contrast import NAMES_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
@@ -152,13 +152,9 @@ def train_classifier(args: argparse.Namespace, run: Run, loader: DataLoader, gen
     if validation is None:
         fit(run, loader, loss, {"generator": generator}, groups, training)
         return
-    best = BestEpoch()
-
-    def after_epoch(epoch: int) -> None:
-        best.consider(epoch, generator, cam_miou(generator, validation, args.cam_batch_size, args.workers))
-
-    fit(run, loader, loss, {"generator": generator}, groups, training, after_epoch, {"best": best})
-    best.restore(generator)
+    best = BestEpoch(generator, validation, args.cam_batch_size, args.workers)
+    fit(run, loader, loss, {"generator": generator}, groups, training, best.consider, {"best": best})
+    best.restore()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,15 +25,15 @@ from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags
 from clipwsss.guidance.choices import WordChoices, save_choices, select_words
 from clipwsss.guidance.losses import (PROMPT_EPSILON, background_prompt_loss, class_prompt_loss,
                                       guided_loss)
-from clipwsss.guidance.method_flags import CLIP_CAMS, loss_flags, prompt_flags
 from clipwsss.guidance.prompts import LearnedPrompt, save_learned
 from clipwsss.guidance.regions import Regions, cam_file_regions, generator_regions, load_clip
 from clipwsss.guidance.words import Words, background_texts, encode_words, load_words, read_words
 from clipwsss.options import (drops_rest, first_command, open_dataset, open_scored, parse,
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
-from clipwsss.prompt_options import check_flags, check_texts, map_words, start_adapters, start_prompts
-from clipwsss.report.best_epoch import BestEpoch, cam_miou
+from clipwsss.prompt_options import (CLIP_CAMS, check_flags, check_texts, loss_flags, map_words,
+                                     prompt_flags, start_adapters, start_prompts)
+from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.contrast import ALONE_ADVICE, WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
@@ -247,28 +247,15 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
     groups.append({"params": list(modules["adapters"].parameters()), "lr": args.adapter_lr or training.lr})
     if "class_prompt" in modules:
         groups.append({"params": [modules["class_prompt"].vectors], "lr": args.prompt_lr})
-    chooses_again = choices is not None and args.reselect_every > 0
-    if not chooses_again and validation is None:
-        fit(run, loader, loss, modules, groups, training)
-        return
-
-    best = BestEpoch()
     kept = {}  # beside the modules in each checkpoint
-    if chooses_again:
+    if choices is not None and args.reselect_every > 0:
         kept["choices"] = choices
-    if validation is not None:
-        kept["best"] = best
-
-    def after_epoch(epoch: int) -> None:
-        if chooses_again:
-            choices.share()
-        if validation is not None:
-            miou = cam_miou(generator, validation, args.cam_batch_size, args.workers)
-            best.consider(epoch, generator, miou)
-
-    fit(run, loader, loss, modules, groups, training, after_epoch, kept)
-    if validation is not None:
-        best.restore(generator)
+    if validation is None:
+        fit(run, loader, loss, modules, groups, training, kept=kept)
+        return
+    best = BestEpoch(generator, validation, args.cam_batch_size, args.workers)
+    fit(run, loader, loss, modules, groups, training, best.consider, {**kept, "best": best})
+    best.restore()
 
 
 def save_generator(args: argparse.Namespace, generator: MapGenerator, choices: WordChoices | None,

@@ -1,24 +1,160 @@
-"""What the flags of train_prompt.py ask for: whether they fit together, and the prompts before training."""
+"""The command line of train_prompt.py: its flags, whether they fit together, and the prompts they ask for."""
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from .cams.mean import MEANS
 from .clip import CLIP
+from .datasets.transforms import AUGMENTS
 from .errors import InputError
+from .flags import real, whole
 from .guidance.choices import WordChoices, read_choices
-from .guidance.losses import Adapter
-from .guidance.method_flags import CLIP_CAMS, UNUSED_BY_CLIP
-from .guidance.prompts import LearnedPrompt, read_learned
+from .guidance.losses import ADAPTERS, Adapter
+from .guidance.prompts import PROMPT_STARTS, LearnedPrompt, read_learned
+from .guidance.regions import CLIP_VIEWS, clip_flags
 from .guidance.words import Words, encode_words, load_clip_words
 from .options import COMMAND_LINE, refuse_unused
 from .presets import find_block
 
+CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
+# Flags of the generator, its training and its CAMs, which CLIP's own maps do without.
+UNUSED_BY_CLIP = ("lr", "optimizer", "sync_bn", "keep_best", "best_images", "crop_size", "resize_long",
+                  "brightness", "augment", "freeze_stages", "frozen_bn", "pooling", "reduction", "drop_path",
+                  "head_ratio", "scales", "flip")
+METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 # Flags of guidance and its losses that do not take part in learning prompts.
 GUIDANCE_ALONE = ("map_scale", "w_suppress", "suppress_threshold", "suppress_reduction", "w_area",
                   "area_over", "epochs", "match_epochs", "match_lr", "restart", "adapter", "adapter_lr",
                   "tune", "reselect_every", "prompt_augment")
 
+
+def cam_source(text: str) -> Path | str:
+    """Parse --cams: a folder, or CLIP_CAMS."""
+    return text if text == CLIP_CAMS else Path(text)
+
+
+def prompt_flags(parser: argparse.ArgumentParser) -> None:
+    """What stands for classes and backgrounds, and the files that are read."""
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument_group("method and prompts").add_argument
+    add("--method", choices=METHODS, default="pole",
+        help="method whose published settings are the defaults of the other flags; `both` joins POLE and "
+        "SemPLeS and is this project's own")
+    add("--class-prompt", choices=("name", "word", "learned"), default="name",
+        help="what stands for a class in its prompt: its name, the word that CLIP selects for each image "
+        "(POLE), or learned vectors")
+    add("--background-prompt", choices=("none", "list", "learned", "list+learned"), default="none",
+        help="texts that the foreground must not match: none, CLIMS' list of background words, SemPLeS' "
+        "learned prompts, or both")
+    add("--background-words", type=Path, metavar="FILE",
+        help="file of words, one a line, that replace CLIMS' list in --background-prompt list, and that of "
+        "CLIP's own maps")
+    add("--maps", choices=("generator", "clip", *MEANS), default="generator",
+        help="whose maps become the CAM files: those of the generator that is tuned; CLIP's own, by class "
+        "and background prompts, for which no generator is read; or the mean or geometric mean of both. "
+        "With all but generator, prompts are learned by the CAM files of --cams")
+    add("--template", default="a photo of {}.",
+        help="template of the class prompt: {} is the class's name or word, [S*n] are n learned vectors that "
+        "all classes share, [C*n] are n learned vectors of each class, and [S:words] and [C:words] are "
+        "learned vectors that start from the embeddings of words")
+    add("--map-template", default="a clean origami {}.",
+        help="template of classes and listed backgrounds in CLIP's own maps (CLIP-ES)")
+    add("--background-template", default="a photo of [C*30].",
+        help="template of SemPLeS' background prompt, written like --template")
+    add("--prompt-start", choices=PROMPT_STARTS, default="normal",
+        help="distribution of learned vectors that do not start from words: normal is N(0, 0.02^2), uniform "
+        "is U(0, 1)")
+    add("--synonyms", type=Path, help="candidate words of each class: a JSON file (class -> list), or the "
+        "name of a built-in list (voc12: chatgpt, chatgpt-long, bnc, news, wikipedia; toy: mixed)")
+    add("--n-synonyms", type=whole(0), metavar="N",
+        help="use only the first N synonyms of each class (POLE Fig. 3)")
+    add("--person", metavar="WORD", help="name of the class person in prompts; without it, `player` on VOC "
+        "and COCO, as in CLIMS' and POLE's code")
+    add("--reselect-every", type=whole(0), default=0, metavar="N",
+        help="select words again by the maps of the generator in training, in epochs 0, N, 2N, ...; 0 keeps "
+        "the words that were selected by the CAMs of --cams")
+    add("--joint", action=switch, default=False,
+        help="learn class prompts together with the generator, as POLE's release does, and not before it")
+    add("--adapter", choices=ADAPTERS, default="none",
+        help="POLE's adapters of image and text features (eqs. 7-8): none, with a fixed ratio r = 0.2, or "
+        "with a learnable r")
+    add = parser.add_argument_group("inputs").add_argument
+    add("--init", type=Path,
+        help="file of the generator to start from (default: the generator.pt of train_cam.py)")
+    add("--cams", type=cam_source, metavar="FOLDER|clip",
+        help="folder of the CAMs by which words are selected and, unless --maps is generator, prompts are "
+        "learned (default: the CAMs of train_cam.py); clip: CLIP's own maps of the class names, which this "
+        "run makes first (the default of --maps clip where train_cam.py has not run)")
+    add("--prompts", type=Path, metavar="FILE", help="class prompts of an earlier run, which are used as "
+        "they are: prompts.json or class_prompts.pt")
+    add("--background-prompts", type=Path, metavar="FILE",
+        help="background_prompts.pt of an earlier run, used instead of learning background prompts; with "
+        "--background-prompt list they are added to the list")
+    clip_flags(add)
+    box_flag(add)
+
+
+def box_flag(add: Callable[..., argparse.Action]) -> None:
+    """The flag of CLIP's own maps; add: the add_argument of its group."""
+    add("--box", type=real(0, 0.99), default=0.4,
+        help="CLIP's own maps of a ViT: brightness, over the map's maximum, of the parts from whose boxes a "
+        "map is carried along the attention (CLIP-ES)")
+
+
+def loss_flags(parser: argparse.ArgumentParser) -> None:
+    """What guidance and prompt learning reward, the stages before guidance, and which epoch is kept."""
+    add = parser.add_argument_group("losses (P is the map of a class in [0, 1], X the image)").add_argument
+    add("--map-scale", choices=("sigmoid", "minmax"), default="sigmoid",
+        help="how the generator's maps become P: by a sigmoid (CLIMS, POLE), or scaled by their minimum and "
+        "maximum (SemPLeS)")
+    add("--clip-view", choices=CLIP_VIEWS, default="clip",
+        help="how CLIP sees X and P in training: as the releases of CLIMS, POLE and SemPLeS show them "
+        "(ImageNet's mean and deviation, aligned corners, no antialiasing), or as CLIP was trained (its own "
+        "mean and deviation, antialiasing)")
+    add("--w-fg", type=real(0), default=1.0,
+        help="weight of the foreground term, which attracts PX to the class prompt (alpha)")
+    add("--w-bg", type=real(0), default=1.0,
+        help="weight of the background term, which repels (1 - P)X from the class prompt (beta, lambda_b)")
+    add("--w-suppress", type=real(0), default=0.0,
+        help="weight of background suppression, which repels PX from background prompts (CBS, lambda)")
+    add("--w-area", type=real(0), default=0.0,
+        help="weight of the area term, the mean of P, which keeps maps small (REG)")
+    add("--w-prompt-image", type=real(0), default=1.0,
+        help="weight of prompt-I in SemPLeS eq. 2, which attracts background prompts to (1 - P)X")
+    add("--w-prompt-class", type=real(0), default=0.02,
+        help="weight of prompt-T in SemPLeS eq. 2, which repels background prompts from the class (lambda_T)")
+    add("--prompt-repulsion", choices=("paper", "release"), default="paper",
+        help="prompt-T of a similarity s: -log(1 - s) as in SemPLeS' paper, or +log s as in its release")
+    add("--suppress-threshold", type=real(-1, 1), default=0.0,
+        help="similarity of PX and a background prompt above which background suppression acts")
+    add("--suppress-reduction", choices=("sum", "mean"), default="mean",
+        help="whether background suppression is the sum or the mean over pairs of image and class")
+    add("--area-over", choices=("all", "present"), default="all",
+        help="maps of the area term: those of all classes, or those of the classes that the image shows")
+    add = parser.add_argument_group("stages (SemPLeS: a, match; b, learn prompts; c, refine for "
+                                    "--epochs)").add_argument
+    add("--match-epochs", type=whole(0), default=0,
+        help="epochs of stage a, in which the generator trains without background suppression")
+    add("--match-lr", type=real(0, 100), help="learning rate of stage a (default: --lr)")
+    add("--restart", action=argparse.BooleanOptionalAction, default=False,
+        help="start stage c from the generator before stage a (SemPLeS' release), not after it")
+    add("--prompt-epochs", type=whole(0), default=0,
+        help="epochs in which prompts are learned and the generator is fixed (stage b)")
+    add("--prompt-lr", type=real(0, 100), default=5e-4, help="learning rate of prompts")
+    add("--prompt-batch-size", type=whole(1, 65536),
+        help="number of images in a batch that prompts are learned from (default: --batch-size)")
+    add("--prompt-augment", choices=AUGMENTS,
+        help="training crops that prompts are learned from (default: --augment)")
+    add("--adapter-lr", type=real(0, 100), help="learning rate of adapters (default: --lr)")
+    add("--tune", choices=("all", "head", "fusion"), default="all",
+        help="weaktr: part of the generator that is trained: all of it, head (the 3x3 convolution and the "
+        "attention fusion, as in SemPLeS' release), or the attention fusion alone")
+
+
+# ---- what the flags ask for
 
 def check_flags(args: argparse.Namespace) -> None:
     """InputError for flags that do not fit together, where one would be ignored or mean something else."""
@@ -58,11 +194,6 @@ def check_flags(args: argparse.Namespace) -> None:
     if learns_before and not args.prompt_epochs and "prompt_epochs" not in given:
         raise InputError(f"--no-joint: --method {args.method} has no number of epochs in which class prompts "
                          "learn before the generator; give --prompt-epochs")
-    check_maps(args)
-
-
-def check_maps(args: argparse.Namespace) -> None:
-    """InputError for a flag of the command line that means nothing to these --maps."""
     if args.maps == "clip":
         if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")

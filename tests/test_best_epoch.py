@@ -9,7 +9,6 @@ from test_train_scripts import FAST, guide, runs  # noqa: F401 (a fixture)
 from torch import nn
 
 import train_cam
-import train_prompt
 from clipwsss.cams.generator import load_generator
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.base import whole_image
@@ -17,25 +16,28 @@ from clipwsss.errors import InputError
 from clipwsss.files import load_weights
 from clipwsss.generator_options import listed_images, open_validation
 from clipwsss.options import parse
+from clipwsss.report import best_epoch
 from clipwsss.report.best_epoch import BestEpoch, cam_miou
 from clipwsss.report.metrics import confusion, scores
 
 
-def test_the_best_epoch_comes_back(capsys):
+def test_the_best_epoch_comes_back(capsys, monkeypatch):
     network = nn.Linear(1, 1, bias=False)
     for mious, expected in (([30.0, 50.0, 40.0], 2), ([9.0, 8.0], 1), ([7.0, 7.0], 1)):
-        best = BestEpoch()
-        for epoch, miou in enumerate(mious):
+        best = BestEpoch(network, None)
+        figures = iter(mious)
+        monkeypatch.setattr(best_epoch, "cam_miou", lambda *_: next(figures))
+        for epoch in range(len(mious)):
             nn.init.constant_(network.weight, epoch + 1)
-            best.consider(epoch, network, miou)
-        resumed = BestEpoch()
+            best.consider(epoch)
+        resumed = BestEpoch(network, None)
         resumed.load_state_dict(best.state_dict())
         for keeper in (best, resumed):
             nn.init.constant_(network.weight, -1)
-            keeper.restore(network)
+            keeper.restore()
             assert network.weight.item() == expected, mious
             assert f"kept epoch {expected}: CAM mIoU {max(mious):.2f}" in capsys.readouterr().out
-    BestEpoch().restore(network)  # without an epoch, as with --epochs 0, the weights stay
+    BestEpoch(network, None).restore()  # without an epoch, as with --epochs 0, the weights stay
     assert network.weight.item() == 1
 
 
@@ -86,7 +88,7 @@ def test_some_images_choose_the_epoch(runs, tmp_path):  # noqa: F811
         train_cam.main([*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--best-images", str(path)])
 
 
-def epochs_that_score(monkeypatch, script, mious):
+def epochs_that_score(monkeypatch, mious):
     """The list to which the classifier's weights of each epoch come; its CAMs then have these mIoU in turn."""
     figures = iter(mious)
     weights = []
@@ -95,12 +97,12 @@ def epochs_that_score(monkeypatch, script, mious):
         weights.append(generator.classifier.weight.detach().clone())
         return next(figures)
 
-    monkeypatch.setattr(script, "cam_miou", of_this_epoch)
+    monkeypatch.setattr(best_epoch, "cam_miou", of_this_epoch)
     return weights
 
 
 def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
-    weights = epochs_that_score(monkeypatch, train_cam, [40.0, 60.0, 50.0])
+    weights = epochs_that_score(monkeypatch, [40.0, 60.0, 50.0])
     argv = [*FAST, "--runs", str(runs), "--out", str(tmp_path / "run"), "--epochs", "3", "--batch-size", "6"]
     assert train_cam.main([*argv, "--keep-best", "train"]) == 0
     assert "kept epoch 2: CAM mIoU 60.00 at one scale" in capsys.readouterr().out
@@ -112,7 +114,7 @@ def test_the_classifier_keeps_its_best_epoch_too(runs, tmp_path, capsys, monkeyp
 
 def test_matching_hands_its_best_epoch_to_the_prompts(runs, tmp_path, capsys, monkeypatch):  # noqa: F811
     """As in SemPLeS' release, stage (b) learns on the best checkpoint of stage (a)."""
-    weights = epochs_that_score(monkeypatch, train_prompt, [70.0, 60.0, 50.0])
+    weights = epochs_that_score(monkeypatch, [70.0, 60.0, 50.0])
     seen = []
     load_state_dict = nn.Module.load_state_dict
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from clipwsss import presets
-from clipwsss.guidance.method_flags import METHODS
 from clipwsss.options import parse
+from clipwsss.prompt_options import METHODS
 
 TABLE = Path(__file__).resolve().parents[1] / "clipwsss" / "guidance" / "SETTINGS.md"
 

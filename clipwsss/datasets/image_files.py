@@ -2,8 +2,8 @@
 
 A label map is a file of class numbers (0 is the background, 1..K the classes, 255 ignored). It holds the
 numbers themselves, as grey values or as indices of a palette, or the colours that stand for them in the data
-set's palette. The check of a data set and the reading of its files use the same functions, so that what passes
-the check can be read.
+set's palette. The check of a data set and the reading of its files use the same functions, so that what
+passes the check can be read.
 """
 import re
 from collections.abc import Iterator, Sequence

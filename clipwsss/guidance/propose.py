@@ -16,8 +16,7 @@ from ..training import pick_device
 from ..files import write_json
 from ..errors import InputError, run_script
 from ..flags import Parser, file_to_write, whole
-from .method_flags import clip_flags
-from .regions import load_clip
+from .regions import clip_flags, load_clip
 from .words import encode_words, read_words
 
 

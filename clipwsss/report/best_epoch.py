@@ -39,27 +39,34 @@ def cam_miou(generator: MapGenerator, dataset: TagDataset, batch_size: int = 1, 
 class BestEpoch:
     """The weights of the epoch with the best CAM mIoU so far, as WeakTr's and SemPLeS' releases choose.
 
-    The choice uses true masks, which a method that is trained on image tags alone does not have. A training
-    that is interrupted keeps it in its checkpoint (`state_dict`).
+    generator: the network in training. validation: images with true masks, see `cam_miou`. The choice uses
+    true masks, which a method that is trained on image tags alone does not have. A training that is
+    interrupted keeps it in its checkpoint (`state_dict`).
     """
 
-    def __init__(self):
+    def __init__(self, generator: MapGenerator, validation: TagDataset, batch_size: int = 1,
+                 workers: int = 0):
+        self.generator = generator
+        self.validation = validation
+        self.batch_size = batch_size
+        self.workers = workers
         self.epoch = 0
         self.miou = -1.0
         self.weights = None
 
-    def consider(self, epoch: int, generator: MapGenerator, miou: float) -> None:
-        """Keep the generator's weights if the mIoU after this epoch (from 0) is higher than any before."""
+    def consider(self, epoch: int) -> None:
+        """Keep the generator's weights if its mIoU after this epoch (from 0) is higher than any before."""
+        miou = cam_miou(self.generator, self.validation, self.batch_size, self.workers)
         if miou > self.miou:
             self.epoch = epoch + 1
             self.miou = miou
-            self.weights = copy.deepcopy(generator.state_dict())
+            self.weights = copy.deepcopy(self.generator.state_dict())
 
-    def restore(self, generator: MapGenerator) -> None:
+    def restore(self) -> None:
         """Load the kept weights into the generator and print their epoch; nothing if there was no epoch."""
         if self.weights is None:
             return
-        generator.load_state_dict(self.weights)
+        self.generator.load_state_dict(self.weights)
         print(f"kept epoch {self.epoch}: CAM mIoU {self.miou:.2f} at one scale. This choice uses true masks, "
               "which a method trained on image tags alone does not have.")
 
