@@ -44,7 +44,7 @@ from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, mask_quality, write_quality
 from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
 from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
-from clipwsss.run import Run, notes_of, refuse_overlap, say_notes
+from clipwsss.run import Run, notes_of, refuse_overlap
 from clipwsss.training import fit, pick_device, seed_everything
 
 # The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
@@ -300,7 +300,6 @@ def report_scores(run: Run, total: MaskScore, names: list[str], notes: list[str]
               f"classes that occur, {total.with_truth} images with masks")
     else:
         print(NOTHING_SCORED if total.with_truth else "there are no masks, so no mIoU is computed")
-    say_notes(notes)
     run.result(**figures, notes=notes)
 
 

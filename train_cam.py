@@ -32,7 +32,7 @@ from clipwsss.report.metrics import average_precision
 from clipwsss.report.contrast import NAMES_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.run import Run, notes_of, say_notes
+from clipwsss.run import Run, notes_of
 from clipwsss.training import (compile_networks, fit, pick_device, refuse_lone_values,
                                seed_everything)
 
@@ -211,7 +211,6 @@ def main(argv: list[str] | None = None) -> int:
     notes = start_notes(args)
     if notes:
         result["notes"] = notes
-    say_notes(notes)
     run.result(**result)
     write_report(run.out, "train_cam", scored, cams=cams)
     return 0

@@ -37,7 +37,7 @@ from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.contrast import ALONE_ADVICE, WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
 from clipwsss.report.scoring import print_cam_curve
-from clipwsss.run import Run, notes_of, say_notes
+from clipwsss.run import Run, notes_of
 from clipwsss.training import (Training, compile_networks, fit, pick_device, refuse_lone_values,
                                seed_everything, use_bf16)
 
@@ -201,7 +201,6 @@ def write_maps(args: argparse.Namespace, dataset: TagDataset, clip: CLIP, genera
         write_cams(generator, cam_loader(args, dataset, of_generator), of_generator, args.scales, args.flip,
                    args.cam_format, args.test_precision)
         notes = notes_of(Path(args.init).parent)
-        say_notes(notes)
     if args.maps != "generator":
         of_clip = cams if args.maps == "clip" else args.out / "clip_cams"
         write_own_cams(args, dataset, clip, words, choices, text, learned, of_clip)

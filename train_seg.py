@@ -31,7 +31,7 @@ from clipwsss.refine.crf_flags import crf_flags
 from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, read_quality, write_quality
 from clipwsss.report.scoring import print_label_miou
-from clipwsss.run import Run, notes_of, say_notes
+from clipwsss.run import Run, notes_of
 from clipwsss.segment.photos import (FORMATS, Photos, finished_photos, image_files, photos_at_once,
                                      refuse_taken_names)
 from clipwsss.segment.predict import CRF_KERNELS, FUSIONS, predict_images, reduced_images, write_label_maps
@@ -382,7 +382,6 @@ def main(argv: list[str] | None = None) -> int:
     notes = []
     if learned and str(masks_folder(args)) != "truth":
         notes = notes_of(masks_folder(args).parent)
-        say_notes(notes)
     run.result(**figures, notes=notes)
     write_report(run.out, "train_seg", unseen or learned, masks=run.out / "predictions" if unseen else None)
     return 0

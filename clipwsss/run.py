@@ -129,7 +129,12 @@ class Run:
             write_text("".join(f"{line}\n" for line in kept), path)
 
     def result(self, **figures: object) -> None:
-        """Write the final scores of the stage to result.json and as the last line of the log."""
+        """Write the final scores of the stage to result.json and as the last line of the log.
+
+        Its `notes` are printed here, at the end of the run, where they are read.
+        """
+        for note in figures.get("notes", ()):
+            print(f"note: {note}")
         self.log(label="result", **figures)
         write_json(figures, self.out / "result.json")
 
@@ -183,12 +188,6 @@ def notes_of(folder: Path) -> list[str]:
     result = read_json(path)
     notes = result.get("notes", []) if isinstance(result, dict) else []
     return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
-
-
-def say_notes(notes: Iterable[str]) -> None:
-    """Print the notes of a run at its end, where they are read."""
-    for note in notes:
-        print(f"note: {note}")
 
 
 def refuse_changed_inputs(out: Path, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:

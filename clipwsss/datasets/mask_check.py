@@ -18,11 +18,11 @@ SAMPLED = 500  # masks that the scripts look at before they start; `check` looks
 class MaskFinding(NamedTuple):
     """What a mask shows: its class numbers from 1, whether 255 is in it, and what contradicts it.
 
-    where: its file, or the file that it is drawn from, and the image. permuted: a number that the file's
-    palette gives the colour of another number, or None.
+    where: its file, or the file that it is drawn from, and the image. tags: the image's tags, numbered as the
+    classes. permuted: a number that the file's palette gives the colour of another number, or None.
     """
-    index: int
     where: str
+    tags: set[int]
     classes: set[int]
     has_ignored: bool
     permuted: int | None
@@ -40,8 +40,8 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
         indices = indices[::-(-len(indices) // most) or 1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [item for item in pool.map(lambda index: look_at(dataset, index), indices) if item]
-    tagged = [item for item in found if dataset.entries[item.index].tags]
-    untrue = [item for item in tagged if not item.classes & tags_of(dataset, item.index)]
+    tagged = [item for item in found if item.tags]
+    untrue = [item for item in tagged if not item.classes & item.tags]
     lines = []
     if untrue:
         hint = ""
@@ -49,9 +49,9 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
             hint = "; they hold no class but 255, which is ignored: write 1 for the first class"
         lines.append(f"{count(untrue, tagged)} show no class that their image is tagged with (first: "
                      f"{untrue[0].where}){hint}")
-    more = [item for item in tagged if item.classes - tags_of(dataset, item.index)]
+    more = [item for item in tagged if item.classes - item.tags]
     if more:
-        extra = min(more[0].classes - tags_of(dataset, more[0].index))
+        extra = min(more[0].classes - more[0].tags)
         lines.append(f"{count(more, tagged)} show a class that their image is not tagged with (first: "
                      f"{more[0].where} shows {dataset.classes[extra - 1]})")
     permuted = [item for item in found if item.permuted is not None]
@@ -84,23 +84,19 @@ def count(items: Sequence[MaskFinding], among: Sequence[MaskFinding]) -> str:
     return f"{len(items)} of {len(among)} masks"
 
 
-def tags_of(dataset: TagDataset, index: int) -> set[int]:
-    """The tagged classes of an image, numbered from 1 as in masks."""
-    return {tag + 1 for tag in dataset.entries[index].tags}
-
-
 def look_at(dataset: TagDataset, index: int) -> MaskFinding | None:
     """What one mask shows; None if it cannot be read."""
-    path = dataset.entries[index].mask
+    entry = dataset.entries[index]
     permuted = None
     try:
         counts = np.bincount(dataset.load_mask(index).ravel(), minlength=256)
         values = counts.nonzero()[0]
-        if path is None:
-            where = f"{dataset.annotations}, image {dataset.names[index]}"
+        if entry.mask is None:
+            where = f"{dataset.annotations}, image {entry.name}"
         else:
-            where = str(path)
-            permuted = permuted_number(path, dataset.palette, len(dataset.classes), values)
+            where = str(entry.mask)
+            permuted = permuted_number(entry.mask, dataset.palette, len(dataset.classes), values)
     except InputError:
         return None
-    return MaskFinding(index, where, set(values.tolist()) - {0, IGNORE}, counts[IGNORE] > 0, permuted)
+    tags = {tag + 1 for tag in entry.tags or ()}
+    return MaskFinding(where, tags, set(values.tolist()) - {0, IGNORE}, counts[IGNORE] > 0, permuted)

@@ -16,7 +16,7 @@ ALONE_ADVICE = ("With --background-prompt none, CLIP compares nothing in an imag
 
 
 def contrast_notes(dataset: TagDataset, cams: Path, advice: str) -> list[str]:
-    """Print and return a line for each class that CLIP often does not see, by the CAM files of its own maps.
+    """A line for each class that CLIP often does not see, by the CAM files of its own maps.
 
     A map without contrast is 0 in the whole image, or stands out nowhere. advice: what to try, the end of
     each line. InputError names a bad file.
@@ -37,5 +37,4 @@ def contrast_notes(dataset: TagDataset, cams: Path, advice: str) -> list[str]:
         if without > OFTEN * of_class:
             notes.append(f"CLIP sees nothing of {label!r} in {without} of {of_class} images: its maps have "
                          f"no contrast there. {advice}.")
-            print(notes[-1])
     return notes
