@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
 
 from clipwsss.datasets import Batch, TagDataset
+from clipwsss.datasets.base import contradiction_note
 from clipwsss.datasets.coco import pycocotools_mask
 from clipwsss.datasets.corrections import find_corrections
 from clipwsss.datasets.exports import write_submission
 from clipwsss.datasets.instances import read_instances, write_coco, write_yolo
-from clipwsss.datasets.mask_check import contradiction_note
 from clipwsss.datasets.loaders import make_loader, size_loader
 from clipwsss.datasets.mmseg_transform import mmseg_transform
 from clipwsss.datasets.transforms import train_transform

@@ -5,7 +5,7 @@ from PIL import Image
 
 from clipwsss.datasets import build_dataset
 from clipwsss.datasets.__main__ import main
-from clipwsss.datasets.mask_check import find_contradictions
+from clipwsss.datasets.base import find_contradictions
 from clipwsss.pictures import voc_palette
 from test_datasets import save_image, save_mask, write
 

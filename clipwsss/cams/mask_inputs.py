@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from ..datasets import TagDataset
-from ..datasets.base import files_of
+from ..datasets.image_files import files_of
 from ..files import nfc
 from .cam_files import CamFile, list_cams, read_own_cam
 

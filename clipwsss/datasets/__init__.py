@@ -5,11 +5,10 @@ from pathlib import Path
 from ..distributed import barrier, rank
 from ..errors import InputError
 from ..toy.world import RECIPE, draw_world
-from .base import Batch, Sample, TagDataset, collate
+from .base import Batch, Sample, TagDataset, collate, contradiction_note
 from .coco import CROWDS, CocoDataset
-from .folder import FolderDataset
+from .folder import FolderDataset, unused_note
 from .image_files import MOST_PIXELS
-from .mask_check import contradiction_note, unused_note
 from .voc import ToyDataset, VocDataset
 
 DATASETS = {"voc12": VocDataset, "coco14": CocoDataset, "folder": FolderDataset, "toy": ToyDataset}

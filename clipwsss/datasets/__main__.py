@@ -13,14 +13,13 @@ import torch
 from ..errors import InputError, run_script
 from ..files import nfc
 from ..flags import Parser
-from .base import TagDataset, files_of
+from .base import TagDataset, find_contradictions
 from .coco import CocoDataset, coco_splits
 from .folder import FolderDataset, sort_masks
 from .folder_files import (SYSTEM_FILES, find_tables, image_folders, read_classes, read_table, stored_images,
                            visible_files, write_classes)
-from .image_files import TURNS, exif_orientation, open_file
+from .image_files import TURNS, exif_orientation, files_of, open_file
 from .image_names import SUFFIXES
-from .mask_check import find_contradictions
 from .voc import AUGMENTED, MISSING_LIST, OFFICIAL, VocDataset, split_sources, voc_folder
 
 USED = ("train", "train_aug", "val", "test")  # the splits of VOC that the scripts use

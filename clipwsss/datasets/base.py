@@ -1,4 +1,4 @@
-"""What all data sets share: samples, batches, the list of images and the check of their files."""
+"""What all data sets share: samples, batches, the list of images and the checks of their files."""
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +17,11 @@ from ..files import nfc
 from ..pictures import voc_palette
 from ..progress import Progress
 from ..run import digest
-from .image_files import (IGNORE, MOST_PIXELS, check_image, check_mask, read_image, read_mask,
-                          refuse_many_classes)
+from .image_files import (IGNORE, MOST_PIXELS, check_image, check_mask, label_maps_of, permuted_number,
+                          read_image, read_mask)
 
 LONG_CHECK = 2000  # from this many images on, the check of the files shows its progress
+SAMPLED = 500  # masks that the scripts look at before they start; the command `check` looks at all
 
 Size = tuple[int, int]  # (H, W)
 Transform = Callable[[Image.Image, np.ndarray | None], tuple[Tensor, Tensor | None]]
@@ -83,34 +84,6 @@ def whole_image(image: Image.Image, mask: np.ndarray | None = None) -> tuple[Ten
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
     pixels.mul_(1.0 / 255)  # as torchvision's to_dtype does; a division by 255 may differ in the last bit
     return pixels, None if mask is None else torch.from_numpy(mask).long()
-
-
-def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",), optional: bool = False) -> list[Path]:
-    """The visible files of a folder that have one of these suffixes, sorted by name.
-
-    A missing folder is an InputError, unless it is `optional` and thus holds no files.
-    """
-    if optional and not folder.is_dir():
-        return []
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    names = sorted(item.name for item in os.scandir(folder))
-    return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
-
-
-def label_maps_of(folder: Path, optional: bool = False) -> dict[str, Path]:
-    """Image name -> its label map NAME.png in a folder; InputError where two files are one image's.
-
-    A missing folder is an InputError, unless it is `optional`.
-    """
-    found: dict[str, Path] = {}
-    for path in files_of(folder, optional=optional):
-        name = nfc(path.stem)
-        if name in found:
-            raise InputError(f"{found[name]} and {path.name}: both are label maps of image {name}; keep "
-                             "one")
-        found[name] = path
-    return found
 
 
 def split_error(split: str, splits: Sequence[str], root: Path) -> InputError:
@@ -294,3 +267,83 @@ class TagDataset(Dataset):
         except InputError as error:
             return entry, str(error)
         return entry, None
+
+
+# ---- masks compared with the tags and the palette
+
+class MaskFinding(NamedTuple):
+    """What a mask shows: its class numbers from 1, whether 255 is in it, and what contradicts it.
+
+    where: its file, or the file that it is drawn from, and the image. tags: the image's tags, numbered as the
+    classes. permuted: a number that the file's palette gives the colour of another number, or None.
+    """
+    where: str
+    tags: set[int]
+    classes: set[int]
+    has_ignored: bool
+    permuted: int | None
+
+
+def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[list[str], bool]:
+    """(lines on masks that contradict tags or palettes, whether no mask fits).
+
+    No mask fits where none shows a class of its image's tags, or where all palettes contradict the numbers.
+    Each line has a count and the first file. most: look at so many masks, evenly spread. Masks that cannot be
+    read are left to their reader.
+    """
+    indices = [index for index, masked in enumerate(dataset.masked) if masked]
+    if most is not None:
+        indices = indices[::-(-len(indices) // most) or 1]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [item for item in pool.map(lambda index: look_at(dataset, index), indices) if item]
+    tagged = [item for item in found if item.tags]
+    untrue = [item for item in tagged if not item.classes & item.tags]
+    lines = []
+    if untrue:
+        hint = ""
+        if all(item.has_ignored and not item.classes for item in untrue):
+            hint = "; they hold no class but 255, which is ignored: write 1 for the first class"
+        lines.append(f"{count(untrue, tagged)} show no class that their image is tagged with (first: "
+                     f"{untrue[0].where}){hint}")
+    more = [item for item in tagged if item.classes - item.tags]
+    if more:
+        extra = min(more[0].classes - more[0].tags)
+        lines.append(f"{count(more, tagged)} show a class that their image is not tagged with (first: "
+                     f"{more[0].where} shows {dataset.classes[extra - 1]})")
+    permuted = [item for item in found if item.permuted is not None]
+    if permuted:
+        lines.append(f"{count(permuted, found)} have a palette that gives numbers the colours of other "
+                     "classes, as image editors write it; the numbers are used, not the colours (first: "
+                     f"{permuted[0].where}, number {permuted[0].permuted})")
+    none_is_true = bool(tagged) and len(untrue) == len(tagged)
+    all_are_permuted = bool(found) and len(permuted) == len(found)
+    return lines, none_is_true or all_are_permuted
+
+
+def contradiction_note(dataset: TagDataset, where: Path | str) -> list[str]:
+    """The note of the scripts on masks that contradict their images' tags or the palette, if any do."""
+    lines, _ = find_contradictions(dataset, SAMPLED)
+    return [f"note: {where}: {'; '.join(lines)}"] if lines else []
+
+
+def count(items: Sequence[MaskFinding], among: Sequence[MaskFinding]) -> str:
+    """How many of the masks that were looked at."""
+    return f"{len(items)} of {len(among)} masks"
+
+
+def look_at(dataset: TagDataset, index: int) -> MaskFinding | None:
+    """What one mask shows; None if it cannot be read."""
+    entry = dataset.entries[index]
+    permuted = None
+    try:
+        counts = np.bincount(dataset.load_mask(index).ravel(), minlength=256)
+        values = counts.nonzero()[0]
+        if entry.mask is None:
+            where = f"{dataset.annotations}, image {entry.name}"
+        else:
+            where = str(entry.mask)
+            permuted = permuted_number(entry.mask, dataset.palette, len(dataset.classes), values)
+    except InputError:
+        return None
+    tags = {tag + 1 for tag in entry.tags or ()}
+    return MaskFinding(where, tags, set(values.tolist()) - {0, IGNORE}, counts[IGNORE] > 0, permuted)

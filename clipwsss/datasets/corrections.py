@@ -8,10 +8,9 @@ from ..distributed import barrier, rank
 from ..errors import InputError
 from ..files import read_json, write_json
 from ..pictures import write_mask
-from .base import TagDataset, label_maps_of
+from .base import TagDataset, contradiction_note
 from .folder_files import visible_files
-from .image_files import permuted_number, read_mask
-from .mask_check import contradiction_note
+from .image_files import label_maps_of, permuted_number, read_mask
 
 
 def find_corrections(folder: Path | None, dataset: TagDataset) -> dict[str, Path]:

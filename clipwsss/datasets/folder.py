@@ -8,11 +8,11 @@ import numpy as np
 from ..errors import InputError
 from ..files import nfc
 from ..run import digest, fingerprint
-from .base import Entry, TagDataset, files_of, split_error
+from .base import Entry, TagDataset, split_error
 from .coco import draw_mask
 from .folder_files import (image_folders, missing_classes, read_classes, read_table, stored_images,
                            visible_files)
-from .image_files import MOST_PIXELS, read_labelmap
+from .image_files import MOST_PIXELS, files_of, read_labelmap
 from .image_names import ImageNames, may_be_one
 from .instance_masks import read_instance_masks
 from .tags import TagRow, TagTable
@@ -143,6 +143,15 @@ class FolderDataset(TagDataset):
             table.notes.append(f"note: the table names {len(similar)} of {len(joined)} images by another "
                                f"path or spelling, such as {next(iter(similar.values()))}")
         return joined
+
+
+def unused_note(dataset: FolderDataset) -> list[str]:
+    """The note of the scripts on files in the folder of masks that are not used, if there are any."""
+    if not dataset.unused_masks:
+        return []
+    path, reason = dataset.unused_masks[0]
+    more = f"; {len(dataset.unused_masks)} files there are not used" if len(dataset.unused_masks) > 1 else ""
+    return [f"note: {path}: is not used, because {reason}{more}"]
 
 
 def sole_annotations(folder: Path) -> Path | None:

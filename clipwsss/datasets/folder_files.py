@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import nfc, read_text, utf8_name, write_text
-from .base import files_of
-from .image_files import refuse_many_classes
+from .image_files import files_of, refuse_many_classes
 from .image_names import SUFFIXES, ImageNames
 from .tag_formats import SPLITS
 from .tags import TABLES, TagRow, TagTable, read_tags

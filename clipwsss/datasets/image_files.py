@@ -1,10 +1,11 @@
-"""Image files and label maps: opened within limits, checked by their headers, decoded.
+"""Image files and label maps: found in folders, opened within limits, checked by their headers, decoded.
 
 A label map is a file of class numbers (0 is the background, 1..K the classes, 255 ignored). It holds the
 numbers themselves, as grey values or as indices of a palette, or the colours that stand for them in the data
 set's palette. The check of a data set and the reading of its files use the same functions, so that what
 passes the check can be read.
 """
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,34 @@ IGNORE = 255  # the mask value of pixels that are neither trained on nor scored
 MOST_CLASSES = 254  # masks have 8 bits: 0 is the background and 255 is ignored
 NUMBERS = ("P", "L", "1")  # Pillow's modes of files that hold numbers
 COLORS = ("RGB", "RGBA")
+
+
+def files_of(folder: Path, suffixes: tuple[str, ...] = (".png",), optional: bool = False) -> list[Path]:
+    """The visible files of a folder that have one of these suffixes, sorted by name.
+
+    A missing folder is an InputError, unless it is `optional` and thus holds no files.
+    """
+    if optional and not folder.is_dir():
+        return []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    names = sorted(item.name for item in os.scandir(folder))
+    return [folder / name for name in names if name.lower().endswith(suffixes) and not name.startswith(".")]
+
+
+def label_maps_of(folder: Path, optional: bool = False) -> dict[str, Path]:
+    """Image name -> its label map NAME.png in a folder; InputError where two files are one image's.
+
+    A missing folder is an InputError, unless it is `optional`.
+    """
+    found: dict[str, Path] = {}
+    for path in files_of(folder, optional=optional):
+        name = nfc(path.stem)
+        if name in found:
+            raise InputError(f"{found[name]} and {path.name}: both are label maps of image {name}; keep "
+                             "one")
+        found[name] = path
+    return found
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from ..errors import InputError
 from ..files import existing, nfc, read_text
 from ..npy_files import read_class_labels
 from ..toy.scenes import CLASSES
-from .base import Entry, TagDataset, files_of, label_maps_of, split_error
-from .image_files import MOST_PIXELS
+from .base import Entry, TagDataset, split_error
+from .image_files import MOST_PIXELS, files_of, label_maps_of
 
 OFFICIAL = "SegmentationClass"
 AUGMENTED = "SegmentationClassAug"

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from ..datasets import DATASETS, TagDataset, build_dataset
-from ..datasets.base import files_of
 from ..datasets.coco import decode_mask, encode_mask
-from ..datasets.image_files import MOST_PIXELS, open_file
+from ..datasets.image_files import MOST_PIXELS, files_of, open_file
 from ..datasets.jobs import ImageJobs
 from ..errors import InputError, run_script
 from ..files import existing, read_json, read_text, to_json, write_text

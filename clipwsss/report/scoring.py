@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from ..cams.cam_files import check_cam, list_cams, read_cam, resize_cam
 from ..datasets import TagDataset
-from ..datasets.base import files_of
 from ..datasets.jobs import ImageJobs
-from ..datasets.image_files import MOST_CLASSES, read_mask
+from ..datasets.image_files import MOST_CLASSES, files_of, read_mask
 from ..distributed import gather, shard
 from ..errors import InputError, input_errors
 from ..files import existing, nfc
