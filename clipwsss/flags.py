@@ -8,8 +8,6 @@ from typing import NoReturn
 
 from .errors import InputError, nearest
 
-EXIT_STATUS = "exit status: 0 success, 2 wrong input or a fault of the machine, 130 interrupted"
-
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help of all flags, with every default that is a value."""
@@ -57,17 +55,6 @@ class ShowEssential(argparse.Action):
                 action.help = argparse.SUPPRESS
         parser.print_help()
         parser.exit()
-
-
-class ScriptParser(Parser):
-    """A parser with --help for the `essential` flags (by destination) and --help-all for all of them."""
-
-    def __init__(self, description: str, example: str, essential: Sequence[str]):
-        super().__init__(description=description, epilog=f"example:\n  {example}\n\n{EXIT_STATUS}",
-                         usage="%(prog)s [flags]  (--help-all shows every flag)", add_help=False)
-        self.add_argument("-h", "--help", action=ShowEssential, nargs=0, default=argparse.SUPPRESS,
-                          const=("help", "help_all", *essential), help="show this help message and exit")
-        self.add_argument("--help-all", action="help", help="show every flag and exit")
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:

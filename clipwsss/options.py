@@ -9,22 +9,28 @@ from pathlib import Path
 from .datasets import CROWDS, DATASETS, MOST_PIXELS, TagDataset, build_dataset
 from .distributed import world_size
 from .errors import InputError
-from .flags import ScriptParser, real, whole
+from .flags import Parser, ShowEssential, real, whole
 from .presets import DATA_SET_VALUES, find_block, usual_choices
 from .run import Run, fingerprint_inputs, refuse_overlap
 from .training import OPTIMIZERS, PRECISIONS, SCHEDULES, Training
 
+EXIT_STATUS = "exit status: 0 success, 2 wrong input or a fault of the machine, 130 interrupted"
 COMMAND_LINE = "the command line"  # what `set_by` says of a flag that was given
 ESSENTIAL = ("dataset", "data_root", "preset", "split", "skip_bad", "out", "quiet", "device", "seed",
              "overwrite", "resume", "batch_size", "epochs", "lr")
 
 
-def script_parser(description: str, example: str, essential: Sequence[str] = ()) -> ScriptParser:
+def script_parser(description: str, example: str, essential: Sequence[str] = ()) -> Parser:
     """A script's parser with the flags of the data; `example`, a command line, ends its help.
 
-    The short help shows the flags of ESSENTIAL and the script's own `essential` ones.
+    --help shows the flags of ESSENTIAL and the script's own `essential` ones, --help-all shows all flags.
     """
-    parser = ScriptParser(description, example, (*ESSENTIAL, *essential))
+    parser = Parser(description=description, epilog=f"example:\n  {example}\n\n{EXIT_STATUS}",
+                    usage="%(prog)s [flags]  (--help-all shows every flag)", add_help=False)
+    parser.add_argument("-h", "--help", action=ShowEssential, nargs=0, default=argparse.SUPPRESS,
+                        const=("help", "help_all", *ESSENTIAL, *essential),
+                        help="show this help message and exit")
+    parser.add_argument("--help-all", action="help", help="show every flag and exit")
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=tuple(DATASETS), default="voc12",
         help="data set (folder: your own images); the defaults of other flags depend on it")

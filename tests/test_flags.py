@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clipwsss.errors import InputError, nearest
-from clipwsss.flags import Ascending, Parser, ScriptParser, file_to_write, real, whole
+from clipwsss.flags import Ascending, Parser, file_to_write, real, whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train_cam", "train_prompt", "make_pseudo", "train_seg", "eval"]
@@ -74,7 +74,7 @@ def test_help_is_short_and_help_all_is_complete(script, capsys, monkeypatch):
 
 
 def test_what_is_wrong_takes_one_line():
-    parser = ScriptParser("what", "python x.py", ["method"])
+    parser = Parser(prog="x.py")
     parser.add_argument("--method", choices=("clims", "pole"))
     parser.add_argument("--lr", type=float)
     for argv, said in (
