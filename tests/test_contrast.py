@@ -8,6 +8,7 @@ from clipwsss.cams.cam_files import write_cam
 from clipwsss.datasets import build_dataset
 from clipwsss.report.contrast import contrast_notes
 from clipwsss.report.page import read_report
+from clipwsss.run import Run
 from clipwsss.toy.world import draw_world
 
 
@@ -25,7 +26,8 @@ def test_a_class_of_many_maps_without_contrast_is_named(tmp_path, capsys):
     capsys.readouterr()
     (note,) = contrast_notes(data, tmp_path / "cams", "Try other words")
     assert note.startswith("CLIP sees nothing of 'boat' in 2 of 6 images: its maps have no contrast there. Try other words.")
-    assert capsys.readouterr().out == f"{note}\n"
+    Run(tmp_path / "run", {}).result(notes=[note])
+    assert capsys.readouterr().out == f"note: {note}\n"
 
 
 def test_the_report_says_what_to_try(tmp_path, monkeypatch):
