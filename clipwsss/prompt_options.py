@@ -192,8 +192,8 @@ def check_flags(args: argparse.Namespace) -> None:
                          "--prompt-epochs")
     learns_before = args.class_prompt == "learned" and not args.joint and not args.prompts
     if learns_before and not args.prompt_epochs and "prompt_epochs" not in given:
-        raise InputError(f"--no-joint: --method {args.method} has no number of epochs in which class prompts "
-                         "learn before the generator; give --prompt-epochs")
+        raise InputError(f"--class-prompt learned: --method {args.method} has no epochs in which class prompts "
+                         "learn before the generator; give --prompt-epochs, or --joint to learn both together")
     if args.maps == "clip":
         if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")

@@ -61,7 +61,7 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
              "--background-prompts: --background-prompt none repels nothing"),
             (["--method", "semples", "--background-words", "w.txt"], "--background-words: --background-prompt learned"),
             (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts"),
-            (["--method", "coop", "--no-joint"], "--no-joint: --method coop has no number of epochs .* give --prompt-epochs"),
+            (["--method", "coop", "--no-joint"], "--class-prompt learned: --method coop has no epochs .* give --prompt-epochs"),
             (["--maps", "clip", "--scales", "1"], "--scales: --maps clip tunes no generator; leave the flag out"),
             (["--maps", "clip", "--epochs", "3"], "--epochs: --maps clip tunes no generator; leave the flag out"),
             (["--maps", "clip", "--w-suppress", "1"], "--w-suppress: --maps clip tunes no generator"),
