@@ -192,8 +192,9 @@ def check_flags(args: argparse.Namespace) -> None:
                          "--prompt-epochs")
     learns_before = args.class_prompt == "learned" and not args.joint and not args.prompts
     if learns_before and not args.prompt_epochs and "prompt_epochs" not in given:
-        raise InputError(f"--class-prompt learned: --method {args.method} has no epochs in which class prompts "
-                         "learn before the generator; give --prompt-epochs, or --joint to learn both together")
+        raise InputError(f"--class-prompt learned: --method {args.method} has no epochs in which class "
+                         "prompts learn before the generator; give --prompt-epochs, or --joint to learn both "
+                         "together")
     if args.maps == "clip":
         if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")
