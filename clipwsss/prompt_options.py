@@ -199,6 +199,10 @@ def check_flags(args: argparse.Namespace) -> None:
         if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")
         refuse_unused(args, (*UNUSED_BY_CLIP, *GUIDANCE_ALONE), "--maps clip tunes no generator")
+        learns_background = "learned" in args.background_prompt and not args.background_prompts
+        if not learns_before and not learns_background:
+            refuse_unused(args, ("prompt_epochs", "prompt_lr"), "no prompt is learned here, as "
+                          "--background-prompt learned and --class-prompt learned would")
     elif args.maps == "generator" and args.cams != CLIP_CAMS:
         refuse_unused(args, ("box", "map_template"),
                       "--maps generator makes no maps of CLIP, except for --cams clip")

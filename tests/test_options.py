@@ -63,6 +63,8 @@ def test_flags_that_would_be_ignored_are_refused(tmp_path):
             (["--method", "coop", "--maps", "clip"], "--maps clip: no generator learns together with class prompts"),
             (["--method", "coop", "--no-joint"], "--class-prompt learned: --method coop has no epochs .* give --prompt-epochs"),
             (["--maps", "clip", "--scales", "1"], "--scales: --maps clip tunes no generator; leave the flag out"),
+            (["--maps", "clip", "--prompt-epochs", "3"], "--prompt-epochs: no prompt is learned here"),
+            (["--preset", "quick", "--prompt-lr", "1"], "--prompt-lr: no prompt is learned here"),
             (["--maps", "clip", "--epochs", "3"], "--epochs: --maps clip tunes no generator; leave the flag out"),
             (["--maps", "clip", "--w-suppress", "1"], "--w-suppress: --maps clip tunes no generator"),
             (["--method", "pole", "--box", "0.4"], "--box: --maps generator makes no maps of CLIP, except for --cams clip"),
