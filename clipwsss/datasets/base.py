@@ -295,7 +295,8 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
     if most is not None:
         indices = indices[::-(-len(indices) // most) or 1]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = [item for item in pool.map(lambda index: look_at(dataset, index), indices) if item]
+        found = list(pool.map(lambda index: look_at_mask(dataset, index), indices))
+    found = [item for item in found if item is not None]
     tagged = [item for item in found if item.tags]
     untrue = [item for item in tagged if not item.classes & item.tags]
     lines = []
@@ -303,18 +304,18 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
         hint = ""
         if all(item.has_ignored and not item.classes for item in untrue):
             hint = "; they hold no class but 255, which is ignored: write 1 for the first class"
-        lines.append(f"{count(untrue, tagged)} show no class that their image is tagged with (first: "
-                     f"{untrue[0].where}){hint}")
+        lines.append(f"{len(untrue)} of {len(tagged)} masks show no class that their image is tagged with "
+                     f"(first: {untrue[0].where}){hint}")
     more = [item for item in tagged if item.classes - item.tags]
     if more:
         extra = min(more[0].classes - more[0].tags)
-        lines.append(f"{count(more, tagged)} show a class that their image is not tagged with (first: "
-                     f"{more[0].where} shows {dataset.classes[extra - 1]})")
+        lines.append(f"{len(more)} of {len(tagged)} masks show a class that their image is not tagged with "
+                     f"(first: {more[0].where} shows {dataset.classes[extra - 1]})")
     permuted = [item for item in found if item.permuted is not None]
     if permuted:
-        lines.append(f"{count(permuted, found)} have a palette that gives numbers the colours of other "
-                     "classes, as image editors write it; the numbers are used, not the colours (first: "
-                     f"{permuted[0].where}, number {permuted[0].permuted})")
+        lines.append(f"{len(permuted)} of {len(found)} masks have a palette that gives numbers the colours "
+                     "of other classes, as image editors write it; the numbers are used, not the colours "
+                     f"(first: {permuted[0].where}, number {permuted[0].permuted})")
     none_is_true = bool(tagged) and len(untrue) == len(tagged)
     all_are_permuted = bool(found) and len(permuted) == len(found)
     return lines, none_is_true or all_are_permuted
@@ -326,12 +327,7 @@ def contradiction_note(dataset: TagDataset, where: Path | str) -> list[str]:
     return [f"note: {where}: {'; '.join(lines)}"] if lines else []
 
 
-def count(items: Sequence[MaskFinding], among: Sequence[MaskFinding]) -> str:
-    """How many of the masks that were looked at."""
-    return f"{len(items)} of {len(among)} masks"
-
-
-def look_at(dataset: TagDataset, index: int) -> MaskFinding | None:
+def look_at_mask(dataset: TagDataset, index: int) -> MaskFinding | None:
     """What one mask shows; None if it cannot be read."""
     entry = dataset.entries[index]
     permuted = None
