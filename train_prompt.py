@@ -246,7 +246,7 @@ def tune(args: argparse.Namespace, run: Run, loader: DataLoader, loss: Callable[
     groups.append({"params": list(modules["adapters"].parameters()), "lr": args.adapter_lr or training.lr})
     if "class_prompt" in modules:
         groups.append({"params": [modules["class_prompt"].vectors], "lr": args.prompt_lr})
-    kept = {}  # beside the modules in each checkpoint
+    kept = {}  # beside the modules in each checkpoint; choices that are kept are shared by all processes
     if choices is not None and args.reselect_every > 0:
         kept["choices"] = choices
     if validation is None:
