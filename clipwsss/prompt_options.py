@@ -50,18 +50,18 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
         help="texts that the foreground must not match: none, CLIMS' list of background words, SemPLeS' "
         "learned prompts, or both")
     add("--background-words", type=Path, metavar="FILE",
-        help="file of words, one a line, that replace CLIMS' list in --background-prompt list, and that of "
-        "CLIP's own maps")
+        help="file of words, one a line; they replace CLIMS' list of --background-prompt list, and the list "
+        "that CLIP's own maps have from CLIP-ES")
     add("--maps", choices=("generator", "clip", *MEANS), default="generator",
         help="whose maps become the CAM files: those of the generator that is tuned; CLIP's own, by class "
         "and background prompts, for which no generator is read; or the mean or geometric mean of both. "
-        "With all but generator, prompts are learned by the CAM files of --cams")
+        "Unless it is generator, prompts are learned by the CAM files of --cams")
     add("--template", default="a photo of {}.",
         help="template of the class prompt: {} is the class's name or word, [S*n] are n learned vectors that "
         "all classes share, [C*n] are n learned vectors of each class, and [S:words] and [C:words] are "
         "learned vectors that start from the embeddings of words")
     add("--map-template", default="a clean origami {}.",
-        help="template of classes and listed backgrounds in CLIP's own maps (CLIP-ES)")
+        help="text of a class and of a listed background in CLIP's own maps; {} is its name or word")
     add("--background-template", default="a photo of [C*30].",
         help="template of SemPLeS' background prompt, written like --template")
     add("--prompt-start", choices=PROMPT_STARTS, default="normal",
@@ -100,8 +100,8 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
 def box_flag(add: Callable[..., argparse.Action]) -> None:
     """The flag of CLIP's own maps; add: the add_argument of its group."""
     add("--box", type=real(0, 0.99), default=0.4,
-        help="CLIP's own maps of a ViT: brightness, over the map's maximum, of the parts from whose boxes a "
-        "map is carried along the attention (CLIP-ES)")
+        help="CLIP's own maps of a ViT: a map is carried along the attention from the boxes around its "
+        "bright parts, which exceed this share of its maximum (CLIP-ES)")
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:
