@@ -43,7 +43,7 @@ from clipwsss.report import metrics
 from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, mask_quality, write_quality
 from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
-from clipwsss.report.thresholds import PAPER_THRESHOLD, ImageWalk, best_thresholds
+from clipwsss.report.thresholds import ImageWalk, find_thresholds
 from clipwsss.run import Run, notes_of, refuse_overlap
 from clipwsss.training import fit, pick_device, seed_everything
 
@@ -72,8 +72,8 @@ DECIDERS = {
 
 
 def background_rule(text: str) -> float | str:
-    """Parse --threshold: a number below 1, auto or alpha."""
-    return text if text in ("auto", "alpha") else real(0, 0.999)(text)
+    """Parse --threshold: a number below 1, auto, otsu or alpha."""
+    return text if text in ("auto", "otsu", "alpha") else real(0, 0.999)(text)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -84,17 +84,17 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("refinement").add_argument
     add("--generator", choices=(*GENERATORS, "clip"), default="resnet",
         help="network that made the CAMs; it selects the defaults of the other flags: for weaktr those of "
-        "WeakTr's masks, which are made by a threshold and a CRF without a walk; for clip (CLIP's own maps) "
-        "those of CLIP-ES, which have no threshold")
+        "WeakTr's masks (a threshold and a CRF, no walk), for clip those of CLIP-ES for CLIP's own maps")
     add("--refine", nargs="+", choices=(*WALKS, "crf"), metavar="STAGE",
         help="stages of refinement in their order: at most one random walk (color needs no training, irn and "
         "psa train an affinity network), then crf; `none` refines nothing and cannot be combined with "
         "other stages")
     add("--cams", type=Path, help="folder of CAM files of this library, of IRN or of PSA (default: the "
         "CAMs of train_prompt.py, or of train_cam.py where that has not run)")
-    add("--threshold", type=background_rule, default=PAPER_THRESHOLD, metavar="T|auto|alpha",
-        help="score of the background at every pixel; auto: the score of highest mIoU on the images of "
-        "--score-split, before CRF and segments; alpha: PSA's background map, which takes part in the walk")
+    add("--threshold", type=background_rule, default=0.25, metavar="T|auto|otsu|alpha",
+        help="score of the background at every pixel; auto: that of highest mIoU on the images of "
+        "--score-split, before CRF and segments; otsu: Otsu's threshold of all images' maps, which needs no "
+        "masks; alpha: PSA's background map (--alpha)")
     add("--alpha", type=real(0), default=16.0,
         help="exponent of PSA's background map (1 - max CAM)^alpha, for --threshold alpha")
     add("--radius", type=whole(2, 64), default=5,
@@ -353,9 +353,7 @@ def main(argv: list[str] | None = None) -> int:
 
     place_corrections(corrections, dataset, run.out)
     walk_image = partial(walk_maps, args, walk, network, device)
-    thresholds = (args.threshold, args.threshold)  # after refinement, and of the CAMs alone
-    if args.threshold == "auto":
-        thresholds = best_thresholds(run.out, dataset, cams, walk_image, scored, jobs)
+    thresholds = find_thresholds(args.threshold, run.out, dataset, cams, walk_image, scored, jobs)
 
     # For every image: CAM file -> walk -> background score -> deciders -> label map (`refine_image`).
     work = partial(write_pseudo_mask, args, dataset, cams, walk_image, deciders, thresholds, scored)

@@ -441,8 +441,9 @@ TOY_BOTH_WEAKTR = TOY_POLE | dict(
 # make_pseudo.py: CAMs to pseudo masks, by the walk that --refine names
 
 IRN = dict(
-    block="IRN", source="jiwoon-ahn/irn, its defaults",
-    refine=["irn"], threshold=0.25,  # sem_seg_bg_thres
+    block="IRN", source="jiwoon-ahn/irn, its defaults, but by Otsu's threshold",
+    refine=["irn"],
+    threshold="otsu",  # IRN's sem_seg_bg_thres of 0.25 was chosen by VOC's masks
     confident=[0.30, 0.05], radius=5, beta=10.0, exp_times=8,
     crf_gaussian=[3.0, 3.0], crf_bilateral=[50.0, 5.0, 10.0],  # crf_inference_label
     backbone="resnet50", weights="imagenet",
@@ -471,12 +472,17 @@ PSA = dict(
 COLOR = dict(
     block="COLOR",
     source="this project: no paper has this walk, and nothing is trained. It takes POLE's CAMs of 8 "
-    "VOC images from 41.8 to 47.2 mIoU",
-    refine=["color"], threshold=0.3, radius=5, beta=1.0, exp_times=6, color_stride=4)
+    "VOC images from 41.7 to 46.5 mIoU",
+    refine=["color"], threshold="otsu", radius=5, beta=1.0, exp_times=6, color_stride=4)
 
 WEAKTR_MASKS = dict(
     block="WEAKTR_MASKS", source="hustvl/WeakTr, docs/Training.md and tool/imutils.py (VOC): a CRF, no walk",
     refine=["crf"], threshold=0.43, crf_gaussian=[4.0, 3.0], crf_bilateral=[83.0, 5.0, 3.0])
+
+WEAKTR_MASKS_FOLDER = WEAKTR_MASKS | dict(
+    block="WEAKTR_MASKS_FOLDER",
+    source="as WEAKTR_MASKS; its threshold was chosen by VOC's masks, and Otsu's needs none",
+    threshold="otsu")
 
 WEAKTR_MASKS_COCO = WEAKTR_MASKS | dict(
     block="WEAKTR_MASKS_COCO",
@@ -670,8 +676,8 @@ MAKE_PSEUDO = {
     ("coco14", "weaktr"): {"default": WEAKTR_MASKS_COCO, "irn": IRN_COCO, "psa": PSA, "color": COLOR,
                            "none": WEAKTR_MASKS_COCO},
     ("folder", "resnet"): {"default": IRN, "irn": IRN, "psa": PSA, "color": COLOR, "none": IRN},
-    ("folder", "weaktr"): {"default": WEAKTR_MASKS, "irn": IRN, "psa": PSA, "color": COLOR,
-                           "none": WEAKTR_MASKS},
+    ("folder", "weaktr"): {"default": WEAKTR_MASKS_FOLDER, "irn": IRN, "psa": PSA, "color": COLOR,
+                           "none": WEAKTR_MASKS_FOLDER},
     ("quick", "resnet"): QUICK_WALKS, ("quick", "weaktr"): QUICK_WALKS,
     ("toy", "resnet"): TOY_WALKS, ("toy", "weaktr"): TOY_WALKS,
 }

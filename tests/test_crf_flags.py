@@ -40,10 +40,13 @@ def world(tmp_path):
 
 
 def test_masks_of_weaktr_are_its_threshold_and_its_crf(world):
-    """WeakTr's evaluation.py --out-crf, step by step: the scores, the labels, the CRF that starts from them."""
+    """WeakTr's evaluation.py --out-crf, step by step: the scores, the labels, the CRF that starts from them.
+
+    The images are a folder's, so that the threshold of VOC is given.
+    """
     out = world / "out"
     assert make_pseudo.main(["--dataset", "folder", "--data-root", str(world), "--cams", str(world / "cams"),
-                             "--generator", "weaktr", "--out", str(out), "--workers", "0"]) == 0
+                             "--generator", "weaktr", "--threshold", "0.43", "--out", str(out), "--workers", "0"]) == 0
     differs_from_irn = False
     for name in ("im0", "im1"):
         pixels = np.array(Image.open(world / f"images/{name}.png"))

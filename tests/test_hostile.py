@@ -163,7 +163,7 @@ WRONG = {
         (["--out", f"{RUNS}/train_prompt/cams"], "cams, which --cams reads"),
         (["--out", f"{RUNS}/train_seg", "--overwrite"], "holds a run of train_seg"),
         (["--out", "hand"], "im0.png was not made by a run of these scripts"),
-        (["--threshold", "0.5"], "--threshold 0.5: the run in runs/folder/make_pseudo has 0.25"),
+        (["--threshold", "0.5"], "--threshold 0.5: the run in runs/folder/make_pseudo has otsu"),
         (["--cams", f"{RUNS}/train_cam/cams"], "has changed since the run there began"),
         (["--overwrite", "--cams", "absent"], "absent: no such folder of CAM files"),
         (["--overwrite", "--cams", "nothing"], "nothing: no CAM files"),

@@ -114,7 +114,7 @@ def test_data_without_masks_and_more_processes(tmp_path, capsys):
     assert run(*world, "--refine", "color", "--threshold", "auto", "--out", one) == 0
     assert run(*world, "--workers", 2, "--refine", "color", "--threshold", "auto", "--out", two) == 0
     printed = capsys.readouterr().out
-    assert "no masks, so the paper's 0.25 is used" in printed and "no mIoU is computed" in printed
+    assert "no masks, so Otsu's threshold is taken" in printed and "no mIoU is computed" in printed
     first, second = masks_in(one), masks_in(two)
     assert len(first) == 4 and all(np.array_equal(first[name], second[name]) for name in first)
 
@@ -179,7 +179,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys):
     assert run(*world, "--refine", "none", "--out", out) == 0
     assert run(*world, "--refine", "none", "--out", out, "--threshold", 0.5) == 2
     error = capsys.readouterr().err
-    assert "--threshold 0.5: " in error and "has 0.25" in error and "--overwrite" in error and error.count("\n") == 1
+    assert "--threshold 0.5: " in error and "has otsu" in error and "--overwrite" in error and error.count("\n") == 1
     assert run(*world, "--refine", "none", "--out", out, "--threshold", 0.5, "--overwrite") == 0
 
 

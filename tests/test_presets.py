@@ -138,6 +138,16 @@ def test_what_clip_sees():
     assert presets.TRAIN_PROMPT["folder"] is presets.TRAIN_PROMPT["voc12"]
 
 
+def test_own_images_get_no_threshold_that_was_chosen_on_voc():
+    for flags, threshold in (([], "otsu"), (["--refine", "color"], "otsu"), (["--refine", "crf"], "otsu"),
+                             (["--generator", "weaktr"], "otsu"), (["--generator", "clip"], "alpha"),
+                             (["--preset", "quick"], "alpha"), (["--preset", "quick", "--refine", "irn"], "otsu"),
+                             (["--preset", "quick", "--generator", "resnet"], "otsu")):
+        assert parsed("make_pseudo", "--dataset", "folder", *flags)["threshold"] == threshold, flags
+    assert parsed("make_pseudo")["threshold"] == 0.2
+    assert parsed("make_pseudo", "--dataset", "coco14")["threshold"] == 0.25
+
+
 def test_methods_of_one_frame_share_its_values():
     """What POLE, CLIMS, the hand-written template, CoOp, target and DeFo have in common on each data set."""
     own = {"block", "source", "class_prompt", "adapter", "template", "joint", "prompt_lr", "schedule", "epochs"}

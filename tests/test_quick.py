@@ -35,7 +35,7 @@ def test_the_stages_fit_together():
                  "schedule", "weight_decay", "prompt_batch_size", "optimizer", "lr", "crop_size", "resize_long", "epochs"):
         assert getattr(learned, name) is not None and getattr(learned, name) == getattr(like, name), name
     masks = quick("make_pseudo", "--generator", "resnet")
-    assert masks.refine == ["color"] and masks.threshold == 0.3  # the walk's own
+    assert masks.refine == ["color"] and masks.threshold == "otsu"
     for method in ("clims", "pole", "semples"):
         args = quick("train_prompt", "--method", method)
         assert args.epochs == 3 and args.batch_size == 8 and args.match_epochs <= 3 and args.prompt_epochs <= 3
