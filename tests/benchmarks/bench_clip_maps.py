@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(384, 512))
     parser.add_argument("--tags", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="ours computes all but the last block in bfloat16")
     parser.add_argument("--peak", choices=("ours", "loop"), help="print the peak memory of one pass, and stop")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -103,7 +104,8 @@ def main() -> None:
     layers = attention_layers(clip)
 
     def ours(image: Tensor, text: Tensor, backgrounds: Tensor) -> Tensor:
-        return clip_maps(clip, image, torch.zeros(len(text), dtype=torch.long), text, backgrounds)
+        image_index = torch.zeros(len(text), dtype=torch.long)
+        return clip_maps(clip, image, image_index, text, backgrounds, bf16=args.bf16)
 
     def loop(image: Tensor, text: Tensor, backgrounds: Tensor) -> Tensor:
         return plain_loop(clip, layers, image, text, backgrounds)
