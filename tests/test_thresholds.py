@@ -6,6 +6,7 @@ import pytest
 from test_make_pseudo import draw_world, masks_in, report_of, run
 
 from clipwsss.cams.cam_files import read_cam, resize_cam
+from clipwsss.report import thresholds
 from clipwsss.report.thresholds import OTSU_BINS, otsu_threshold
 
 
@@ -63,3 +64,18 @@ def test_the_walk_has_a_threshold_of_its_own(tmp_path):
     refined, unrefined = json.loads((out / "thresholds.json").read_text())
     assert refined != unrefined
     assert report_of(out)["miou"] > 80
+
+
+def test_otsu_looks_at_images_all_over_the_data_set(tmp_path, monkeypatch):
+    world = draw_world(tmp_path / "data", count=7, masks=False)
+    monkeypatch.setattr(thresholds, "OTSU_IMAGES", 3)
+    seen = []
+    count = thresholds.image_histograms
+
+    def counted(dataset, cams, walk_image, index):
+        seen.append(index)
+        return count(dataset, cams, walk_image, index)
+
+    monkeypatch.setattr(thresholds, "image_histograms", counted)
+    assert run(*world, "--refine", "none", "--threshold", "otsu", "--out", tmp_path / "out") == 0
+    assert seen == [0, 3, 6]

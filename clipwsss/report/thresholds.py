@@ -1,4 +1,5 @@
 """Background thresholds that make_pseudo.py finds: by true masks (--threshold auto), or without (otsu)."""
+import math
 from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
@@ -124,7 +125,7 @@ def otsu_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: Imag
     """
     stored = out / "thresholds.json"
     if not broadcast(stored.exists()):
-        step = max(1, len(dataset) // OTSU_IMAGES)
+        step = math.ceil(len(dataset) / OTSU_IMAGES)
         histograms = jobs.total("thresholds", partial(image_histograms, dataset, cams, walk_image),
                                 range(0, len(dataset), step))
         if histograms is None:
