@@ -46,7 +46,7 @@ def test_order_and_names(toy_clip):
     alone = propose.propose(toy_clip, ["boat"], ["canoe", "ship"], 1)[0]
     assert len(alone) == 1 and alone[0].margin == float("inf")
     assert propose.propose(toy_clip, ["boat"], ["boat"], 3) == [[]]
-    assert propose.propose(toy_clip, ["brick_boat"], ["Brick boat"], 3) == [[]]
+    assert propose.propose(toy_clip, ["brick_boat"], ["Brick boat", "brick_boat"], 3) == [[]]
     one, other = (propose.similarities(toy_clip, [name], ["ship"]) for name in ("brick_boat", "brick boat"))
     assert one.equal(other)
 

@@ -3,9 +3,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from test_make_pseudo import draw_world, masks_in, report_of, run
 
-from clipwsss.cams.cam_files import read_cam, resize_cam
+from clipwsss.cams.cam_files import read_cam, resize_cam, write_cam
+from clipwsss.datasets import build_dataset
 from clipwsss.report import thresholds
 from clipwsss.report.thresholds import OTSU_BINS, otsu_threshold
 
@@ -50,6 +52,7 @@ def test_masks_by_otsus_threshold_need_no_true_masks(tmp_path):
     assert run(*world, "--refine", "none", "--threshold", "auto", "--out", auto) == 0
     for name, mask in masks_in(out).items():
         assert (masks_in(auto)[name] == mask).all()
+    assert run(*world, "--refine", "none", "--threshold", "auto", "--out", auto) == 0  # goes on by the kept file
     # A run that goes on keeps the threshold that its other masks have.
     (out / "thresholds.json").write_text('[{"threshold": 0.9}, {"threshold": 0.9}]')
     (out / "masks/im0.png").unlink()
@@ -79,3 +82,15 @@ def test_otsu_looks_at_images_all_over_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(thresholds, "image_histograms", counted)
     assert run(*world, "--refine", "none", "--threshold", "otsu", "--out", tmp_path / "out") == 0
     assert seen == [0, 3, 6]
+
+
+def test_values_above_1_count_as_1(tmp_path):
+    """A CAM file's rounding may reach 1.01; the part of an object that has such values is not left out."""
+    draw_world(tmp_path, count=1, masks=False)
+    data = build_dataset("folder", tmp_path, "train")
+    cam = np.zeros((1, 11, 16), np.float32)
+    cam[:, :, 8:] = 1.005
+    cam[:, :4, 8:] = 0.3
+    write_cam(tmp_path / "cams", "im0", np.array([0]), cam)
+    counts, _ = thresholds.image_histograms(data, tmp_path / "cams", lambda pixels, file: torch.from_numpy(cam), 0)
+    assert counts[-1] == 7 * 8 and counts.sum() == cam.size

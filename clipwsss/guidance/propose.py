@@ -61,12 +61,12 @@ def propose(clip: CLIP, names: Sequence[str], words: Sequence[str], count: int,
     """Up to `count` candidates for each of K class names, by falling cosine of "a photo of {}." texts.
 
     A word is a candidate of the most similar class only. The names themselves are left out, in upper or lower
-    case.
+    case, with blanks or underscores.
     """
     own = {name.casefold().replace("_", " ") for name in names}
     unique = {}
     for word in words:
-        if word.casefold() not in own:
+        if word.casefold().replace("_", " ") not in own:
             unique[word.casefold()] = word
     words = list(unique.values())
     similarity = similarities(clip, names, words, batch_size)

@@ -57,13 +57,12 @@ def best_thresholds(out: Path, dataset: TagDataset, cams: Path, walk_image: Imag
     They are kept in OUT/thresholds.json, so that a run that goes on does not search again. Without masks both
     are Otsu's. InputError: no masked image has a usable CAM file, or the file is damaged.
     """
+    masked = [index for index, name in enumerate(dataset.names) if name in scored and dataset.masked[index]]
+    if not masked:
+        print("--threshold auto: there are no masks, so Otsu's threshold is taken")
+        return otsu_thresholds(out, dataset, cams, walk_image, jobs)
     stored = out / "thresholds.json"
     if not broadcast(stored.exists()):
-        masked = [index for index, name in enumerate(dataset.names)
-                  if name in scored and dataset.masked[index]]
-        if not masked:
-            print("--threshold auto: there are no masks, so Otsu's threshold is taken")
-            return otsu_thresholds(out, dataset, cams, walk_image, jobs)
         refined_tables = empty_tables(dataset, THRESHOLDS)
         unrefined_tables = empty_tables(dataset, THRESHOLDS)
         for counts in jobs.run("thresholds", partial(image_counts, dataset, cams, walk_image), masked):
@@ -111,7 +110,7 @@ def image_histograms(dataset: TagDataset, cams: Path, walk_image: ImageWalk,
     unrefined = resize_cam(file, pixels.shape[:2])
     histograms = []
     for strongest in (maps.max(axis=0), unrefined.max(axis=0)):
-        histograms.append(np.histogram(strongest, OTSU_BINS, (0, 1))[0])
+        histograms.append(np.histogram(strongest.clip(0, 1), OTSU_BINS, (0, 1))[0])  # 1.0001 is rounded
     return tuple(histograms)
 
 
