@@ -92,9 +92,9 @@ def get_parser() -> argparse.ArgumentParser:
     add("--cams", type=Path, help="folder of CAM files of this library, of IRN or of PSA (default: the "
         "CAMs of train_prompt.py, or of train_cam.py where that has not run)")
     add("--threshold", type=background_rule, default=0.25, metavar="T|auto|otsu|alpha",
-        help="score of the background at every pixel; auto: that of highest mIoU on the images of "
-        "--score-split, before CRF and segments; otsu: Otsu's threshold of all images' maps, which needs no "
-        "masks; alpha: PSA's background map (--alpha)")
+        help="score of the background at every pixel; auto: that of highest mIoU on --score-split, before "
+        "CRF and segments (without masks: otsu); otsu: Otsu's threshold of up to 500 images' maps, which "
+        "needs no masks; alpha: PSA's background map (--alpha)")
     add("--alpha", type=real(0), default=16.0,
         help="exponent of PSA's background map (1 - max CAM)^alpha, for --threshold alpha")
     add("--radius", type=whole(2, 64), default=5,
