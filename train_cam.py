@@ -18,15 +18,14 @@ from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.files import save_network
 from clipwsss.flags import whole
-from clipwsss.generator_options import (cam_loader, crop_loader, generator_flags, generator_settings,
-                                        open_validation)
+from clipwsss.generator_options import (UNUSED_BY_CLIP, box_flag, cam_loader, crop_loader, generator_flags,
+                                        generator_settings, open_validation)
 from clipwsss.guidance.regions import clip_flags, load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, refuse_unused,
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
-from clipwsss.prompt_options import UNUSED_BY_CLIP, box_flag
 from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.metrics import average_precision
 from clipwsss.report.contrast import NAMES_ADVICE, contrast_notes

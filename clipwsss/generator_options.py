@@ -1,6 +1,6 @@
-"""The command line that train_cam.py and train_prompt.py share: the CAM generator, its crops and its CAMs."""
+"""The command line that train_cam.py and train_prompt.py share: CAM generator, crops, CAMs, CLIP's maps."""
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -17,6 +17,11 @@ from .files import nfc, read_text
 from .flags import Ascending, real, whole
 from .options import drops_rest, open_dataset
 from .training import PRECISIONS
+
+# Flags of the generator, its training and its CAMs, which CLIP's own maps do without.
+UNUSED_BY_CLIP = ("lr", "optimizer", "sync_bn", "keep_best", "best_images", "crop_size", "resize_long",
+                  "brightness", "augment", "freeze_stages", "frozen_bn", "pooling", "reduction", "drop_path",
+                  "head_ratio", "scales", "flip")
 
 
 def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tuple(GENERATORS)) -> None:
@@ -65,6 +70,13 @@ def generator_flags(parser: argparse.ArgumentParser, kinds: Sequence[str] = tupl
     add("--cam-format", choices=tuple(FORMATS), default="npz",
         help="format of CAM files; npz: .npz with maps at a quarter of the image's size; full: .npz with "
         "maps at full size too; irn: .npy as in IRN's code; psa: .npy as in PSA's and WeakTr's code")
+
+
+def box_flag(add: Callable[..., argparse.Action]) -> None:
+    """The flag of CLIP's own maps; add: the add_argument of its group."""
+    add("--box", type=real(0, 0.99), default=0.4,
+        help="CLIP's own maps of a ViT: a map is carried along the attention from the boxes around its "
+        "bright parts, which exceed this share of its maximum (CLIP-ES)")
 
 
 def open_validation(args: argparse.Namespace) -> TagDataset | None:

@@ -1,6 +1,5 @@
 """The command line of train_prompt.py: its flags, whether they fit together, and the prompts they ask for."""
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from .clip import CLIP
 from .datasets.transforms import AUGMENTS
 from .errors import InputError
 from .flags import real, whole
+from .generator_options import UNUSED_BY_CLIP, box_flag
 from .guidance.choices import WordChoices, read_choices
 from .guidance.losses import ADAPTERS, Adapter
 from .guidance.prompts import PROMPT_STARTS, LearnedPrompt, read_learned
@@ -20,10 +20,6 @@ from .options import COMMAND_LINE, refuse_unused
 from .presets import find_block
 
 CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
-# Flags of the generator, its training and its CAMs, which CLIP's own maps do without.
-UNUSED_BY_CLIP = ("lr", "optimizer", "sync_bn", "keep_best", "best_images", "crop_size", "resize_long",
-                  "brightness", "augment", "freeze_stages", "frozen_bn", "pooling", "reduction", "drop_path",
-                  "head_ratio", "scales", "flip")
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
 # Flags of guidance and its losses that do not take part in learning prompts.
 GUIDANCE_ALONE = ("map_scale", "w_suppress", "suppress_threshold", "suppress_reduction", "w_area",
@@ -95,13 +91,6 @@ def prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--background-prompt list they are added to the list")
     clip_flags(add)
     box_flag(add)
-
-
-def box_flag(add: Callable[..., argparse.Action]) -> None:
-    """The flag of CLIP's own maps; add: the add_argument of its group."""
-    add("--box", type=real(0, 0.99), default=0.4,
-        help="CLIP's own maps of a ViT: a map is carried along the attention from the boxes around its "
-        "bright parts, which exceed this share of its maximum (CLIP-ES)")
 
 
 def loss_flags(parser: argparse.ArgumentParser) -> None:
