@@ -441,7 +441,7 @@ TOY_BOTH_WEAKTR = TOY_POLE | dict(
 # make_pseudo.py: CAMs to pseudo masks, by the walk that --refine names
 
 IRN = dict(
-    block="IRN", source="jiwoon-ahn/irn, its defaults, but by Otsu's threshold",
+    block="IRN", source="jiwoon-ahn/irn, its defaults; the threshold is Otsu's",
     refine=["irn"],
     threshold="otsu",  # IRN's sem_seg_bg_thres of 0.25 was chosen by VOC's masks
     confident=[0.30, 0.05], radius=5, beta=10.0, exp_times=8,

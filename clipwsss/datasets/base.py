@@ -1,5 +1,6 @@
 """What all data sets share: samples, batches, the list of images and the checks of their files."""
 import copy
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -292,8 +293,8 @@ def find_contradictions(dataset: TagDataset, most: int | None = None) -> tuple[l
     read are left to their reader.
     """
     indices = [index for index, masked in enumerate(dataset.masked) if masked]
-    if most is not None:
-        indices = indices[::-(-len(indices) // most) or 1]
+    if most is not None and len(indices) > most:
+        indices = indices[::math.ceil(len(indices) / most)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda index: look_at_mask(dataset, index), indices))
     found = [item for item in found if item is not None]
