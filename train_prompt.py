@@ -32,7 +32,7 @@ from clipwsss.options import (drops_rest, first_command, open_dataset, open_scor
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
 from clipwsss.prompt_options import (CLIP_CAMS, check_flags, check_texts, loss_flags, map_words,
-                                     prompt_flags, start_adapters, start_prompts)
+                                     missing_generator, prompt_flags, start_adapters, start_prompts)
 from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.contrast import ALONE_ADVICE, WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
@@ -77,9 +77,7 @@ def open_inputs(args: argparse.Namespace) -> tuple:
         if args.init is None:
             args.init = baseline / "generator.pt"
             if not args.init.is_file():
-                kind = () if args.preset == "paper" else ("--generator", args.generator)
-                raise InputError(f"{args.init}: no such checkpoint; "
-                                 f"{first_command(args, 'train_cam', *kind)}")
+                raise InputError(missing_generator(args, baseline))
         generator = load_generator(args.init, dataset.classes, args.generator, dataset.category_ids,
                                    **generator_settings(args))
         if args.tune != "all":

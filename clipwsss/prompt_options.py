@@ -9,6 +9,7 @@ from .cams.mean import MEANS
 from .clip import CLIP
 from .datasets.transforms import AUGMENTS
 from .errors import InputError
+from .files import read_json
 from .flags import real, whole
 from .generator_options import UNUSED_BY_CLIP, box_flag
 from .guidance.choices import WordChoices, read_choices
@@ -16,7 +17,7 @@ from .guidance.losses import ADAPTERS, Adapter
 from .guidance.prompts import PROMPT_STARTS, LearnedPrompt, read_learned
 from .guidance.regions import CLIP_VIEWS, clip_flags
 from .guidance.words import Words, encode_words, load_clip_words
-from .options import COMMAND_LINE, refuse_unused
+from .options import COMMAND_LINE, first_command, refuse_unused
 from .presets import find_block
 
 CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
@@ -195,6 +196,20 @@ def check_flags(args: argparse.Namespace) -> None:
     elif args.maps == "generator" and args.cams != CLIP_CAMS:
         refuse_unused(args, ("box", "map_template"),
                       "--maps generator makes no maps of CLIP, except for --cams clip")
+
+
+def missing_generator(args: argparse.Namespace, baseline: Path) -> str:
+    """The error line where train_cam.py has left no generator in its folder `baseline`."""
+    kind = ()
+    if args.preset != "paper":
+        kind = ("--generator", args.generator)
+    kept = baseline / "args.json"
+    if not kept.is_file() or read_json(kept).get("generator") != "clip":
+        return f"{args.init}: no such checkpoint; {first_command(args, 'train_cam', *kind)}"
+    other = baseline.with_name("classifier")
+    return (f"{args.init}: {baseline} holds CLIP's own maps, which have no generator; "
+            f"{first_command(args, 'train_cam', *kind, '--out', str(other))}, and then give --init "
+            f"{other / 'generator.pt'} --cams {other / 'cams'} here")
 
 
 def map_words(args: argparse.Namespace, words: Words) -> tuple[list[str], list[str]]:

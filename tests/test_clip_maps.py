@@ -183,6 +183,21 @@ def test_a_resnets_maps_equal_a_plain_loop_over_positions(size):
     assert found.shape == (2, *size) and found.amin() == 0 and found.amax() > 0.99
 
 
+def test_a_long_image_has_no_more_positions_than_others(monkeypatch):
+    clip = random_clip(((1, 1, 1, 1), 12, None))
+    seen = []
+    encode = clip.encode_image
+
+    def recorded(images, **options):
+        seen.append(images.shape[-2] * images.shape[-1] // 32 ** 2)
+        return encode(images, **options)
+
+    monkeypatch.setattr(clip, "encode_image", recorded)
+    found = clip_maps(clip, pictures(1, 2, 900), torch.tensor([0]), features(1, 32), features(3, 32))
+    assert found.shape == (1, 2, 900) and found.amax() > 0.99
+    assert max(seen) <= 2400 and len(seen) == 6
+
+
 @pytest.mark.parametrize("vision", [(10, 128, 16), ((1, 1, 1, 1), 12, None)])
 def test_batched_equals_single_and_backgrounds_may_be_each_pairs_own(vision):
     clip = random_clip(vision)

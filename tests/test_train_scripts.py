@@ -196,3 +196,14 @@ def test_missing_inputs_are_named(runs, tmp_path):
     (cams / "train_00004.npz").unlink()
     with pytest.raises(InputError, match="train_00004"):
         guide(runs, tmp_path / "out", "--method", "pole", "--cams", str(cams))
+
+
+def test_a_folder_of_clips_own_maps_is_no_start_of_a_generator(runs, tmp_path):
+    baseline = tmp_path / "toy" / "train_cam"
+    baseline.mkdir(parents=True)
+    (baseline / "args.json").write_text('{"generator": "clip"}')
+    with pytest.raises(InputError, match="holds CLIP's own maps") as caught:
+        train_prompt.main([*FAST, "--runs", str(tmp_path), "--data-root", str(runs / "toy" / "data")])
+    other = tmp_path / "toy" / "classifier"
+    assert f"--out {other}" in str(caught.value)
+    assert f"--init {other}/generator.pt --cams {other}/cams" in str(caught.value)

@@ -28,7 +28,8 @@ from .maps import min_max
 PATCH_SCALES = (1.5, 2.0, 3.0)  # of a ResNet's input: its shorter side over CLIP's resolution
 ATTENTION_BLOCKS = 8  # the last ones, whose attention carries a ViT's maps
 # An attention has the square of their number. Of 16 pixels, VOC's images have up to 1,024 patches, COCO's
-# up to 1,600, and a telephone's photographs 47,000.
+# up to 1,600, and a telephone's photographs 47,000. A ResNet's long images have many too: at three times its
+# resolution, 500 x 20 pixels have 11,000.
 MOST_PATCHES = 2400
 EPSILON = 1e-7  # of CLIP-ES' scaling to [0, 1]
 
@@ -85,13 +86,17 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
     """A ResNet tower's maps; see `clip_maps`.
 
     At each of PATCH_SCALES, the features of all positions go through the pool's value and output projections,
-    without its attention. The mirror image is added.
+    without its attention. The mirror image is added. Views of more than MOST_PATCHES positions are made
+    smaller.
     """
     height, width = images.shape[-2:]
     total = torch.zeros(len(text), height, width, device=images.device)
     for scale in PATCH_SCALES:
         factor = scale * clip.input_resolution / min(height, width)
-        size = [max(1, round(side * factor / 32)) * 32 for side in (height, width)]
+        rows = max(1, round(height * factor / 32))
+        columns = max(1, round(width * factor / 32))
+        rows, columns = grid_within(rows, columns)
+        size = (rows * 32, columns * 32)
         view = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         for mirrored in (False, True):
             seen = view.flip(-1) if mirrored else view
@@ -108,6 +113,16 @@ def patch_maps(clip: CLIP, images: Tensor, image_index: Tensor, text: Tensor, ba
     return min_max(total, EPSILON)
 
 
+def grid_within(rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of patches, reduced in the same proportion where they exceed MOST_PATCHES."""
+    if rows * columns <= MOST_PATCHES:
+        return rows, columns
+    reduction = math.sqrt(MOST_PATCHES / (rows * columns))
+    rows = min(max(1, math.floor(rows * reduction)), MOST_PATCHES)
+    columns = min(max(1, math.floor(columns * reduction)), MOST_PATCHES // rows)
+    return rows, columns
+
+
 def round_up(images: Tensor, patch: int) -> Tensor:
     """Images [B,3,H,W] in [0,1] whose sides are rounded up to multiples of the patch, as CLIP-ES reads them.
 
@@ -115,12 +130,7 @@ def round_up(images: Tensor, patch: int) -> Tensor:
     are made smaller.
     """
     height, width = images.shape[-2:]
-    rows = math.ceil(height / patch)
-    columns = math.ceil(width / patch)
-    if rows * columns > MOST_PATCHES:
-        reduction = math.sqrt(MOST_PATCHES / (rows * columns))
-        rows = min(max(1, math.floor(rows * reduction)), MOST_PATCHES)
-        columns = min(max(1, math.floor(columns * reduction)), MOST_PATCHES // rows)
+    rows, columns = grid_within(math.ceil(height / patch), math.ceil(width / patch))
     for size in ((height, columns * patch), (rows * patch, columns * patch)):
         if tuple(images.shape[-2:]) != size:
             resized = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)

@@ -118,7 +118,7 @@ def tokenize(texts: str | list[str], context_length: int = 77, truncate: bool = 
             if not truncate:
                 beginning = text if len(text) <= 40 else text[:40] + "..."
                 raise ValueError(f"text of {len(tokens)} tokens where {context_length} fit: {beginning!r}; "
-                                 "shorten it or pass truncate=True")
+                                 "shorten it (in Python, truncate=True cuts it)")
             tokens = [*tokens[:context_length - 1], end]
         row[:len(tokens)] = torch.tensor(tokens)
     return result
