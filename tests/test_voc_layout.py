@@ -123,6 +123,10 @@ def test_the_archive_alone_names_what_is_missing(archive, capsys):
     told = capsys.readouterr().out
     assert "nothing is missing" in told and "\ntrain_aug: 4 images" in told.replace("\ntrain: 3", "\n")
     assert "2007_000042.png: not a readable mask" in told and "2011_003276.xml: no such annotation" in told
+    (archive / "ImageSets/Segmentation/trainaug.txt").unlink()
+    add_masks(archive)  # which stand for the list
+    fails("2011_003276.xml: no such annotation, for the image listed in .*SegmentationClassAug/2011_003276.png", "voc12",
+          archive, "train_aug")
 
 
 def test_tags_come_from_labels_where_annotations_are_missing(archive):

@@ -153,7 +153,7 @@ def split_ids(root: Path, split: str, augmented: dict[str, Path]) -> tuple[list[
             listed.append((listed_name(line.strip(), root / "JPEGImages"), f"{path}:{number}"))
     if source.is_dir():  # every augmented mask but those of val
         held_out = {name for name, _ in listed}
-        listed = [(name, str(source)) for name in augmented if name not in held_out]
+        listed = [(name, str(mask)) for name, mask in augmented.items() if name not in held_out]
     if not listed:
         raise InputError(f"{source}: split {split} is empty")
     return list(sources), listed
