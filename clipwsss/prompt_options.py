@@ -9,7 +9,6 @@ from .cams.mean import MEANS
 from .clip import CLIP
 from .datasets.transforms import AUGMENTS
 from .errors import InputError
-from .files import read_json
 from .flags import real, whole
 from .generator_options import UNUSED_BY_CLIP, box_flag
 from .guidance.choices import WordChoices, read_choices
@@ -19,6 +18,7 @@ from .guidance.regions import CLIP_VIEWS, clip_flags
 from .guidance.words import Words, encode_words, load_clip_words
 from .options import COMMAND_LINE, first_command, refuse_unused
 from .presets import find_block
+from .run import read_settings
 
 CLIP_CAMS = "clip"  # --cams clip: CLIP's own maps, which train_prompt.py makes itself
 METHODS = ("clims", "pole", "semples", "manual", "coop", "target", "defo", "both")
@@ -204,7 +204,7 @@ def missing_generator(args: argparse.Namespace, baseline: Path) -> str:
     if args.preset != "paper":
         kind = ("--generator", args.generator)
     kept = baseline / "args.json"
-    if not kept.is_file() or read_json(kept).get("generator") != "clip":
+    if not kept.is_file() or read_settings(kept).get("generator") != "clip":
         return f"{args.init}: no such checkpoint; {first_command(args, 'train_cam', *kind)}"
     other = baseline.with_name("classifier")
     return (f"{args.init}: {baseline} holds CLIP's own maps, which have no generator; "

@@ -207,3 +207,6 @@ def test_a_folder_of_clips_own_maps_is_no_start_of_a_generator(runs, tmp_path):
     other = tmp_path / "toy" / "classifier"
     assert f"--out {other}" in str(caught.value)
     assert f"--init {other}/generator.pt --cams {other}/cams" in str(caught.value)
+    (baseline / "args.json").write_text("[1]")
+    with pytest.raises(InputError, match="args.json: damaged"):
+        train_prompt.main([*FAST, "--runs", str(tmp_path), "--data-root", str(runs / "toy" / "data")])
