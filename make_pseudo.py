@@ -151,8 +151,11 @@ def say_maker(args: argparse.Namespace) -> None:
     path = args.cams.parent / "args.json"
     if args.set_by.get("generator") == COMMAND_LINE or not path.is_file():
         return
-    made = read_json(path)
-    if not isinstance(made, dict):  # a file of someone else
+    try:
+        made = read_json(path)
+    except InputError:  # a file of someone else
+        return
+    if not isinstance(made, dict):
         return
     maker = "clip" if made.get("maps") == "clip" else made.get("generator")
     if maker in (*GENERATORS, "clip") and maker != args.generator:

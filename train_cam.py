@@ -17,10 +17,10 @@ from clipwsss.datasets.loaders import size_loader
 from clipwsss.distributed import gather
 from clipwsss.errors import run_script
 from clipwsss.files import save_network
-from clipwsss.flags import whole
+from clipwsss.flags import clip_flags, whole
 from clipwsss.generator_options import (UNUSED_BY_CLIP, box_flag, cam_loader, crop_loader, generator_flags,
                                         generator_settings, open_validation)
-from clipwsss.guidance.regions import clip_flags, load_clip
+from clipwsss.guidance.regions import load_clip
 from clipwsss.guidance.words import encode_words, load_clip_words
 from clipwsss.networks.resnet import fuse_batch_norm
 from clipwsss.options import (COMMAND_LINE, open_dataset, open_scored, parse, refuse_unused,

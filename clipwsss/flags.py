@@ -1,4 +1,4 @@
-"""Command-line flags: numbers within a range, pairs in order, and parsers whose mistakes are one line."""
+"""Command-line flags: numbers within a range, pairs in order, CLIP's flags, parsers of one-line errors."""
 import argparse
 import math
 from collections.abc import Callable, Sequence
@@ -103,3 +103,13 @@ def file_to_write(*suffixes: str) -> Callable[[str], Path]:
                 f"{text!r} is not a file name that ends in {' or '.join(suffixes)}")
         return Path(text)
     return check
+
+
+def clip_flags(add: Callable[..., argparse.Action]) -> None:
+    """The flags of frozen CLIP itself; add: the add_argument of their group."""
+    add("--clip", default="ViT-B/32", help="CLIP: a name of OpenAI's (ViT-B/16) or of open_clip's weights "
+        "(ViT-B-16/laion2b_s34b_b88k), a file, or `toy`")
+    add("--clip-model", metavar="NAME", help="kind of CLIP in the file that --clip names: a name of either "
+        "sort, or open_clip's name of a model (ViT-B-16, ViT-B-16-quickgelu); OpenAI's archives need none")
+    add("--clip-cache", type=Path, metavar="FOLDER",
+        help="folder to which CLIP's weights are downloaded (default: torch hub's folder)")

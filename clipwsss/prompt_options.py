@@ -9,12 +9,12 @@ from .cams.mean import MEANS
 from .clip import CLIP
 from .datasets.transforms import AUGMENTS
 from .errors import InputError
-from .flags import real, whole
+from .flags import clip_flags, real, whole
 from .generator_options import UNUSED_BY_CLIP, box_flag
 from .guidance.choices import WordChoices, read_choices
 from .guidance.losses import ADAPTERS, Adapter
 from .guidance.prompts import PROMPT_STARTS, LearnedPrompt, read_learned
-from .guidance.regions import CLIP_VIEWS, clip_flags
+from .guidance.regions import CLIP_VIEWS
 from .guidance.words import Words, encode_words, load_clip_words
 from .options import COMMAND_LINE, first_command, refuse_unused
 from .presets import find_block

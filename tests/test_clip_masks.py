@@ -66,3 +66,5 @@ def test_settings_for_another_maker_than_that_of_the_cams_are_told(tmp_path, cap
         assert json.loads((tmp_path / f"out{number}" / "args.json").read_text())["unsure"] == 0  # a CRF's alone
         note = capsys.readouterr().out.partition("note: the masks get the settings ")[2].partition("\n")[0]
         assert told in note and bool(told) == bool(note), made
+    (tmp_path / "args.json").write_text("arguments")  # a file of another program
+    assert run(*flags, "--out", tmp_path / "other") == 0 and "note: the masks" not in capsys.readouterr().out

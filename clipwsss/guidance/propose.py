@@ -15,8 +15,8 @@ from ..progress import Progress
 from ..training import pick_device
 from ..files import write_json
 from ..errors import InputError, run_script
-from ..flags import Parser, file_to_write, whole
-from .regions import clip_flags, load_clip
+from ..flags import Parser, clip_flags, file_to_write, whole
+from .regions import load_clip
 from .words import encode_words, read_words
 
 

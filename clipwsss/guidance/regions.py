@@ -1,6 +1,4 @@
 """What frozen CLIP sees of an image: the part that a class's map covers, and the part that it leaves."""
-import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,16 +31,6 @@ class Regions(NamedTuple):
     present: Tensor
     foreground: Tensor
     background: Tensor | None
-
-
-def clip_flags(add: Callable[..., argparse.Action]) -> None:
-    """The flags of frozen CLIP itself; add: the add_argument of their group."""
-    add("--clip", default="ViT-B/32", help="CLIP: a name of OpenAI's (ViT-B/16) or of open_clip's weights "
-        "(ViT-B-16/laion2b_s34b_b88k), a file, or `toy`")
-    add("--clip-model", metavar="NAME", help="kind of CLIP in the file that --clip names: a name of either "
-        "sort, or open_clip's name of a model (ViT-B-16, ViT-B-16-quickgelu); OpenAI's archives need none")
-    add("--clip-cache", type=Path, metavar="FOLDER",
-        help="folder to which CLIP's weights are downloaded (default: torch hub's folder)")
 
 
 def load_clip(name: str, device: torch.device, cache: Path | None = None,
