@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # not used here, see `processes`
 from torch import Tensor
 
 # The environment variables that torchrun sets in each process.
@@ -41,6 +42,11 @@ def processes() -> Iterator[None]:
     All processes leave the block together. An error in one of them ends all: the error of the process that
     fails first, whatever its rank, leaves the block. Any other process that fails ends silently, and torchrun
     stops the rest.
+
+    The functions of torch.distributed.nn take the group that exists when they are first imported as a
+    default. If that is this one, as it may be when a library imports them within the block, its threads
+    outlive the block, and now and then the process ends with SIGABRT although its work is done. This module
+    therefore imports them itself.
     """
     if not LAUNCHED <= os.environ.keys():
         yield
