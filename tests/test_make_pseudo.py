@@ -19,7 +19,7 @@ from clipwsss.report.metrics import scores, threshold_confusions
 from clipwsss.refine.stages import color_walk
 from clipwsss.report.page import read_report
 from clipwsss.report.scoring import THRESHOLDS
-from clipwsss.report.thresholds import best_thresholds
+from clipwsss.report.thresholds import find_thresholds
 from make_pseudo import get_parser, refine_image, split_stages, walk_maps
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_the_threshold_is_chosen_on_the_scored_images_alone(tmp_path):
         run_folder = tmp_path / f"of{len(scored)}"
         run_folder.mkdir()
         walk_image = partial(walk_maps, args, "none", None, CPU)
-        best_thresholds(run_folder, dataset, tmp_path / "data/cams", walk_image, scored, jobs)
+        find_thresholds("auto", run_folder, dataset, tmp_path / "data/cams", walk_image, scored, jobs)
         chosen.append(json.loads((run_folder / "thresholds.json").read_text())[0])
     file, truth = read_cam(tmp_path / "data/cams", "im2"), np.array(Image.open(tmp_path / "data/masks/im2.png"))
     table = threshold_confusions(resize_cam(file, truth.shape), file.keys, truth, THRESHOLDS, 3)
