@@ -24,7 +24,6 @@ from clipwsss.datasets.loaders import make_loader
 from clipwsss.datasets.transforms import train_transform
 from clipwsss.distributed import broadcast
 from clipwsss.errors import InputError, run_script
-from clipwsss.files import read_json
 from clipwsss.flags import real, whole
 from clipwsss.options import (COMMAND_LINE, drops_rest, first_command, of_last_stage, open_dataset,
                               open_scored, parse, say_stage, script_parser, start_run, start_weights,
@@ -44,7 +43,7 @@ from clipwsss.report.page import write_report
 from clipwsss.report.quality import QUALITY_FILE, mask_quality, write_quality
 from clipwsss.report.scoring import NOTHING_SCORED, MaskScore, class_figures
 from clipwsss.report.thresholds import ImageWalk, find_thresholds
-from clipwsss.run import Run, notes_of, refuse_overlap
+from clipwsss.run import Run, notes_of, read_settings, refuse_overlap
 from clipwsss.training import fit, pick_device, seed_everything
 
 # The walks of --refine: functions of the settings, the affinity network, the maps that the walk starts from
@@ -152,10 +151,8 @@ def say_maker(args: argparse.Namespace) -> None:
     if args.set_by.get("generator") == COMMAND_LINE or not path.is_file():
         return
     try:
-        made = read_json(path)
+        made = read_settings(path)
     except InputError:  # a file of someone else
-        return
-    if not isinstance(made, dict):
         return
     maker = "clip" if made.get("maps") == "clip" else made.get("generator")
     if maker in (*GENERATORS, "clip") and maker != args.generator:

@@ -31,8 +31,9 @@ from clipwsss.guidance.words import Words, background_texts, encode_words, load_
 from clipwsss.options import (drops_rest, first_command, open_dataset, open_scored, parse,
                               say_absent_classes, script_parser, start_run, training_flags,
                               training_settings)
-from clipwsss.prompt_options import (CLIP_CAMS, check_flags, check_texts, loss_flags, map_words,
-                                     missing_generator, prompt_flags, start_adapters, start_prompts)
+from clipwsss.prompt_options import (CLIP_CAMS, background_prompt_learns, check_flags, check_texts,
+                                     class_prompt_learns_first, loss_flags, map_words, missing_generator,
+                                     prompt_flags, start_adapters, start_prompts)
 from clipwsss.report.best_epoch import BestEpoch
 from clipwsss.report.contrast import ALONE_ADVICE, WORDS_ADVICE, contrast_notes
 from clipwsss.report.page import write_report
@@ -91,9 +92,8 @@ def open_inputs(args: argparse.Namespace) -> tuple:
                                 "where this script has not run") from error
     check_texts(args, clip, words)
     chooses = args.class_prompt == "word" and not args.prompts
-    learns_class = args.class_prompt == "learned" and not args.joint and not args.prompts
-    learns_background = "learned" in args.background_prompt and not args.background_prompts
-    learns_by_files = args.maps != "generator" and (learns_class or learns_background)
+    learns = class_prompt_learns_first(args) or background_prompt_learns(args)
+    learns_by_files = args.maps != "generator" and learns
     needs_cams = chooses or learns_by_files
     if needs_cams and args.cams is None:
         args.cams = baseline / "cams"

@@ -146,6 +146,16 @@ def loss_flags(parser: argparse.ArgumentParser) -> None:
 
 # ---- what the flags ask for
 
+def class_prompt_learns_first(args: argparse.Namespace) -> bool:
+    """Whether class prompts learn before the generator, which is fixed meanwhile."""
+    return args.class_prompt == "learned" and not args.joint and not args.prompts
+
+
+def background_prompt_learns(args: argparse.Namespace) -> bool:
+    """Whether background prompts learn."""
+    return "learned" in args.background_prompt and not args.background_prompts
+
+
 def check_flags(args: argparse.Namespace) -> None:
     """InputError for flags that do not fit together, where one would be ignored or mean something else."""
     given = {name for name, source in args.set_by.items() if source == COMMAND_LINE}
@@ -180,8 +190,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.maps == "clip" and args.joint:
         raise InputError("--maps clip: no generator learns together with class prompts; use --no-joint and "
                          "--prompt-epochs")
-    learns_before = args.class_prompt == "learned" and not args.joint and not args.prompts
-    if learns_before and not args.prompt_epochs and "prompt_epochs" not in given:
+    if class_prompt_learns_first(args) and not args.prompt_epochs and "prompt_epochs" not in given:
         raise InputError(f"--class-prompt learned: --method {args.method} has no epochs in which class "
                          "prompts learn before the generator; give --prompt-epochs, or --joint to learn both "
                          "together")
@@ -189,8 +198,7 @@ def check_flags(args: argparse.Namespace) -> None:
         if args.set_by.get("init") == COMMAND_LINE:
             print(f"--maps clip reads no generator; --init {args.init} is not used")
         refuse_unused(args, (*UNUSED_BY_CLIP, *GUIDANCE_ALONE), "--maps clip tunes no generator")
-        learns_background = "learned" in args.background_prompt and not args.background_prompts
-        if not learns_before and not learns_background:
+        if not class_prompt_learns_first(args) and not background_prompt_learns(args):
             refuse_unused(args, ("prompt_epochs", "prompt_lr"), "no prompt is learned here, as "
                           "--background-prompt learned and --class-prompt learned would")
     elif args.maps == "generator" and args.cams != CLIP_CAMS:
@@ -261,7 +269,7 @@ def start_prompts(args: argparse.Namespace, clip: CLIP, words: Words) -> tuple:
     if args.background_prompts:
         _, stored = read_learned(args.background_prompts, clip, len(words.names))
         learned = stored[:, None]
-    elif "learned" in args.background_prompt:
+    elif background_prompt_learns(args):
         background_vectors = LearnedPrompt(clip, args.background_template, words.names, args.prompt_start,
                                            "--background-template")
     return choices, class_vectors, class_text, background_vectors, learned

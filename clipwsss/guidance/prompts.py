@@ -171,7 +171,8 @@ def read_learned(path: Path, clip: CLIP, n_classes: int | None = None) -> tuple[
     if text.shape[-1] != width:
         raise InputError(f"{path}: its prompts were learned for a CLIP of {text.shape[-1]} dimensions; this "
                          f"CLIP has {width}")
-    if config.get("clip", clip_mark(clip)) != clip_mark(clip):  # older files do not tell their CLIP
+    mark = clip_mark(clip)
+    if config.get("clip", mark) != mark:  # older files do not tell their CLIP
         raise InputError(f"{path}: its prompts were learned for another CLIP; give the --clip of that run, "
                          "or learn them again")
     if n_classes is not None and len(text) != n_classes:
