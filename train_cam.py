@@ -41,7 +41,7 @@ RANDOM_NOTE = ("the classifier started from random weights, so that its maps tel
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The flags; presets.py has the values of each --generator and --dataset, and a flag replaces one."""
+    """The flags; presets/ has the values of each --generator and --dataset, and a flag replaces one."""
     parser = script_parser(__doc__, "python train_cam.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("backbone", "weights", "init", "cam_format", "generator", "clip"))
     add = parser.add_argument_group("classifier").add_argument

@@ -44,7 +44,7 @@ from clipwsss.training import (Training, compile_networks, fit, pick_device, ref
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The flags; presets.py has the values of each --method and --dataset, and a flag replaces one."""
+    """The flags; presets/ has the values of each --method and --dataset, and a flag replaces one."""
     parser = script_parser(__doc__, "python train_prompt.py --dataset voc12 --data-root VOCdevkit/VOC2012 "
                            "--method pole", ("method", "template", "synonyms", "init", "cams", "clip"))
     prompt_flags(parser)

@@ -45,7 +45,7 @@ PASS_STEPS = 200  # steps of an epoch of --iterations, at least: a checkpoint is
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """The flags; presets.py has their values for each data set and network."""
+    """The flags; presets/ has their values for each data set and network."""
     parser = script_parser(__doc__, "python train_seg.py --dataset voc12 --data-root VOCdevkit/VOC2012",
                            ("network", "weights", "masks", "iterations", "predict_split", "checkpoint",
                             "predict"))

@@ -66,7 +66,7 @@ def run_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]
 
 
 def training_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the run and of the optimiser, for the scripts that train; presets.py has their values."""
+    """The flags of the run and of the optimiser, for the scripts that train; presets/ has their values."""
     add = run_flags(parser)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="device to compute on; auto takes CUDA where it is available")
@@ -109,7 +109,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None, stage: str) -
     """Parse the command line with the values of its preset block as defaults.
 
     Fills `out` and `data_root` with their default folders. `set_by` says of each setting that is not the
-    script's neutral default what set it: a block of presets.py, or the command line. InputError where
+    script's neutral default what set it: a block of presets/, or the command line. InputError where
     --data-root is needed and missing.
     """
     argv = sys.argv[1:] if argv is None else argv

@@ -10,7 +10,9 @@ from clipwsss.errors import InputError
 from clipwsss.options import parse
 
 STAGES = ("train_cam", "train_prompt", "make_pseudo", "train_seg")
-BLOCKS = {name: value for name, value in vars(presets).items() if isinstance(value, dict) and "block" in value}
+MODULES = [importlib.import_module(f"clipwsss.presets.{stage}") for stage in STAGES]
+BLOCKS = {name: value for module in MODULES for name, value in vars(module).items()
+          if isinstance(value, dict) and "block" in value}
 
 
 def parsed(stage, *flags):
@@ -69,7 +71,8 @@ def test_every_value_is_one_that_its_flag_takes(stage):
 def test_blocks_are_literals_on_one_base_that_has_none():
     """POLE_COCO = POLE | dict(...), where POLE itself is a plain dict(...)."""
     bases = {}
-    for node in ast.parse(Path(presets.__file__).read_text()).body:
+    statements = [node for module in MODULES for node in ast.parse(Path(module.__file__).read_text()).body]
+    for node in statements:
         if isinstance(node, ast.Assign) and node.targets[0].id in BLOCKS:
             value = node.value
             name = node.targets[0].id

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from clipwsss import presets
+from clipwsss.presets import train_cam
 from clipwsss.options import parse
 from clipwsss.prompt_options import METHODS
 
@@ -58,8 +59,8 @@ def test_the_sections_of_the_published_methods_list_every_value_of_their_blocks(
     """Further sections list what differs from these."""
     sections = dict(read_sections())
     prompts = presets.TRAIN_PROMPT["voc12"]
-    blocks = {"train_cam.py --dataset voc12": presets.CLIMS_CAM,
-              "train_cam.py --dataset voc12 --generator weaktr": presets.WEAKTR_CAM,
+    blocks = {"train_cam.py --dataset voc12": train_cam.CLIMS_CAM,
+              "train_cam.py --dataset voc12 --generator weaktr": train_cam.WEAKTR_CAM,
               **{f"train_prompt.py --dataset voc12 --method {method}": prompts["resnet", method]
                  for method in ("clims", "pole", "semples")}}
     for command, block in blocks.items():

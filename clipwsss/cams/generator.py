@@ -1,7 +1,7 @@
 """CAM generators: the classic one, the kinds that there are, and their files.
 
 Another kind is a file such as weaktr.py with a MapGenerator and its functions, one row of GENERATORS, and in
-presets.py its rows of TRAIN_CAM and TRAIN_PROMPT.
+presets/ its rows of TRAIN_CAM and TRAIN_PROMPT.
 """
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

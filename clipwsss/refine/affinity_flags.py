@@ -7,7 +7,7 @@ from ..networks.resnet import RESNETS
 
 
 def affinity_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of IRN's and PSA's affinity networks; presets.py has their values."""
+    """The flags of IRN's and PSA's affinity networks; presets/make_pseudo.py has their values."""
     add = parser.add_argument_group("affinity network (irn, psa)").add_argument
     add("--affinity-checkpoint", type=Path,
         help="affinity.pt of another run, used instead of training a network (for irn also IRN's "

@@ -4,7 +4,7 @@ Maps and scores are float32 tensors of one image. A walk spreads the maps of the
 them at the image's size. The background then gets a score and becomes the first map. Deciders choose the
 label of each pixel; labels are 0 for the background and 1..k for the k classes of the image's CAM file.
 
-A new walk is one function here, one row of WALKS in make_pseudo.py, and in presets.py its rows of MAKE_PSEUDO
+A new walk is one function here, one row of WALKS in make_pseudo.py, and in presets/ its rows of MAKE_PSEUDO
 and its name in `find_block`. A new decider is one function here and one row of DECIDERS in make_pseudo.py.
 """
 import math
